@@ -1,0 +1,1 @@
+"""The library behind pgvigil's flows: PostgreSQL, pgBackRest and S3, and nothing of Prefect."""

@@ -1,0 +1,229 @@
+"""The fleet file: which clusters there are and the policy of each, as strict models."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema
+
+from pgvigil.errors import ConfigError
+from pgvigil.reports import Frozen
+
+DEFAULT_FILE = "./fleet.yaml"
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$")
+_UNITS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _read_duration(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.match(value.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"a duration is a number and one of {', '.join(_UNITS)}, as in '7d' or '90s'")
+    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+
+
+def _write_duration(value: timedelta) -> str:
+    return f"{value.total_seconds():g}s"
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_read_duration),
+    PlainSerializer(_write_duration),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h|d|w)$", "examples": ["7d"]}),
+]
+
+
+class AuditSettings(Frozen):
+    """Where evidence lives: a database other than those operated on, a report store, and a spool."""
+
+    dsn: str = Field(description="libpq connection string of the audit store, without a password")
+    reports: str = Field(description="s3://bucket/prefix or file:///path of the report store")
+    spool: Path = Field(
+        default=Path("/var/lib/pgvigil/spool"),
+        description="directory that takes audit events while the audit store is away",
+    )
+
+
+class S3Settings(Frozen):
+    """How the object store is reached; credentials come from boto3's own chain, never from here."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    sse: Literal["aws:kms", "AES256"] | None = None
+    kms_key_id: str | None = None
+    storage_class: str | None = None
+    ca_file: Path | None = Field(default=None, description="certificates that the endpoint is checked against")
+
+
+class PgBackRestSettings(Frozen):
+    """How pgBackRest is started for this cluster, on this host or through a command prefix."""
+
+    stanza: str
+    config: Path | None = None
+    command: tuple[str, ...] = Field(
+        default=("pgbackrest",),
+        min_length=1,
+        description="the program, after ssh, docker exec -i or kubectl exec -i where it runs elsewhere",
+    )
+    user: str | None = Field(default=None, description="user to run as when pgvigil itself runs as root")
+    deadline: Duration = Field(default=timedelta(hours=24), description="longest time one command may take")
+    stall: Duration = Field(
+        default=timedelta(minutes=30), description="a command that neither writes nor works so long is ended"
+    )
+
+
+class Retention(Frozen):
+    """What is kept at least: so many proven full backups, and every full younger than `days`."""
+
+    fulls: int = Field(default=2, ge=1)
+    days: int = Field(default=0, ge=0)
+
+
+class BackupPolicy(Frozen):
+    """When which backup type is taken, and what a proof is worth."""
+
+    full_every: Duration = timedelta(days=7)
+    diff_every: Duration | None = None
+    max_chain: int = Field(default=14, ge=1, description="backups that may depend on one full")
+    wal_ratio: float = Field(
+        default=1.0, gt=0, description="WAL since the last full, in sizes of that full, that calls for a new one"
+    )
+    retention: Retention | None = Field(default=None, description="without it pgvigil expires nothing")
+    fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
+    wait: Duration = Field(default=timedelta(minutes=1), description="how long to wait for a busy stanza")
+    max_ready: int = Field(default=64, ge=0, description="WAL files waiting for the archiver that call for a warning")
+    clock_skew: Duration = timedelta(seconds=5)
+
+
+class DatabaseSettings(Frozen):
+    """One database of a cluster; its pipelines add their own keys here."""
+
+
+class ClusterSettings(Frozen):
+    """One PostgreSQL instance with one pgBackRest stanza."""
+
+    dsn: str
+    pgbackrest: PgBackRestSettings
+    backup: BackupPolicy = BackupPolicy()
+    databases: dict[str, DatabaseSettings] = Field(default_factory=dict)
+
+
+class Fleet(Frozen):
+    """The whole fleet file."""
+
+    audit: AuditSettings
+    s3: S3Settings = S3Settings()
+    clusters: dict[str, ClusterSettings] = Field(min_length=1)
+
+    def cluster(self, name: str) -> ClusterSettings:
+        """Return a cluster, or raise ConfigError with the nearest name."""
+        return _pick(self.clusters, name, "cluster")
+
+    def database(self, subject: str) -> tuple[ClusterSettings, str, DatabaseSettings]:
+        """Split `cluster/database` and return both settings, or raise ConfigError."""
+        cluster, slash, database = subject.partition("/")
+        if not slash or not database:
+            raise ConfigError(
+                f"a database is named cluster/database, got '{subject}'", hint=_databases_hint(self)
+            )
+        settings = self.cluster(cluster)
+        return settings, database, _pick(settings.databases, database, f"database of cluster '{cluster}'")
+
+
+def _databases_hint(fleet: Fleet) -> str:
+    names = [f"{c}/{d}" for c, settings in fleet.clusters.items() for d in settings.databases]
+    return f"the fleet file has {', '.join(names)}" if names else "the fleet file names no database"
+
+
+def _pick(items: dict[str, Any], name: str, what: str) -> Any:
+    if name in items:
+        return items[name]
+    raise ConfigError(f"unknown {what} '{name}'", hint=_suggest(name, items), known=sorted(items))
+
+
+def _suggest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"the fleet file has {', '.join(sorted(known)) or 'none'}"
+
+
+def fleet_path() -> Path:
+    """Return the fleet file's path: PGVIGIL_FLEET, else ./fleet.yaml."""
+    return Path(os.environ.get("PGVIGIL_FLEET") or DEFAULT_FILE)
+
+
+def load_fleet(path: Path | None = None) -> Fleet:
+    """Read and check the fleet file; every fault leaves as one ConfigError that names key and cure."""
+    file = path or fleet_path()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no fleet file at '{file}'", hint="set PGVIGIL_FLEET, or write one: see 'pgvigil fleet schema'"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read fleet file '{file}': {error}", hint="check its owner, mode and encoding (UTF-8)"
+        ) from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"fleet file '{file}'{place}: {problem}", hint="it must be valid YAML") from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"fleet file '{file}' holds {type(data).__name__}, not keys and values",
+            hint="it has the keys audit, s3 and clusters: see 'pgvigil fleet schema'",
+        )
+    try:
+        return Fleet.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(*_explain(file, error)) from error
+
+
+def _explain(file: Path, error: ValidationError) -> tuple[str]:
+    faults = [_fault(item["loc"], item["type"], item["msg"]) for item in error.errors()]
+    return (f"fleet file '{file}': " + "; ".join(faults),)
+
+
+def _fault(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    path = ".".join(str(part) for part in location)
+    if kind == "missing":
+        return f"{path} is missing"
+    if kind == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        return f"{path} is unknown" + (f"; {_suggest(str(location[-1]), known)}" if known else "")
+    return f"{path}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Return the field names of the model at a location, walking the schema as the file is nested."""
+    schema: dict[str, Any] = Fleet.model_json_schema()
+    node = schema
+    for part in location:
+        node = _resolve(schema, node)
+        child = node.get("properties", {}).get(part) or node.get("additionalProperties")
+        if not isinstance(child, dict):
+            return []
+        node = child
+    return sorted(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    for option in [node, *node.get("anyOf", []), *node.get("allOf", [])]:
+        if "$ref" in option:
+            found: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[1]]
+            return found
+    return node

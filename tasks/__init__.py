@@ -1,0 +1,1 @@
+"""One file per domain: a task is one call into pgvigil with a retry policy, a timeout and progress."""
