@@ -44,9 +44,7 @@ class PgvigilError(Exception):
         return _rebuild, (type(self), self.message, self.hint, self.context)
 
 
-def _rebuild(
-    kind: type[PgvigilError], message: str, hint: str, context: dict[str, Any]
-) -> PgvigilError:
+def _rebuild(kind: type[PgvigilError], message: str, hint: str, context: dict[str, Any]) -> PgvigilError:
     return kind(message, hint=hint, **context)
 
 

@@ -61,7 +61,9 @@ class S3Settings(Frozen):
     sse: Literal["aws:kms", "AES256"] | None = None
     kms_key_id: str | None = None
     storage_class: str | None = None
-    ca_file: Path | None = Field(default=None, description="certificates that the endpoint is checked against")
+    ca_file: Path | None = Field(
+        default=None, description="certificates that the endpoint is checked against"
+    )
 
 
 class PgBackRestSettings(Frozen):
@@ -95,12 +97,16 @@ class BackupPolicy(Frozen):
     diff_every: Duration | None = None
     max_chain: int = Field(default=14, ge=1, description="backups that may depend on one full")
     wal_ratio: float = Field(
-        default=1.0, gt=0, description="WAL since the last full, in sizes of that full, that calls for a new one"
+        default=1.0,
+        gt=0,
+        description="WAL since the last full, in sizes of that full, that calls for a new one",
     )
     retention: Retention | None = Field(default=None, description="without it pgvigil expires nothing")
     fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
     wait: Duration = Field(default=timedelta(minutes=1), description="how long to wait for a busy stanza")
-    max_ready: int = Field(default=64, ge=0, description="WAL files waiting for the archiver that call for a warning")
+    max_ready: int = Field(
+        default=64, ge=0, description="WAL files waiting for the archiver that call for a warning"
+    )
     clock_skew: Duration = timedelta(seconds=5)
 
 

@@ -109,8 +109,10 @@ def headline(report: Report) -> str:
     """Say the verdict and the reason in one line: the first check that decided it, or the first error."""
     for check in report.checks:
         if check.verdict is not Verdict.VERIFIED and (check.required or check.verdict is Verdict.REFUTED):
-            return f"{check.id}: expected {check.expected}, found {check.actual}" if check.expected else (
-                f"{check.id}: {check.detail or check.actual}"
+            return (
+                f"{check.id}: expected {check.expected}, found {check.actual}"
+                if check.expected
+                else (f"{check.id}: {check.detail or check.actual}")
             )
     for finding in report.findings:
         if finding.severity is Severity.ERROR:

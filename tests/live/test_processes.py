@@ -1,0 +1,301 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pgvigil.errors import CommandNotFound, DeadlineExceeded, ProcessKilled, ProcessLost, Stalled, ToolFailed
+from pgvigil.processes import TOKEN, Command, hold, marked_processes, run
+
+# A tool as nasty as they come: children in its own group, in sessions of their own, deaf to SIGTERM.
+NASTY = "trap '' TERM; sleep 600 & setsid sleep 600 & (trap '' TERM; setsid sh -c 'sleep 600; :') & echo up; sleep 600; :"
+
+RUNNER = """
+import sys, os
+from pgvigil.processes import Command, run
+mark, script, mode = sys.argv[1:]
+if mode == "forked" and os.fork() == 0:
+    pass
+run(Command(argv=("sh", "-c", script), env={"MARK": mark}, grace=1, prefix=("env",) if mode == "remote" else ()),
+    on_line=lambda line: print(line, flush=True))
+"""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A unique word in the environment of every process that a test starts."""
+    word = uuid.uuid4().hex
+    yield word
+    left = marked_processes(f"MARK={word}")
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert [] == left
+
+
+def alive(mark: str) -> list[int]:
+    return marked_processes(f"MARK={mark}")
+
+
+def start_runner(mark: str, mode: str = "plain") -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, mark, NASTY, mode],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    assert wait_until(lambda: len(alive(mark)) >= 5)
+    return process
+
+
+def close(process: subprocess.Popen[str]) -> None:
+    process.wait(timeout=30)
+    if process.stdout:
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("mode", ["plain", "remote"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_tool_dies_with_the_run_that_started_it(mark: str, number: int, mode: str) -> None:
+    """However the run's process ends, the tool and all its descendants are gone within seconds."""
+    process = start_runner(mark, mode)
+
+    process.send_signal(number)
+
+    assert wait_until(lambda: not alive(mark))
+    close(process)
+
+
+def test_a_tool_dies_with_the_runs_process_group(mark: str) -> None:
+    """A cancel that signals the whole group, as Prefect's does, ends the tool though it is elsewhere."""
+    process = start_runner(mark)
+
+    os.killpg(process.pid, signal.SIGTERM)
+
+    assert wait_until(lambda: not alive(mark))
+    close(process)
+
+
+def test_a_forked_sibling_does_not_keep_the_tool_alive() -> None:
+    """The lifeline's other end in a fork's hands does not hide the run's death."""
+    mark = uuid.uuid4().hex
+    script = (
+        "import os, sys, time\n"
+        "from pgvigil import processes\n"
+        "seen = []\n"
+        "def on_line(line):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(600)\n"
+        "    print(line, flush=True)\n"
+        f"processes.run(processes.Command(argv=('sh', '-c', 'echo up; sleep 600; :'), env={{'MARK': {mark!r}}}), on_line=on_line)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    assert alive(mark)
+
+    process.kill()
+
+    assert wait_until(lambda: not alive(mark))
+    os.killpg(process.pid, signal.SIGKILL)
+    close(process)
+
+
+def test_a_tool_dies_with_its_keeper(mark: str) -> None:
+    """The keeper killed alone: the tool ends and nobody takes it for finished."""
+
+    def kill_keeper(_: str) -> None:
+        tokens = {pid for pid in marked_processes(f"MARK={mark}")}
+        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in tokens}
+        (keeper,) = [
+            pid for pid in parents - tokens if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(keeper, signal.SIGKILL)
+
+    with pytest.raises(ProcessLost, match="nobody saw how it ended"):
+        run(
+            Command(argv=("sh", "-c", "echo up; setsid sleep 600 & sleep 600; :"), env={"MARK": mark}),
+            on_line=kill_keeper,
+        )
+
+    assert wait_until(lambda: not alive(mark))
+
+
+def test_the_workers_of_a_main_process_killed_alone_are_ended(mark: str) -> None:
+    """A main process killed in mid-work is a killed tool, and its workers do not go on behind our back."""
+    with pytest.raises(ProcessKilled, match="SIGKILL"):
+        run(Command(argv=("sh", "-c", "setsid sleep 600 & kill -9 $$"), env={"MARK": mark}))
+
+    assert [] == alive(mark)
+
+
+def test_an_exit_code_is_told_only_when_no_process_is_left(mark: str) -> None:
+    """A worker that outlives its main process is ended before the exit code is reported, and counted."""
+    completed = run(Command(argv=("sh", "-c", "setsid sleep 600 & exit 3"), env={"MARK": mark}))
+
+    assert (3, 1) == (completed.exit_code, completed.leftovers)
+    assert [] == alive(mark)
+
+
+def test_a_deadline_ends_the_whole_tree(mark: str) -> None:
+    """The deadline is the runner's own, and SIGTERM-deaf descendants do not escape it."""
+    command = Command(
+        argv=("sh", "-c", NASTY),
+        env={"MARK": mark},
+        deadline=timedelta(seconds=0.5),
+        grace=timedelta(seconds=0.5),
+    )
+
+    with pytest.raises(DeadlineExceeded, match="not finished within 0.5 s"):
+        run(command)
+
+    assert [] == alive(mark)
+
+
+def test_a_tool_that_does_nothing_is_stalled(mark: str) -> None:
+    """No output, no input and no computing is noticed, long before the deadline."""
+    with pytest.raises(Stalled, match="no output"):
+        run(Command(argv=("sleep", "600"), env={"MARK": mark}, stall=timedelta(seconds=3)))
+
+
+def test_a_silent_tool_that_computes_is_not_stalled() -> None:
+    """Work without a word is work."""
+    busy = "import time\nend = time.monotonic() + 6\nwhile time.monotonic() < end: pass"
+
+    completed = run(Command(argv=(sys.executable, "-c", busy), stall=timedelta(seconds=4)))
+
+    assert 0 == completed.exit_code
+
+
+def test_lines_are_streamed_and_kept_whole(tmp_path: Path) -> None:
+    """Every line reaches the listener as it comes, the transcript has them all, the tail the last ones."""
+    seen: list[str] = []
+
+    completed = run(
+        Command(argv=("sh", "-c", "seq 1 5000; echo bad >&2; printf unfinished")),
+        on_line=seen.append,
+        transcript=tmp_path / "log",
+    )
+
+    expected = sorted([*map(str, range(1, 5001)), "bad", "unfinished"])
+    assert expected == sorted(seen)
+    assert expected == sorted((tmp_path / "log").read_text().splitlines())
+    assert 40 == len(completed.tail)
+
+
+def test_raw_output_is_not_decoded() -> None:
+    """Binary output passes unchanged, in chunks or whole."""
+    chunks: list[bytes] = []
+    command = Command(argv=("sh", "-c", "printf '\\000\\377\\n\\001'"))
+
+    run(command, sink=chunks.append)
+
+    assert b"\x00\xff\n\x01" == b"".join(chunks) == run(command).stdout
+
+
+def test_output_beyond_the_limit_is_refused() -> None:
+    """A tool that floods memory is ended, not believed."""
+    with pytest.raises(ToolFailed, match="more than 1000 bytes"):
+        run(Command(argv=("yes",), capture_limit=1000))
+
+
+def test_secrets_reach_no_line_no_transcript_and_no_error(tmp_path: Path) -> None:
+    """What the environment holds under a secret's name is masked wherever text leaves the runner."""
+    seen: list[str] = []
+    command = Command(
+        argv=("sh", "-c", "echo key=$REPO_CIPHER_PASS; echo postgresql://u:hunter22@h/db; kill -9 $$"),
+        env={"REPO_CIPHER_PASS": "planted-secret"},
+    )
+
+    with pytest.raises(ProcessKilled) as caught:
+        run(command, on_line=seen.append, transcript=tmp_path / "log")
+
+    text = "\n".join([*seen, (tmp_path / "log").read_text(), repr(caught.value.context), str(caught.value)])
+    assert "planted-secret" not in text
+    assert "hunter22" not in text
+    assert "key=***" in text
+
+
+def test_a_secret_of_the_order_is_not_in_the_process_list(mark: str) -> None:
+    """The tool's environment travels over a socket, never over a command line."""
+    seen: list[bytes] = []
+
+    def look(_: str) -> None:
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                seen.append(entry.read_bytes())
+            except OSError:
+                continue
+
+    run(Command(argv=("sh", "-c", "echo up"), env={"MARK": mark, "A_SECRET": "planted-secret"}), on_line=look)
+
+    assert seen
+    assert not any(b"planted-secret" in line for line in seen)
+
+
+def test_an_unknown_program_or_user_says_so() -> None:
+    """What cannot be started is told apart from what failed."""
+    with pytest.raises(CommandNotFound, match="no-such-program"):
+        run(Command(argv=("no-such-program",)))
+    with pytest.raises(CommandNotFound, match="nobody-here"):
+        run(Command(argv=("true",), user="nobody-here"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a tool as somebody else")
+def test_a_tool_runs_as_the_user_it_was_given() -> None:
+    """User, groups and home directory are that user's."""
+    completed = run(Command(argv=("sh", "-c", "id -un; echo $HOME"), user="nobody"))
+
+    assert b"nobody\n/nonexistent\n" == completed.stdout
+
+
+def test_arguments_reach_a_remote_tool_unchanged(tmp_path: Path) -> None:
+    """Behind ssh, which joins words with blanks, and behind exec-like prefixes, which do not."""
+    fake_ssh = tmp_path / "ssh"
+    fake_ssh.write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+    fake_ssh.chmod(0o755)
+    argv = ("printf", "%s|", "a b", "$HOME", "it's", '"q"', "*", "")
+
+    for prefix in ((str(fake_ssh), "host"), ("env",)):
+        assert b'a b|$HOME|it\'s|"q"|*||' == run(Command(argv=argv, prefix=prefix)).stdout
+
+
+def test_the_exit_code_of_a_remote_tool_comes_back() -> None:
+    """The wrapper on the other side passes the code on, and a signal there is a killed tool here."""
+    assert 55 == run(Command(argv=("sh", "-c", "exit 55"), prefix=("env",))).exit_code
+    with pytest.raises(ProcessKilled, match="on its host"):
+        run(Command(argv=("sh", "-c", "kill -9 $$"), prefix=("env",)))
+
+
+def test_a_held_server_ends_with_its_block(mark: str, tmp_path: Path) -> None:
+    """A server that a block needs is gone when the block is left, and its output is kept."""
+    with hold(Command(argv=("sh", "-c", "echo serving; sleep 600; :"), env={"MARK": mark}), tmp_path / "log"):
+        assert wait_until(lambda: "serving" in (tmp_path / "log").read_text())
+        assert alive(mark)
+
+    assert [] == alive(mark)
+
+
+def test_a_token_marks_every_process_of_a_run() -> None:
+    """Leftovers of a run can be told from everybody else's processes."""
+    completed = run(Command(argv=("sh", "-c", f"echo ${TOKEN}")))
+
+    assert 32 == len(completed.stdout.strip())
