@@ -86,6 +86,10 @@ class Report(Frozen):
     proofs: tuple[Proof, ...] = ()
     dry_run: bool = False
 
+    def section(self) -> str:
+        """Render what is this flow's own, as Markdown for the report's page."""
+        return ""
+
 
 def conclude(checks: Sequence[Check]) -> Verdict:
     """Give the verdict of a set of checks: one refuted refutes; nothing looked at proves nothing.

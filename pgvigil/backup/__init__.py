@@ -1,0 +1,1 @@
+"""Backups: look, decide, take, prove by reading the repository, expire by plan."""

@@ -1,0 +1,182 @@
+"""The steps of a backup run in their order: each does its work and writes into the run's ledger."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgvigil.backup import decide, survey
+from pgvigil.backup import expire as expiry
+from pgvigil.backup import prove as proof
+from pgvigil.backup import take as taking
+from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
+from pgvigil.errors import PgvigilError, PreconditionFailed
+from pgvigil.lock import StanzaLock, hold_stanza
+from pgvigil.pgbackrest import Backup, PgBackRest
+from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgvigil.fleet import ClusterSettings
+    from pgvigil.runs import Run
+
+
+@dataclass(frozen=True)
+class Stanza:
+    """A stanza that this run holds: how to reach it, and the ledger to write into."""
+
+    run: Run
+    settings: ClusterSettings
+    pgbackrest: PgBackRest
+    lock: StanzaLock
+
+    @property
+    def name(self) -> str:
+        """The stanza's name."""
+        return self.settings.pgbackrest.stanza
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A backup that was taken, how long that took, and for which line of the plan."""
+
+    line: Line
+    backup: Backup
+    seconds: float
+    log: str
+
+
+@contextmanager
+def hold(run: Run) -> Iterator[Stanza]:
+    """Hold the lock of the run's stanza; raises ConfigError for an unknown cluster, Busy for a held one."""
+    settings = run.fleet.cluster(run.identity.subject)
+    stanza = settings.pgbackrest.stanza
+    with hold_stanza(settings.dsn, stanza, run.name, settings.backup.wait) as lock:
+        yield Stanza(run, settings, PgBackRest(settings.pgbackrest), lock)
+
+
+def look(stanza: Stanza) -> Survey:
+    """Survey the world and note each pre-flight as a check; raises what forbids a backup."""
+    run, policy = stanza.run, stanza.settings.backup
+    world = survey.survey(stanza.settings, stanza.pgbackrest, run.name)
+    survey.require_stanza(world)
+    _passed(run, "preflight.stanza", "stanza and repositories usable", f"{len(world.stanza.repo)} repositories")
+    run.findings += survey.check_server(world, policy, stanza.name)
+    _passed(run, "preflight.archiver", "archiver works", f"last archived {world.server.last_archived_wal}")
+    run.findings += survey.end_leftovers(stanza.name)
+    survey.check_locks(stanza.pgbackrest, world.stanza, policy.wait)
+    _passed(run, "preflight.locks", "nobody else works on the stanza", "free")
+    run.findings += survey.check_space(stanza.settings.pgbackrest, world)
+    return world
+
+
+def _passed(run: Run, name: str, expected: str, actual: str) -> None:
+    run.checks.append(Check(id=name, verdict=Verdict.VERIFIED, expected=expected, actual=actual))
+
+
+def plan(stanza: Stanza, world: Survey, choice: BackupChoice) -> tuple[Line, ...]:
+    """Decide the backup of each repository and write it into the report."""
+    lines = []
+    for repository in world.stanza.repo:
+        broken = decide.find_broken(stanza.pgbackrest, world.stanza, repository.key)
+        stanza.run.findings += [
+            Finding(
+                code="parent-broken",
+                severity=Severity.ERROR,
+                message=f"{label} cannot be restored, nor built upon: {fault}",
+                hint="a new full is taken now; see that nobody deletes in the repository by hand",
+                subject=label,
+            )
+            for label, fault in broken.items()
+        ]
+        lines.append(decide.decide(world, repository.key, stanza.settings.backup, choice, broken))
+    stanza.run.facts["plan"] = tuple(lines)
+    return tuple(lines)
+
+
+def take(
+    stanza: Stanza,
+    line: Line,
+    *,
+    on_line: Callable[[str], None],
+    on_progress: Callable[[taking.Progress], None],
+) -> Taken:
+    """Take the backup of one line between intent and outcome; its whole output goes to the evidence."""
+    stanza.lock.check()
+    transcript = stanza.run.directory / f"repo{line.repo}.log"
+    began = time.monotonic()
+    with stanza.run.step("take backup", {"repo": line.repo, "type": line.type, "reason": line.reason}) as noted:
+        backup = taking.take(
+            stanza.pgbackrest,
+            line,
+            str(stanza.run.id),
+            on_line=on_line,
+            on_progress=on_progress,
+            transcript=transcript,
+        )
+        noted |= {"label": backup.label, "type": backup.type, "size": backup.info.size}
+    return Taken(line, backup, time.monotonic() - began, transcript.name)
+
+
+def prove(stanza: Stanza, world: Survey, taken: Taken) -> Proven:
+    """Judge one backup, write checks and proof into the report, and mark it proven in the repository."""
+    run, line = stanza.run, taken.line
+    proven = proof.prove(stanza.pgbackrest, world, line, taken.backup, taken.seconds, taken.log)
+    verdict = conclude(proven.checks)
+    run.checks += proven.checks
+    run.findings += proven.findings
+    run.proofs.append(Proof(name=f"backup repo{line.repo}", verdict=verdict))
+    run.facts["backups"] = (*run.facts.get("backups", ()), proven.facts)
+    if verdict is Verdict.VERIFIED:
+        with run.step("mark proven", {"repo": line.repo, "label": taken.backup.label}):
+            proof.mark_proven(stanza.pgbackrest, proven.facts, str(run.id))
+    return proven
+
+
+def expire(stanza: Stanza, repo: int) -> None:
+    """Expire by policy after the proof; without a policy, or when it fails, a finding says so."""
+    run, retention = stanza.run, stanza.settings.backup.retention
+    if retention is None:
+        run.findings.append(
+            Finding(
+                code="nothing-expires",
+                severity=Severity.INFO,
+                message=f"repository {repo} grows: the fleet file has no backup.retention",
+                hint="set backup.retention, or expire by other means",
+                subject=stanza.name,
+            )
+        )
+        return
+    try:
+        _expire(stanza, repo)
+    except PreconditionFailed:
+        raise
+    except PgvigilError as error:
+        run.findings.append(
+            Finding(
+                code="expire-failed",
+                severity=Severity.WARNING,
+                message=f"the backup stands, but expiring in repository {repo} failed: {error.message}",
+                hint=error.hint or "the next run tries again",
+                subject=stanza.name,
+            )
+        )
+
+
+def _expire(stanza: Stanza, repo: int) -> None:
+    run, retention = stanza.run, stanza.settings.backup.retention
+    assert retention is not None  # noqa: S101 - the caller looked
+    info = stanza.pgbackrest.info()
+    now = survey.read_server(stanza.settings.dsn, run.name).now
+    chosen = expiry.plan_expire(info.backups(repo), repo, retention, now)
+    run.facts["expire"] = (*run.facts.get("expire", ()), chosen)
+    if not chosen.expire:
+        return
+    stanza.lock.check()
+    with run.step("expire", chosen.model_dump(mode="json")) as noted:
+        gone = expiry.apply_expire(stanza.pgbackrest, chosen)
+        noted["expired"] = list(gone)
+    run.facts["expired"] = (*run.facts.get("expired", ()), *gone)

@@ -1,0 +1,66 @@
+"""A report as a page that people read: Markdown for the Prefect UI and the report store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgvigil.reports import Severity, Verdict, headline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pgvigil.reports import Check, Finding, Report
+
+_MARK = {Verdict.VERIFIED: "✅", Verdict.REFUTED: "❌", Verdict.INCONCLUSIVE: "❓"}
+_LOUD = {Severity.INFO: "ℹ️", Severity.WARNING: "⚠️", Severity.ERROR: "🛑"}  # noqa: RUF001 - the sign itself
+
+
+def markdown(report: Report) -> str:
+    """Render a report: verdict and reason first, then findings with cures, the flow's own part, checks."""
+    parts = [
+        f"# {_MARK[report.verdict]} {report.verdict.upper()}: {report.flow} on {cell(report.subject)}",
+        cell(headline(report)) + (" — **dry run: nothing was changed**" if report.dry_run else ""),
+        _findings(report.findings),
+        report.section(),
+        _checks(report.checks),
+        _evidence(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Render a Markdown table; whatever stands in a cell cannot break it."""
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines += [" | ".join(cell(value) for value in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def cell(value: object) -> str:
+    """Make any text safe in a line or table cell of Markdown."""
+    text = " ".join(str(value).split())
+    for sign in ("\\", "|", "`", "*", "_", "<", "[", "]"):
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "No findings."
+    rows = ((f"{_LOUD[f.severity]} {f.severity}", f.message, f.hint, f.code) for f in findings)
+    return "## Findings\n\n" + table(("severity", "what", "what to do", "code"), rows)
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    if not checks:
+        return "## Checks\n\nNone was run."
+    rows = ((f"{_MARK[c.verdict]} {c.verdict}", c.id, c.expected, c.actual or c.detail) for c in checks)
+    return "## Checks\n\n" + table(("verdict", "check", "expected", "found"), rows)
+
+
+def _evidence(report: Report) -> str:
+    took = (report.ended_at - report.started_at).total_seconds()
+    lines = [
+        f"- run `{report.run_id}`, {report.started_at:%Y-%m-%d %H:%M:%S} UTC, {took:.1f} s",
+        *(f"- `{uri}`" for uri in report.evidence),
+    ]
+    return "## Evidence\n\n" + "\n".join(lines)

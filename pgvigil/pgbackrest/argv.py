@@ -1,0 +1,118 @@
+"""Pure builders of pgBackRest's command lines; no option goes to a version that lacks it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Version = tuple[int, int]
+
+OLDEST: Version = (2, 45)
+NEWEST: Version = (2, 59)
+# From here on a worker that outlives its main process keeps the stanza locked (measured on 2.59.1), so an
+# interrupted backup may be resumed; on 2.45 a resumed backup was corrupted by such a worker.
+SAFE_RESUME: Version = (2, 59)
+
+
+class Target(Frozen):
+    """Which stanza, by which configuration."""
+
+    stanza: str
+    config: Path | None = None
+
+
+def _command(target: Target, name: str, *options: str, console: str = "off") -> list[str]:
+    config = [f"--config={target.config}"] if target.config else []
+    return [
+        *config,
+        f"--stanza={target.stanza}",
+        f"--log-level-console={console}",
+        "--log-level-stderr=warn" if console == "off" else "--log-level-stderr=off",
+        *options,
+        name,
+    ]
+
+
+def version() -> list[str]:
+    """Ask for the version; `--output=num` exists only since 2.55, so the text form it is."""
+    return ["version"]
+
+
+def info(target: Target, label: str | None = None, repo: int | None = None) -> list[str]:
+    """List the stanza's backups as JSON; with a label also that backup's page errors."""
+    chosen = [f"--set={label}"] if label else []
+    where = [f"--repo={repo}"] if repo else []
+    return _command(target, "info", "--output=json", *chosen, *where)
+
+
+def repo_ls(target: Target, repo: int, path: str, *, recurse: bool = False, match: str = "") -> list[str]:
+    """List a path of the repository as JSON."""
+    options = [f"--repo={repo}", "--output=json"]
+    options += ["--recurse"] if recurse else []
+    options += [f"--filter={match}"] if match else []
+    return [*_command(target, "repo-ls", *options), path]
+
+
+def repo_get(target: Target, repo: int, path: str) -> list[str]:
+    """Copy a repository file to standard output, decrypted but not decompressed."""
+    return [*_command(target, "repo-get", f"--repo={repo}"), path]
+
+
+def backup(
+    target: Target,
+    repo: int,
+    kind: str,
+    annotations: Mapping[str, str],
+    version: Version,
+    *,
+    resume: bool = False,
+) -> list[str]:
+    """Take a backup, expire nothing, and mark it with whose it is."""
+    may_resume = resume and version >= SAFE_RESUME
+    return _command(
+        target,
+        "backup",
+        f"--repo={repo}",
+        f"--type={kind}",
+        "--no-expire-auto",
+        "--resume" if may_resume else "--no-resume",
+        *(f"--annotation={key}={value}" for key, value in annotations.items()),
+        console="detail",
+    )
+
+
+def annotate(target: Target, repo: int, label: str, annotations: Mapping[str, str]) -> list[str]:
+    """Write key/value pairs beside a finished backup."""
+    pairs = [f"--annotation={key}={value}" for key, value in annotations.items()]
+    return _command(target, "annotate", f"--repo={repo}", f"--set={label}", *pairs)
+
+
+def expire(target: Target, repo: int, label: str, keep_fulls: int, *, dry_run: bool = False) -> list[str]:
+    """Expire one backup with all that depends on it, and the WAL that no kept full needs."""
+    return _command(
+        target,
+        "expire",
+        f"--repo={repo}",
+        f"--set={label}",
+        f"--repo{repo}-retention-full={keep_fulls}",
+        f"--repo{repo}-retention-full-type=count",
+        *(["--dry-run"] if dry_run else []),
+        console="info",
+    )
+
+
+def stop_file_probe(target: Target, repo: int) -> list[str]:
+    """Ask, without changing anything, whether a stop file forbids work: exit code 62 says yes."""
+    return _command(
+        target,
+        "expire",
+        f"--repo={repo}",
+        "--dry-run",
+        f"--repo{repo}-retention-full=9999999",
+        f"--repo{repo}-retention-full-type=count",
+    )

@@ -1,0 +1,72 @@
+"""What a backup's manifest says must be in the repository for a restore."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pgvigil.errors import ToolFailed
+from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FILE_SECTION = "[target:file]"
+LABEL_KEY = "backup-label="
+
+
+class ManifestFile(Frozen):
+    """One file of the cluster: the label of the backup that stores it, and its bytes there."""
+
+    name: str
+    reference: str
+    size: int
+    repo_size: int | None
+    bundle: int | None
+    bundle_offset: int
+
+
+def read_manifest(text: str) -> Iterator[ManifestFile]:
+    """Yield the files of a manifest; raises ToolFailed where it cannot be read."""
+    label = ""
+    in_files = False
+    for line in text.splitlines():
+        if line.startswith("["):
+            in_files = line == FILE_SECTION
+        elif line.startswith(LABEL_KEY):
+            label = json.loads(line.removeprefix(LABEL_KEY))
+        elif in_files and line:
+            yield _read_file(line, label)
+
+
+def _read_file(line: str, label: str) -> ManifestFile:
+    name, _, text = line.partition("={")
+    try:
+        facts = json.loads("{" + text)
+        return ManifestFile(
+            name=name,
+            reference=facts.get("reference", label),
+            size=facts.get("size", 0),
+            repo_size=facts.get("repo-size"),
+            bundle=facts.get("bni"),
+            bundle_offset=facts.get("bno", 0),
+        )
+    except ValueError as error:
+        raise ToolFailed(f"the manifest of {label} has a line that cannot be read: {line[:80]!r}") from error
+
+
+def stored_objects(files: Iterator[ManifestFile]) -> dict[str, dict[str, int]]:
+    """Map each label to the paths that it must hold and the bytes that each must have at least.
+
+    A file of its own is stored under its name plus a compression suffix; a bundle holds many files, so
+    its size is at least where its last file ends. Empty files need no bytes and are left out.
+    """
+    needed: dict[str, dict[str, int]] = {}
+    for file in files:
+        if file.size == 0:
+            continue
+        path = file.name if file.bundle is None else f"bundle/{file.bundle}"
+        size = file.bundle_offset + (file.size if file.repo_size is None else file.repo_size)
+        objects = needed.setdefault(file.reference, {})
+        objects[path] = max(size, objects.get(path, 0))
+    return needed

@@ -1,0 +1,263 @@
+"""One run from start to evidence: what every flow does around its own steps.
+
+A run is announced in the audit log, keeps a ledger of checks and findings while its steps go on, and
+ends as a report that is stored, digested into the audit log and anchored outside it. Inability is data
+here: a step that could not be done makes the report inconclusive instead of an exception.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID, uuid4
+
+from pgvigil import audit
+from pgvigil.audit import AuditLog, Kind, Link, OpenRun, RunIdentity, step, sweep
+from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, PgvigilError
+from pgvigil.fleet import Fleet, load_fleet
+from pgvigil.pages import markdown
+from pgvigil.processes import redactor
+from pgvigil.reports import Check, Finding, Proof, Report, Severity, Verdict, conclude, facts, headline, to_json
+from pgvigil.reportstore import digest, open_report_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ReportType = TypeVar("ReportType", bound=Report)
+
+
+class Run:
+    """The ledger of one run: its identity, the fleet, and what was found so far."""
+
+    def __init__(self, identity: RunIdentity, fleet: Fleet, log: AuditLog, directory: Path) -> None:
+        self.identity = identity
+        self.fleet = fleet
+        self.log = log
+        self.directory = directory
+        self.checks: list[Check] = []
+        self.findings: list[Finding] = []
+        self.proofs: list[Proof] = []
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def id(self) -> UUID:
+        """The run's own id."""
+        return self.identity.run_id
+
+    @property
+    def name(self) -> str:
+        """How the run's database sessions are called: flow and run id."""
+        return f"pgvigil {self.identity.flow} {self.id}"
+
+    @contextmanager
+    def step(self, name: str, detail: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """Commit the intent before the block and the outcome after it; yields a dict for the facts."""
+        with step(self.log, self.identity, name, facts(dict(detail or {}))) as noted:
+            yield noted
+
+
+def conduct(  # noqa: PLR0913 - what a run is, and nothing else
+    kind: type[ReportType],
+    flow: str,
+    subject: str,
+    steps: Callable[[Run], None],
+    *,
+    dry_run: bool = False,
+    context: Mapping[str, Any] | None = None,
+) -> ReportType:
+    """Run the steps and return the report, whatever became of them.
+
+    Any PgvigilError, also one of fleet file or audit store, becomes an inconclusive report that names it;
+    only cancellation and defects leave as exceptions, after the audit log has them.
+    """
+    identity = RunIdentity(run_id=uuid4(), flow=flow, subject=subject, actor=_actor())
+    started = datetime.now(tz=UTC)
+    redact = redactor()
+    try:
+        fleet = load_fleet()
+        with _run_directory(fleet, identity) as directory, _audit_log(fleet, identity, redact) as log:
+            run = Run(identity, fleet, log, directory)
+            return _conduct(kind, run, steps, started, dry_run=dry_run, context=context or {})
+    except PgvigilError as error:
+        return _report(kind, identity, started, dry_run=dry_run, findings=(_finding(error, subject),))
+
+
+def _conduct(  # noqa: PLR0913 - the parts of `conduct`
+    kind: type[ReportType],
+    run: Run,
+    steps: Callable[[Run], None],
+    started: datetime,
+    *,
+    dry_run: bool,
+    context: Mapping[str, Any],
+) -> ReportType:
+    run.log.append(run.identity.event(Kind.RUN_STARTED, "", {"dry_run": dry_run, **context}))
+    _note_lost_runs(run)
+    try:
+        steps(run)
+    except PgvigilError as error:
+        run.findings.append(_finding(error, run.identity.subject))
+        run.checks.append(
+            Check(id="completed", verdict=Verdict.INCONCLUSIVE, expected="every step done", actual=error.message)
+        )
+    except BaseException as error:
+        _end_early(run, error, dry_run=dry_run)
+        raise
+    report = _report(
+        kind,
+        run.identity,
+        started,
+        dry_run=dry_run,
+        checks=tuple(run.checks),
+        findings=tuple(run.findings),
+        proofs=tuple(run.proofs),
+        **run.facts,
+    )
+    return _keep(run, report)
+
+
+def _report(kind: type[ReportType], identity: RunIdentity, started: datetime, **parts: Any) -> ReportType:
+    return kind(
+        run_id=identity.run_id,
+        flow=identity.flow,
+        subject=identity.subject,
+        started_at=started,
+        ended_at=datetime.now(tz=UTC),
+        verdict=conclude(parts.get("checks", ())),
+        **parts,
+    )
+
+
+def _keep(run: Run, report: ReportType) -> ReportType:
+    """Store the report with its page and logs, then end the run in the audit log and anchor the chain."""
+    fingerprint = digest(to_json(report).encode())
+    report = _store(run, report)
+    detail = {
+        "verdict": report.verdict,
+        "headline": headline(report),
+        "proofs": facts(list(report.proofs)),
+        "digest": fingerprint,
+        "evidence": list(report.evidence),
+        "dry_run": report.dry_run,
+        # Without a stored report the log is the only place that has the checks.
+        **({} if report.evidence else {"report": report.model_dump(mode="json")}),
+    }
+    link = run.log.append(run.identity.event(Kind.RUN_ENDED, "", detail))
+    if link is None:
+        away = Finding(
+            code=AuditUnreachable.code,
+            severity=Severity.WARNING,
+            message="the audit store is away: this run's events wait in the spool",
+            hint=f"bring it back; the next run sends them from {run.fleet.audit.spool}",
+        )
+        return _with_findings(report, away)
+    return _anchor(run, report, link)
+
+
+def _store(run: Run, report: ReportType) -> ReportType:
+    renderings = {"md": markdown(report).encode()}
+    renderings |= {f"{file.stem}.log": file.read_bytes() for file in sorted(run.directory.glob("*.log"))}
+    try:
+        uris = open_report_store(run.fleet.audit.reports, run.fleet.s3).save(report, renderings)
+    except PgvigilError as error:
+        return _with_findings(report, _finding(error, run.identity.subject, Severity.WARNING))
+    return report.model_copy(update={"evidence": uris})
+
+
+def _with_findings(report: ReportType, *findings: Finding) -> ReportType:
+    return report.model_copy(update={"findings": (*report.findings, *findings)})
+
+
+def _anchor(run: Run, report: ReportType, link: Link) -> ReportType:
+    """Keep the chain's new head outside the audit store; a store that is away was told of already."""
+    if not report.evidence:
+        return report
+    try:
+        open_report_store(run.fleet.audit.reports, run.fleet.s3).anchor(link.seq, link.hash)
+    except PgvigilError as error:
+        return _with_findings(report, _finding(error, run.identity.subject, Severity.WARNING))
+    return report
+
+
+def _end_early(run: Run, error: BaseException, *, dry_run: bool) -> None:
+    """Record a cancelled or defective run; what cannot be recorded must not hide why it ended."""
+    detail = {
+        "verdict": Verdict.INCONCLUSIVE,
+        "headline": f"ended by {type(error).__name__}: {error}",
+        "proofs": [],
+        "evidence": [],
+        "dry_run": dry_run,
+    }
+    try:
+        run.log.append(run.identity.event(Kind.RUN_ENDED, "", detail))
+    except EvidenceError as unrecorded:
+        raise unrecorded from error
+
+
+def _note_lost_runs(run: Run) -> None:
+    """Close runs whose process died, and tell what they left; the store being away postpones it."""
+    try:
+        lost = sweep(run.log)
+    except AuditUnreachable:
+        return
+    for gone in lost:
+        shutil.rmtree(run.directory.parent / str(gone.run_id), ignore_errors=True)
+        if gone.subject == run.identity.subject:
+            run.findings.append(_lost(gone))
+
+
+def _lost(gone: OpenRun) -> Finding:
+    where = f"process {gone.pid} on {gone.host}"
+    return Finding(
+        code="run-lost",
+        severity=Severity.WARNING,
+        message=f"an earlier {gone.flow} ({gone.run_id}, {where}) died, "
+        + (f"its step '{gone.open_step}' without outcome" if gone.open_step else "between two steps"),
+        hint="nothing is owed to it: this run looks at the world anew",
+        subject=gone.subject,
+    )
+
+
+def _finding(error: PgvigilError, subject: str, severity: Severity = Severity.ERROR) -> Finding:
+    redact = redactor()
+    return Finding(
+        code=error.code,
+        severity=severity,
+        message=redact(error.message),
+        hint=redact(error.hint),
+        subject=subject,
+    )
+
+
+def _audit_log(fleet: Fleet, identity: RunIdentity, redact: Callable[[str], str]) -> AuditLog:
+    return AuditLog(
+        fleet.audit, f"pgvigil audit {identity.run_id}", lambda text: audit.redact(redact(text))
+    )
+
+
+@contextmanager
+def _run_directory(fleet: Fleet, identity: RunIdentity) -> Iterator[Path]:
+    """Give the run a directory for its logs, beside the spool, and remove it at the end."""
+    directory = fleet.audit.spool.parent / "runs" / str(identity.run_id)
+    try:
+        directory.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot create '{directory}': {error.strerror}",
+            hint="make the directory above audit.spool writable for this user, or name another spool",
+        ) from error
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _actor() -> str:
+    user = os.environ.get("SUDO_USER") or getpass.getuser()
+    return f"{user}@{socket.gethostname()}"

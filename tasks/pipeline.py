@@ -1,0 +1,98 @@
+"""How a report becomes a Prefect run: its final state, its page in the UI, its return value."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from prefect import Flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from pgvigil.errors import PgvigilError
+from pgvigil.pages import markdown
+from pgvigil.reports import Report, Verdict, headline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prefect import State
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=Report)
+
+
+class NotVerifiedError(PgvigilError):
+    """A run that ended refuted or inconclusive; `context["report"]` has all of it."""
+
+    code = "PGV-001"
+
+
+class Pipeline(Flow[P, R]):
+    """A flow whose call returns its report for every verdict, while its state in Prefect tells the verdict.
+
+    Refuted and Inconclusive are failed states by name, so that no automation takes them for success;
+    in Python the caller reads `report.verdict`.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run the flow and return its report; with `return_state=True`, Prefect's state instead."""
+        if kwargs.pop("return_state", False):
+            return super().__call__(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+        return report_of(super().__call__(*args, return_state=True, **kwargs))  # type: ignore[call-overload]
+
+
+def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
+    """Make a flow of a function that returns a report."""
+
+    def decorate(function: Callable[P, R]) -> Pipeline[P, R]:
+        @functools.wraps(function)
+        def conclude(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return to_state(function(*args, **kwargs))
+
+        # Prefect stores the description as the flow's page and its Args as the form's help texts.
+        return Pipeline(conclude, description=inspect.getdoc(function), **options)  # type: ignore[arg-type]
+
+    return decorate
+
+
+def to_state(report: Report) -> State[Any]:
+    """Publish the report's page and name the final state after its verdict."""
+    publish(report)
+    message = headline(report)
+    if report.verdict is Verdict.VERIFIED:
+        return Completed(message=message, data=report)
+    error = NotVerifiedError(f"{report.verdict}: {message}", report=report)
+    return Failed(name=report.verdict.capitalize(), message=message, data=error)
+
+
+def report_of(state: State[Any]) -> Any:
+    """Return the report that a final state carries, or raise what ended the run without one."""
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, NotVerifiedError):
+        return result.context["report"]
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def publish(report: Report) -> None:
+    """Put the report's page beside the run in the UI; evidence is stored already, so its loss is a warning."""
+    if FlowRunContext.get() is None:
+        return
+    key = re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
+    try:
+        create_markdown_artifact(markdown(report), key=key, description=headline(report))
+    except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises; the work is done and on record
+        get_run_logger().warning("the report's page could not be put into the UI: %s", error)
+
+
+def context() -> dict[str, Any]:
+    """Tell the audit log which Prefect run this is, and who or what started it as far as Prefect knows."""
+    if FlowRunContext.get() is None:
+        return {}
+    return {"prefect_flow_run": flow_run.id, "prefect_deployment": flow_run.deployment_id}
