@@ -44,9 +44,7 @@ class PgvigilError(Exception):
         return _rebuild, (type(self), self.message, self.hint, self.context)
 
 
-def _rebuild(
-    kind: type[PgvigilError], message: str, hint: str, context: dict[str, Any]
-) -> PgvigilError:
+def _rebuild(kind: type[PgvigilError], message: str, hint: str, context: dict[str, Any]) -> PgvigilError:
     return kind(message, hint=hint, **context)
 
 
@@ -217,8 +215,14 @@ _TRANSIENT_S3 = frozenset(
         "ConnectionClosedError",
         "ResponseStreamingError",
         "IncompleteReadError",
+        "HTTPClientError",
+        "ProxyConnectionError",
+        "BadDigest",  # bytes bent on the way; the store refused them
+        "ConditionalRequestConflict",  # another writer at the same key at the same moment
+        "429",
         "500",
         "502",
         "503",
+        "504",
     }
 )
