@@ -22,6 +22,7 @@ from pgvigil.objectstore import (
     S3ObjectStore,
     UnfinishedUpload,
     connect,
+    holds,
     join,
     parse_uri,
     part_sizes,
@@ -389,11 +390,19 @@ def test_a_missing_certificate_file_is_refused_at_once(s3_settings: S3Settings) 
         connect(settings)
 
 
+START = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+DONE = b"<CompleteMultipartUploadResult><ETag>0</ETag></CompleteMultipartUploadResult>"
+FAILED = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
+
+
 class LyingStore(BaseHTTPRequestHandler):
-    """Speaks just enough S3 to lie: ignores conditions, and answers 200 to a completion that failed."""
+    """Speaks just enough S3 to lie: it takes everything, whatever the condition, and what it tells is set."""
 
     protocol_version = "HTTP/1.1"
-    stored: bytes | None = None
+    completion = DONE
+    told_size: int | None = None
+    told_bytes: bytes | None = None
+    stored = b""
     aborted = False
 
     def answer(self, status: int, body: bytes = b"") -> None:
@@ -405,57 +414,103 @@ class LyingStore(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_PUT(self) -> None:
-        kind = type(self)
-        kind.stored = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).stored = self.rfile.read(int(self.headers["Content-Length"]))
         self.answer(200)
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if "uploadId" in self.path:
-            self.answer(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>")
-        else:
-            self.answer(
-                200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
-            )
+        self.answer(200, self.completion if "uploadId" in self.path else START)
 
     def do_HEAD(self) -> None:
-        self.answer(404)
+        self.answer(404) if self.told_size is None else self.answer(200, bytes(self.told_size))
 
     def do_GET(self) -> None:
-        self.answer(200, type(self).stored or b"")
+        self.answer(200, self.stored if self.told_bytes is None else self.told_bytes)
 
     def do_DELETE(self) -> None:
-        kind = type(self)
-        kind.aborted = kind.aborted or "uploadId" in self.path
+        type(self).aborted |= "uploadId" in self.path
         self.answer(204)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         pass
 
 
-@pytest.fixture
-def liar() -> Iterator[ObjectStore]:
-    LyingStore.aborted = False
-    with ThreadingHTTPServer(("127.0.0.1", 0), LyingStore) as server:
+@contextmanager
+def lying(**lies: object) -> Iterator[tuple[ObjectStore, type[LyingStore]]]:
+    liar = type("Liar", (LyingStore,), lies)
+    with ThreadingHTTPServer(("127.0.0.1", 0), liar) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         store = connect(S3Settings(endpoint_url=f"http://127.0.0.1:{server.server_port}"))
         assert isinstance(store, S3ObjectStore)
-        yield store
-        store._client.close()
-        server.shutdown()
+        try:
+            yield store, liar
+        finally:
+            store._client.close()
+            server.shutdown()
 
 
-def test_a_completion_that_failed_with_200_is_an_error(liar: ObjectStore) -> None:
+def test_a_completion_that_failed_with_200_is_an_error() -> None:
     """An error in the body of a 200 is seen, and the upload is aborted."""
-    with pytest.raises(StorageFailed, match="complete the upload of s3://plain/k: InternalError"):
-        liar.upload("s3://plain/k", in_chunks(big(1.5)), part_size=MIN_PART)
-    assert LyingStore.aborted
+    with lying(completion=FAILED) as (store, liar):
+        with pytest.raises(StorageFailed, match="complete the upload of s3://plain/k: InternalError"):
+            store.upload("s3://plain/k", in_chunks(big(1.5)), part_size=MIN_PART)
+        assert liar.aborted
 
 
-def test_a_store_that_ignores_conditions_is_found_by_the_probe(liar: ObjectStore) -> None:
+def test_an_upload_that_lost_bytes_is_an_error() -> None:
+    """The size that the store tells after an upload is compared with the bytes that were sent."""
+    sent = len(big(1.5))
+    with (
+        lying(told_size=sent - 1) as (store, _),
+        pytest.raises(StorageFailed, match=f"has {sent - 1} bytes after an upload of {sent}"),
+    ):
+        store.upload("s3://plain/k", in_chunks(big(1.5)), part_size=MIN_PART)
+
+
+def test_a_lock_that_the_store_forgets_is_an_error() -> None:
+    """A store that takes a lock's header and holds nothing is found by reading the lock back."""
+    with (
+        lying(told_size=1) as (store, _),
+        pytest.raises(StorageFailed, match="does not show the lock that was asked for"),
+    ):
+        store.put("s3://plain/k", b"x", lock=ObjectLock(legal_hold=True))
+
+
+def test_a_store_that_garbles_is_found_by_the_probe() -> None:
+    """A probe compares what it reads with what it wrote."""
+    with (
+        lying(told_bytes=b"other") as (store, _),
+        pytest.raises(StorageFailed, match="came back other than it was written"),
+    ):
+        store.probe("s3://plain/p")
+
+
+def test_a_store_that_ignores_conditions_is_found_by_the_probe() -> None:
     """A store that overwrites against the condition is refused, in words."""
-    with pytest.raises(StorageFailed, match="the store ignores conditional writes"):
-        liar.probe("s3://plain/p")
+    with lying() as (store, _), pytest.raises(StorageFailed, match="the store ignores conditional writes"):
+        store.probe("s3://plain/p")
+
+
+@pytest.mark.parametrize(
+    ("found", "held"),
+    [
+        (None, False),
+        ({"legal_hold": True}, False),
+        ({"mode": "GOVERNANCE", "days": 10, "legal_hold": True}, True),
+        ({"mode": "COMPLIANCE", "days": 11, "legal_hold": True}, True),
+        ({"mode": "GOVERNANCE", "days": 9, "legal_hold": True}, False),
+        ({"mode": "GOVERNANCE", "days": 10}, False),
+    ],
+)
+def test_a_lock_holds_if_it_is_as_long_and_as_hard(found: dict[str, Any] | None, held: bool) -> None:
+    """Weaker, shorter or half a lock is not the lock that was asked for."""
+    now = datetime.now(UTC)
+
+    def lock(days: int | None = None, **facts: Any) -> ObjectLock:
+        return ObjectLock(retain_until=now + timedelta(days=days) if days else None, **facts)
+
+    wanted = lock(days=10, mode="GOVERNANCE", legal_hold=True)
+    assert holds(lock(**found) if found is not None else None, wanted) is held
 
 
 def test_parts_grow_so_that_a_stream_of_unknown_size_fits() -> None:
