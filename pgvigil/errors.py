@@ -215,8 +215,14 @@ _TRANSIENT_S3 = frozenset(
         "ConnectionClosedError",
         "ResponseStreamingError",
         "IncompleteReadError",
+        "HTTPClientError",
+        "ProxyConnectionError",
+        "BadDigest",  # bytes bent on the way; the store refused them
+        "ConditionalRequestConflict",  # another writer at the same key at the same moment
+        "429",
         "500",
         "502",
         "503",
+        "504",
     }
 )
