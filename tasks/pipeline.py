@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from prefect import Flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 
 from pgvigil.errors import PgvigilError
@@ -54,6 +54,9 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
         def conclude(*args: P.args, **kwargs: P.kwargs) -> Any:
             return to_state(function(*args, **kwargs))
 
+        # Prefect reads types where the wrapper lives; they must be resolved where the function lives.
+        conclude.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+        conclude.__annotations__ = inspect.get_annotations(function, eval_str=True)
         # Prefect stores the description as the flow's page and its Args as the form's help texts.
         return Pipeline(conclude, description=inspect.getdoc(function), **options)  # type: ignore[arg-type]
 
@@ -95,4 +98,4 @@ def context() -> dict[str, Any]:
     """Tell the audit log which Prefect run this is, and who or what started it as far as Prefect knows."""
     if FlowRunContext.get() is None:
         return {}
-    return {"prefect_flow_run": flow_run.id, "prefect_deployment": flow_run.deployment_id}
+    return {"prefect_flow_run": flow_run.id, "prefect_deployment": deployment.name}

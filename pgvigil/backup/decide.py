@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pgvigil.pgbackrest.info import BackupType
 
 
+SMALL_WAL = 1024**3  # bytes that replay in a minute or so: no reason for a new full, however small that is
+
+
 def decide(
     world: Survey, repo: int, policy: BackupPolicy, choice: BackupChoice, broken: Mapping[str, str]
 ) -> Line:
@@ -56,7 +59,7 @@ def _reasons_for_full(
         yield f"{chain} backups depend on the last full, policy says at most {policy.max_chain}"
     if server.lsn and full.lsn and full.info.size:
         wal = parse_lsn(server.lsn) - parse_lsn(full.lsn.stop)
-        if wal > policy.wal_ratio * full.info.size:
+        if wal > max(policy.wal_ratio * full.info.size, SMALL_WAL):
             yield f"{wal / full.info.size:.1f} times its size of WAL since the last full, policy says {policy.wal_ratio:g}"
 
 
@@ -101,5 +104,3 @@ def missing_manifests(pgbackrest: PgBackRest, repo: int, label: str) -> str:
     """Name the manifest files that a backup lacks in its repository; empty when it has both."""
     found = pgbackrest.ls(repo, f"backup/{pgbackrest.target.stanza}/{label}")
     return ", ".join(name for name in ("backup.manifest", "backup.manifest.copy") if name not in found)
-
-

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pgvigil import postgres
 from pgvigil.backup.facts import ServerFacts, Survey, bytes_text
 from pgvigil.errors import Busy, PreconditionFailed, VersionUnsupported
-from pgvigil.pgbackrest.info import STANZA_MISSING_DATA, STANZA_MISSING_PATH, STANZA_OK, STANZA_NO_BACKUP
+from pgvigil.pgbackrest.info import STANZA_MISSING_PATH, STANZA_NO_BACKUP, STANZA_OK
 from pgvigil.processes import TOKEN
 from pgvigil.reports import Finding, Severity
 from pgvigil.sql import query
@@ -50,7 +50,7 @@ def survey(settings: ClusterSettings, pgbackrest: PgBackRest, application_name: 
 def require_stanza(world: Survey) -> None:
     """Raise PreconditionFailed or VersionUnsupported where no backup can be taken at all."""
     stanza, server, version = world.stanza, world.server, world.version
-    if stanza.status.code in {STANZA_MISSING_PATH, STANZA_MISSING_DATA} and not stanza.repo:
+    if stanza.status.code == STANZA_MISSING_PATH:
         raise PreconditionFailed(
             f"stanza '{stanza.name}' does not exist in its repository: {stanza.status.message}",
             hint=f"run 'pgbackrest --stanza={stanza.name} stanza-create', or correct pgbackrest.stanza",
@@ -256,5 +256,3 @@ def check_locks(pgbackrest: PgBackRest, stanza: StanzaInfo, wait: timedelta) -> 
             )
         time.sleep(1)
         stanza = pgbackrest.info()
-
-
