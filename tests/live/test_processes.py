@@ -278,6 +278,33 @@ def test_arguments_reach_a_remote_tool_unchanged(tmp_path: Path) -> None:
         assert b'a b|$HOME|it\'s|"q"|*||' == run(Command(argv=argv, prefix=prefix)).stdout
 
 
+def test_a_tool_on_another_host_dies_with_the_run(mark: str, ssh_prefix: tuple[str, ...]) -> None:
+    """Behind a real ssh: the run killed alone, and the tool on the other side ends, deaf or not."""
+    script = (
+        "from pgvigil.processes import Command, run\n"
+        f"run(Command(argv=('sh', '-c', {NASTY!r}), env={{'MARK': {mark!r}}}, grace=1, prefix={ssh_prefix!r}),\n"
+        "    on_line=lambda line: print(line, flush=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "up\n" == process.stdout.readline()
+    assert alive(mark)
+
+    process.kill()
+
+    assert wait_until(lambda: not alive(mark))
+    close(process)
+
+
+def test_arguments_and_exit_code_cross_a_real_ssh(ssh_prefix: tuple[str, ...]) -> None:
+    """Quoting holds through the remote shell, and the code is the tool's."""
+    argv = ("sh", "-c", 'printf "%s|" "$@"; exit 55', "sh", "a b", "$HOME", "it's", "*", "")
+
+    completed = run(Command(argv=argv, prefix=ssh_prefix))
+
+    assert (55, b"a b|$HOME|it's|*||") == (completed.exit_code, completed.stdout)
+
+
 def test_the_exit_code_of_a_remote_tool_comes_back() -> None:
     """The wrapper on the other side passes the code on, and a signal there is a killed tool here."""
     assert 55 == run(Command(argv=("sh", "-c", "exit 55"), prefix=("env",))).exit_code
