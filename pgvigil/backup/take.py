@@ -105,5 +105,3 @@ def find_own(stanza: StanzaInfo, repo: int, run_id: str) -> Backup | None:
     """Find the backup of a run by its annotation: no clock and no guess is involved."""
     own = [b for b in stanza.backups(repo) if b.note(RUN_NOTE) == run_id]
     return own[-1] if own else None
-
-

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 Version = tuple[int, int]
 
@@ -63,7 +63,7 @@ def repo_get(target: Target, repo: int, path: str) -> list[str]:
     return [*_command(target, "repo-get", f"--repo={repo}"), path]
 
 
-def backup(
+def backup(  # noqa: PLR0913 - what a backup command says, and nothing else
     target: Target,
     repo: int,
     kind: str,

@@ -296,7 +296,7 @@ def test_a_locked_version_cannot_be_destroyed(s3: ObjectStore, raw: Any, base: s
 @pytest.mark.parametrize(
     ("sse", "key"), [("aws:kms", "1234abcd-12ab-34cd-56ef-1234567890ab"), ("AES256", "")]
 )
-def test_encryption_and_storage_class_come_from_the_settings(  # noqa: PLR0913, PLR0917 - two axes of one claim
+def test_encryption_and_storage_class_come_from_the_settings(  # noqa: PLR0913 - two axes of one claim
     raw: object, s3_settings: S3Settings, base: str, sse: str, key: str, parts: float
 ) -> None:
     """Head tells the encryption, the key and the storage class that the fleet file asks for."""
