@@ -538,5 +538,5 @@ def test_every_error_of_the_store_survives_pickling(store: ObjectStore, base: st
         error_of(lambda: store.upload(base, [], part_size=1)),
     ]
     for error in errors:
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), copy.context) == (type(error), str(error), error.context)
