@@ -294,8 +294,9 @@ def test_a_tool_on_another_host_dies_with_the_run(mark: str, ssh_prefix: tuple[s
     """Behind a real ssh: the run killed alone, and the tool on the other side ends, deaf or not."""
     script = (
         "from pgvigil.processes import Command, run\n"
-        f"run(Command(argv=('sh', '-c', {NASTY!r}), env={{'MARK': {mark!r}}}, grace=1, prefix={ssh_prefix!r}),\n"
-        "    on_line=lambda line: print(line, flush=True))"
+        f"command = Command(argv=('sh', '-c', {NASTY!r}), env={{'MARK': {mark!r}}}, grace=1,\n"
+        f"    prefix={ssh_prefix!r})\n"
+        "run(command, on_line=lambda line: print(line, flush=True))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
