@@ -190,12 +190,12 @@ def test_a_main_process_killed_alone_leaves_no_worker_and_no_half_backup(night: 
 
     def kill_once(_: object) -> None:
         if not killed:
-            killed.append(main_process(night.sandbox.pgbackrest_conf))
+            killed.append(main_process(night.sandbox))
             os.kill(killed[0], signal.SIGKILL)
 
     night.on_progress = kill_once
     first = night.backup()
-    alive = processes_of()
+    alive = processes_of(night.sandbox)
     night.sql("UPDATE public.big SET t = t || 'x'")
     second = night.backup()
 
