@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import statistics
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def call(argv: Sequence[str | Path], env: Mapping[str, str] | None = None, user:
     done = subprocess.run(
         [str(word) for word in argv],
         env={**os.environ, **(env or {})},
-        user=user,
+        **_identity(user),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -72,3 +73,7 @@ def call(argv: Sequence[str | Path], env: Mapping[str, str] | None = None, user:
     if done.returncode:
         sys.exit(f"{' '.join(map(str, argv))} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done.stdout
+
+
+def _identity(user: str | None) -> dict[str, Any]:
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}

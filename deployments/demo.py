@@ -22,6 +22,7 @@ from pgvigil.sandbox import Sandbox
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+WIDE = 240
 PATIENCE = timedelta(minutes=5)
 _BEST = ".json"  # of a report's renderings, the one that the audit log's digest is of
 
@@ -60,15 +61,16 @@ RUNS = (
 def main(directory: Path) -> int:
     """Do all runs against a running sandbox, print the table, and return the worst exit code."""
     sandbox = Sandbox.load(directory)
-    out = Console(soft_wrap=True)
+    out = Console()
     codes, rows = [], []
     for each in RUNS:
-        out.print(f"$ pgvigil {' '.join(each.argv)}", highlight=False)
+        out.print(f"$ pgvigil {' '.join(each.argv)}", highlight=False, soft_wrap=True)
         code, row = _do(each, sandbox.environment)
         codes.append(code)
         rows.append(row)
-    Console(width=max(120, out.width)).print(_table(rows))
-    out.print(_where(sandbox), highlight=False)
+    # In a terminal the table folds to fit; in a file or a CI log an address stays in one piece.
+    (out if out.is_terminal else Console(width=WIDE)).print(_table(rows))
+    out.print(_where(sandbox), highlight=False, soft_wrap=True)
     return max(codes)
 
 
