@@ -78,7 +78,7 @@ class StartingServer:
         except (OSError, http.client.HTTPException) as error:
             raise ToolFailed(
                 f"the Prefect server did not start ({error}): {_end_of(self.log)}",
-                hint="check that Prefect and FastAPI have the versions of requirements.txt",
+                hint="try again; if it stays so, install Prefect and FastAPI in the locked versions",
             ) from error
 
 
@@ -86,8 +86,12 @@ class PrivateServer(StartingServer):
     """A server for one run; its first start ever leaves a migrated database for the next ones."""
 
     def await_ready(self) -> None:
-        """Wait until the server answers; raises as any server does."""
-        super().await_ready()
+        """Wait until the server answers; raises as any server does, and then doubts what it began with."""
+        try:
+            super().await_ready()
+        except ToolFailed:
+            _template().unlink(missing_ok=True)
+            raise
         _keep_template(self.log.with_name(_DATABASE))
 
 
