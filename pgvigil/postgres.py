@@ -22,6 +22,9 @@ IMPATIENT = timedelta(seconds=5)  # for who has something else to do when the se
 STATEMENT_TIMEOUT = timedelta(seconds=60)
 LOCK_TIMEOUT = timedelta(seconds=2)
 IDLE_IN_TRANSACTION_TIMEOUT = timedelta(seconds=60)
+UNREADABLE = "postgresql (unreadable dsn)"
+
+_QUOTED = re.compile(r'(?<!connection option )"[^"]*"')
 
 
 @contextmanager
@@ -91,6 +94,8 @@ def translated(dsn: str) -> Iterator[None]:
         where = describe(dsn)
         sqlstate = error.sqlstate or ""
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if where == UNREADABLE:
+            text = _QUOTED.sub('"***"', text)  # libpq quotes what it cannot read, and that may be a password
         raise DatabaseFailed(
             f"{where}: {text}",
             hint=_hint(sqlstate, text),
@@ -107,6 +112,7 @@ _PASSING = re.compile(
 _REFUSED = re.compile(
     r"FATAL:|no password supplied|SSL was required|certificate (verify failed|file)|certificate for"
     r"|definition of service|authentication method|channel binding|GSSAPI encryption required"
+    r"|for connection option|invalid port number"
 )
 
 
@@ -123,7 +129,7 @@ def describe(dsn: str) -> str:
     try:
         parts = psycopg.conninfo.conninfo_to_dict(dsn)
     except psycopg.Error:
-        return "postgresql (unreadable dsn)"
+        return UNREADABLE
     if "service" in parts:
         return f"postgresql service {parts['service']}"
     host = parts.get("host") or "local socket"
@@ -162,5 +168,9 @@ _REFUSALS = (
     (r"too many|connection slots", _ROOM),
     (r"pg_hba.conf|role \".*\"|authentication|channel binding", _CURES["28"]),
     (r"the database system is", "wait until it accepts sessions; its log says what it is doing"),
+    (
+        r"connection info|connection option|percent-encoded|URI|invalid port number",
+        "correct the dsn in the fleet file: postgresql://role@host:port/database, without a password",
+    ),
     (r"", "check that the server is up and that host and port in the fleet file are right"),
 )
