@@ -345,7 +345,7 @@ def read_options(settings: PgBackRestSettings) -> dict[str, str]:
     if len(settings.command) > 1:
         raise ConfigError(
             f"pgbackrest runs behind '{settings.command[0]}', its configuration is not on this host",
-            hint="look there",
+            hint="on that host compare pg1-user's rights with infra/roles.sql, and watch disks",
         )
     candidates = [settings.config] if settings.config else _DEFAULT_CONFIGS
     parser = configparser.ConfigParser(interpolation=None, strict=False)
