@@ -24,9 +24,7 @@ def nightly_backup(cluster: str, backup_type: BackupChoice = "auto", dry_run: bo
         dry_run: Look and decide only; nothing is changed.
     """
     steps = partial(back_up, backup_type=backup_type, dry_run=dry_run)
-    return conduct(
-        BackupReport, "nightly_backup", cluster, steps, dry_run=dry_run, context=context()
-    )
+    return conduct(BackupReport, "nightly_backup", cluster, steps, dry_run=dry_run, context=context())
 
 
 def back_up(run: Run, backup_type: BackupChoice, *, dry_run: bool) -> None:

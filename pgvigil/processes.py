@@ -45,14 +45,34 @@ TOKEN = "PGVIGIL_PROCESS"  # noqa: S105 - the variable that marks every process 
 TAIL_LINES = 40
 LAST_WORD_PATIENCE = 30.0  # seconds beyond the grace in which a keeper must have ended the tree
 
-# Runs on the tool's host: ends the tool's process group when standard input ends, and only then lets go.
-_LIFELINE = (
-    "exec 3<&0; "
-    'if command -v setsid >/dev/null 2>&1; then setsid "$@" 3<&- </dev/null & g=-; '
-    'else "$@" 3<&- </dev/null & g=; fi; p=$!; '
-    "( while read -r _; do :; done; kill -TERM $g$p; sleep {grace}; kill -KILL $g$p ) <&3 >/dev/null 2>&1 & "
-    'w=$!; exec 3<&-; wait $p; r=$?; kill $w 2>/dev/null; [ -n "$g" ] && kill -KILL -$p 2>/dev/null; exit $r'
-)
+# Runs on the tool's host: when standard input ends, so does the tool, with its group and whatever else
+# carries its token; and when the tool ends, nothing of it is left before its exit code is passed on.
+_LIFELINE = """
+exec 3<&0
+sweep() {{
+    kill -KILL $g$p
+    for e in $(grep -ls {token} /proc/[0-9]*/environ); do e=${{e#/proc/}}; kill -KILL ${{e%/environ}}; done
+}}
+watch() {{
+    while read -r _; do :; done
+    kill -TERM $g$p
+    i=0
+    while [ $i -lt {grace} ] && kill -0 $g$p; do sleep 1; i=$((i+1)); done
+    sweep
+}}
+if command -v setsid >/dev/null 2>&1
+then setsid env "$@" 3<&- </dev/null & g=-
+else env "$@" 3<&- </dev/null & g=
+fi
+p=$!
+watch <&3 >/dev/null 2>&1 & w=$!
+exec 3<&-
+wait $p
+r=$?
+kill $w 2>/dev/null
+sweep >/dev/null 2>&1
+exit $r
+""".strip()
 
 
 class Command(Frozen):
@@ -60,7 +80,7 @@ class Command(Frozen):
 
     argv: tuple[str, ...] = Field(min_length=1)
     prefix: tuple[str, ...] = ()
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     user: str | None = None
     deadline: timedelta = timedelta(hours=1)
     stall: timedelta | None = None
@@ -142,8 +162,8 @@ class _Tool:
         self.on_line = on_line
         self.sink = sink
         self.transcript = transcript
-        self.argv = reach(command)
         self.token = uuid.uuid4().hex
+        self.argv = reach(command, self.token)
         self.env = _environment(command, self.token)
         self.redact = redactor(self.env)
         self.started = self.last_sign = time.monotonic()
@@ -161,7 +181,7 @@ class _Tool:
         with theirs:
             keeper = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(KEEPER)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=output or subprocess.PIPE,
                 stderr=output or subprocess.PIPE,
                 start_new_session=True,
@@ -370,20 +390,18 @@ class _Tool:
         )
 
 
-def reach(command: Command) -> list[str]:
+def reach(command: Command, token: str) -> list[str]:
     """Build the argv that runs the tool where it lives: as it is, or behind a prefix with a lifeline."""
     if not command.prefix:
         return list(command.argv)
-    script = _LIFELINE.format(grace=int(command.grace.total_seconds()))
-    remote = ["sh", "-c", script, "pgvigil", *_with_env(command), *command.argv]
+    mark = f"{TOKEN}={token}-there"  # not the local mark: "another host" may be this one
+    script = _LIFELINE.format(grace=int(command.grace.total_seconds()), token=mark)
+    variables = [mark, *(f"{name}={value}" for name, value in command.env.items())]
+    remote = ["sh", "-c", script, "pgvigil", *variables, *command.argv]
     if Path(command.prefix[0]).name == "ssh":
         # ssh joins its arguments with blanks and hands the line to a shell on the other side.
         return [*command.prefix, " ".join(shlex.quote(word) for word in remote)]
     return [*command.prefix, *remote]
-
-
-def _with_env(command: Command) -> list[str]:
-    return ["env", *(f"{name}={value}" for name, value in command.env.items())] if command.env else []
 
 
 def marked_processes(mark: str) -> list[int]:

@@ -110,18 +110,19 @@ def to_json(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """Say the verdict and the reason in one line: the first check that decided it, or the first error."""
+    """Say the verdict's reason in one line: what refuted, else what could not be done, else the count."""
     for check in report.checks:
-        if check.verdict is not Verdict.VERIFIED and (check.required or check.verdict is Verdict.REFUTED):
-            return (
-                f"{check.id}: expected {check.expected}, found {check.actual}"
-                if check.expected
-                else (f"{check.id}: {check.detail or check.actual}")
-            )
-    for finding in report.findings:
-        if finding.severity is Severity.ERROR:
-            return finding.message
-    return f"{sum(c.verdict is Verdict.VERIFIED for c in report.checks)} checks verified"
+        if check.verdict is Verdict.REFUTED:
+            return f"{check.id}: expected {check.expected}, found {check.actual}"
+    if report.verdict is not Verdict.VERIFIED:
+        for finding in report.findings:
+            if finding.severity is Severity.ERROR:
+                return finding.message
+        for check in report.checks:
+            if check.verdict is Verdict.INCONCLUSIVE and check.required:
+                return f"{check.id}: could not be checked: {check.detail or check.actual}"
+        return "nothing was checked"
+    return f"{sum(check.verdict is Verdict.VERIFIED for check in report.checks)} checks verified"
 
 
 def facts(value: Any) -> Any:

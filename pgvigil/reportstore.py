@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HEADS = "audit-heads"
 ABANDONED = timedelta(days=1)
 
-_SUFFIX = re.compile(r"\.?([a-z0-9]+)")
+_SUFFIX = re.compile(r"\.?([a-z0-9]+(?:\.[a-z0-9]+)*)")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _ANCHOR = re.compile(r"(\d{12,})-([0-9a-f]{64})")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\\]|^\.+$")

@@ -13,7 +13,6 @@ import shutil
 import socket
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -23,11 +22,23 @@ from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, Pgvigil
 from pgvigil.fleet import Fleet, load_fleet
 from pgvigil.pages import markdown
 from pgvigil.processes import redactor
-from pgvigil.reports import Check, Finding, Proof, Report, Severity, Verdict, conclude, facts, headline, to_json
+from pgvigil.reports import (
+    Check,
+    Finding,
+    Proof,
+    Report,
+    Severity,
+    Verdict,
+    conclude,
+    facts,
+    headline,
+    to_json,
+)
 from pgvigil.reportstore import digest, open_report_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 ReportType = TypeVar("ReportType", bound=Report)
 
@@ -104,7 +115,9 @@ def _conduct(  # noqa: PLR0913 - the parts of `conduct`
     except PgvigilError as error:
         run.findings.append(_finding(error, run.identity.subject))
         run.checks.append(
-            Check(id="completed", verdict=Verdict.INCONCLUSIVE, expected="every step done", actual=error.message)
+            Check(
+                id="completed", verdict=Verdict.INCONCLUSIVE, expected="every step done", actual=error.message
+            )
         )
     except BaseException as error:
         _end_early(run, error, dry_run=dry_run)
@@ -236,9 +249,7 @@ def _finding(error: PgvigilError, subject: str, severity: Severity = Severity.ER
 
 
 def _audit_log(fleet: Fleet, identity: RunIdentity, redact: Callable[[str], str]) -> AuditLog:
-    return AuditLog(
-        fleet.audit, f"pgvigil audit {identity.run_id}", lambda text: audit.redact(redact(text))
-    )
+    return AuditLog(fleet.audit, f"pgvigil audit {identity.run_id}", lambda text: audit.redact(redact(text)))
 
 
 @contextmanager

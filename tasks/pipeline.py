@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from prefect import Flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 
 from pgvigil.errors import PgvigilError
@@ -39,11 +39,11 @@ class Pipeline(Flow[P, R]):
     in Python the caller reads `report.verdict`.
     """
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         """Run the flow and return its report; with `return_state=True`, Prefect's state instead."""
         if kwargs.pop("return_state", False):
-            return super().__call__(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
-        return report_of(super().__call__(*args, return_state=True, **kwargs))  # type: ignore[call-overload]
+            return super().__call__(*args, return_state=True, **kwargs)
+        return report_of(super().__call__(*args, return_state=True, **kwargs))
 
 
 def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
@@ -54,8 +54,11 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
         def conclude(*args: P.args, **kwargs: P.kwargs) -> Any:
             return to_state(function(*args, **kwargs))
 
+        # Prefect reads types where the wrapper lives; they must be resolved where the function lives.
+        conclude.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+        conclude.__annotations__ = inspect.get_annotations(function, eval_str=True)
         # Prefect stores the description as the flow's page and its Args as the form's help texts.
-        return Pipeline(conclude, description=inspect.getdoc(function), **options)  # type: ignore[arg-type]
+        return Pipeline(conclude, description=inspect.getdoc(function), **options)
 
     return decorate
 
@@ -81,13 +84,13 @@ def report_of(state: State[Any]) -> Any:
 
 
 def publish(report: Report) -> None:
-    """Put the report's page beside the run in the UI; evidence is stored already, so its loss is a warning."""
+    """Put the report's page beside the run in the UI; evidence is stored already: its loss only warns."""
     if FlowRunContext.get() is None:
         return
     key = re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
     try:
         create_markdown_artifact(markdown(report), key=key, description=headline(report))
-    except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises; the work is done and on record
+    except Exception as error:
         get_run_logger().warning("the report's page could not be put into the UI: %s", error)
 
 
@@ -95,4 +98,4 @@ def context() -> dict[str, Any]:
     """Tell the audit log which Prefect run this is, and who or what started it as far as Prefect knows."""
     if FlowRunContext.get() is None:
         return {}
-    return {"prefect_flow_run": flow_run.id, "prefect_deployment": flow_run.deployment_id}
+    return {"prefect_flow_run": flow_run.id, "prefect_deployment": deployment.name}

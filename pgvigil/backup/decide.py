@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pgvigil.pgbackrest.info import BackupType
 
 
+SMALL_WAL = 1024**3  # bytes that replay in a minute or so: no reason for a new full, however small that is
+
+
 def decide(
     world: Survey, repo: int, policy: BackupPolicy, choice: BackupChoice, broken: Mapping[str, str]
 ) -> Line:
@@ -56,8 +59,9 @@ def _reasons_for_full(
         yield f"{chain} backups depend on the last full, policy says at most {policy.max_chain}"
     if server.lsn and full.lsn and full.info.size:
         wal = parse_lsn(server.lsn) - parse_lsn(full.lsn.stop)
-        if wal > policy.wal_ratio * full.info.size:
-            yield f"{wal / full.info.size:.1f} times its size of WAL since the last full, policy says {policy.wal_ratio:g}"
+        if wal > max(policy.wal_ratio * full.info.size, SMALL_WAL):
+            times = wal / full.info.size
+            yield f"{times:.1f} times its size of WAL since the last full, policy says {policy.wal_ratio:g}"
 
 
 def _partial(
@@ -67,10 +71,8 @@ def _partial(
         diffs = [b for b in backups if b.type == "diff" and b.full_label == full.label]
         age = world.server.now - (diffs[-1] if diffs else full).timestamp.stop
         if age >= policy.diff_every:
-            return (
-                "diff",
-                f"the last {'diff' if diffs else 'full'} is {_days(age)} old, policy says {_days(policy.diff_every)}",
-            )
+            last_kind = "diff" if diffs else "full"
+            return "diff", f"the last {last_kind} is {_days(age)} old, policy says {_days(policy.diff_every)}"
     age = world.server.now - full.timestamp.stop
     return "incr", f"the last full is {_days(age)} old and its chain is whole; parent is {last.label}"
 
@@ -101,5 +103,3 @@ def missing_manifests(pgbackrest: PgBackRest, repo: int, label: str) -> str:
     """Name the manifest files that a backup lacks in its repository; empty when it has both."""
     found = pgbackrest.ls(repo, f"backup/{pgbackrest.target.stanza}/{label}")
     return ", ".join(name for name in ("backup.manifest", "backup.manifest.copy") if name not in found)
-
-

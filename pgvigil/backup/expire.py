@@ -59,5 +59,3 @@ def apply_expire(pgbackrest: PgBackRest, plan: ExpirePlan, *, dry_run: bool = Fa
             pgbackrest.expire(plan.repo, label, keep, dry_run=dry_run)
     after = {b.label for b in pgbackrest.info().backups(plan.repo)}
     return tuple(sorted(before - after))
-
-

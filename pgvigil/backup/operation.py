@@ -11,7 +11,6 @@ from pgvigil.backup import decide, survey
 from pgvigil.backup import expire as expiry
 from pgvigil.backup import prove as proof
 from pgvigil.backup import take as taking
-from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
 from pgvigil.errors import PgvigilError, PreconditionFailed
 from pgvigil.lock import StanzaLock, hold_stanza
 from pgvigil.pgbackrest import Backup, PgBackRest
@@ -20,6 +19,7 @@ from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
     from pgvigil.fleet import ClusterSettings
     from pgvigil.runs import Run
 
@@ -63,10 +63,12 @@ def look(stanza: Stanza) -> Survey:
     run, policy = stanza.run, stanza.settings.backup
     world = survey.survey(stanza.settings, stanza.pgbackrest, run.name)
     survey.require_stanza(world)
-    _passed(run, "preflight.stanza", "stanza and repositories usable", f"{len(world.stanza.repo)} repositories")
+    _passed(
+        run, "preflight.stanza", "stanza and repositories usable", f"{len(world.stanza.repo)} repositories"
+    )
     run.findings += survey.check_server(world, policy, stanza.name)
     _passed(run, "preflight.archiver", "archiver works", f"last archived {world.server.last_archived_wal}")
-    run.findings += survey.end_leftovers(stanza.name)
+    run.findings += survey.end_leftovers(stanza.settings.pgbackrest)
     survey.check_locks(stanza.pgbackrest, world.stanza, policy.wait)
     _passed(run, "preflight.locks", "nobody else works on the stanza", "free")
     run.findings += survey.check_space(stanza.settings.pgbackrest, world)
@@ -108,7 +110,9 @@ def take(
     stanza.lock.check()
     transcript = stanza.run.directory / f"repo{line.repo}.log"
     began = time.monotonic()
-    with stanza.run.step("take backup", {"repo": line.repo, "type": line.type, "reason": line.reason}) as noted:
+    with stanza.run.step(
+        "take backup", {"repo": line.repo, "type": line.type, "reason": line.reason}
+    ) as noted:
         backup = taking.take(
             stanza.pgbackrest,
             line,

@@ -189,5 +189,3 @@ def _check_pages(pgbackrest: PgBackRest, world: Survey, backup: Backup) -> Check
 def mark_proven(pgbackrest: PgBackRest, backup: BackupFacts, run_id: str) -> None:
     """Write into the repository that this backup was proven, for expiry and for whoever reads `info`."""
     pgbackrest.annotate(backup.repo, backup.label, {PROOF_NOTE: run_id})
-
-

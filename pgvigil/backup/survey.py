@@ -148,7 +148,7 @@ def check_backlog(server: ServerFacts, policy: BackupPolicy, stanza: str) -> lis
         Finding(
             code="archiver-lagging",
             severity=Severity.WARNING,
-            message=f"{server.ready} WAL files wait for the archiver, expected at most {policy.max_ready}",
+            message=f"{server.ready} WAL files wait for archiving, expected at most {policy.max_ready}",
             hint="look at archive_command's speed: process-max, archive-async, network",
             subject=stanza,
         )
@@ -222,13 +222,14 @@ class BackupProcess(Frozen):
     is_orphan: bool
 
 
-def end_leftovers(stanza: str) -> list[Finding]:
+def end_leftovers(settings: PgBackRestSettings) -> list[Finding]:
     """End what a killed run of ours left at work on this host; raises Busy for anybody else's orphan.
 
     Called under the stanza's lock, so no live run of ours can have a backup process here.
     """
+    stanza = settings.stanza
     findings = []
-    for process in backup_processes(stanza):
+    for process in backup_processes(settings):
         if not process.is_ours:
             if process.is_orphan:
                 raise Busy(orphan_message(process, stanza), hint=orphan_cure(process))
@@ -247,14 +248,14 @@ def end_leftovers(stanza: str) -> list[Finding]:
     return findings
 
 
-def require_no_orphans(stanza: str) -> None:
+def require_no_orphans(settings: PgBackRestSettings) -> None:
     """Raise PreconditionFailed for a backup process on this host whose starter is gone; ends nothing.
 
     A main process that is not ours and has no parent may be a service's own, so only workers count there.
     """
-    for process in backup_processes(stanza):
+    for process in backup_processes(settings):
         if process.is_orphan and (process.is_worker or process.is_ours):
-            raise PreconditionFailed(orphan_message(process, stanza), hint=orphan_cure(process))
+            raise PreconditionFailed(orphan_message(process, settings.stanza), hint=orphan_cure(process))
 
 
 def orphan_message(process: BackupProcess, stanza: str) -> str:
@@ -269,8 +270,12 @@ def orphan_cure(process: BackupProcess) -> str:
     return f"look at it (ps -fp {process.pid}) and end it: a backup beside it could be corrupted"
 
 
-def backup_processes(stanza: str) -> Iterator[BackupProcess]:
-    """Yield pgBackRest processes of this host that write a backup of the stanza."""
+def backup_processes(settings: PgBackRestSettings) -> Iterator[BackupProcess]:
+    """Yield pgBackRest processes of this host that write a backup of the stanza by the same configuration.
+
+    Another configuration's stanza of the same name is another cluster. Main process and workers carry both
+    options on their command line; only the default configuration is named on none.
+    """
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -278,11 +283,17 @@ def backup_processes(stanza: str) -> Iterator[BackupProcess]:
             continue  # it ended while we looked
         is_worker = any(word.startswith("backup:") for word in words)
         is_backup = is_worker or "backup" in words
-        if is_backup and f"--stanza={stanza}" in words and Path(words[0]).name == "pgbackrest":
+        if is_backup and _is_of(settings, words) and Path(words[0]).name == "pgbackrest":
             pid = int(entry.name)
             yield BackupProcess(
                 pid=pid, is_worker=is_worker, is_ours=_is_ours(pid), is_orphan=_parent(pid) == 1
             )
+
+
+def _is_of(settings: PgBackRestSettings, words: list[str]) -> bool:
+    configs = {word.partition("=")[2] for word in words if word.startswith("--config=")}
+    expected = {str(settings.config)} if settings.config else set()
+    return configs == expected and f"--stanza={settings.stanza}" in words
 
 
 def _is_ours(pid: int) -> bool:

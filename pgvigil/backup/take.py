@@ -84,7 +84,7 @@ def take(  # noqa: PLR0913 - each is a fact of one backup
         progress = meter.read(text)
         if progress:
             on_progress(progress)
-        else:
+        elif " DETAIL: " not in text:
             on_line(text)
 
     failed: PgvigilError | None = None
@@ -105,5 +105,3 @@ def find_own(stanza: StanzaInfo, repo: int, run_id: str) -> Backup | None:
     """Find the backup of a run by its annotation: no clock and no guess is involved."""
     own = [b for b in stanza.backups(repo) if b.note(RUN_NOTE) == run_id]
     return own[-1] if own else None
-
-

@@ -221,7 +221,7 @@ def stanza_started(cluster: Cluster) -> str:
 
 def stanza_leftovers(cluster: Cluster) -> str:
     """Look on this host for backup processes that nobody waits for."""
-    survey.require_no_orphans(cluster.stanza)
+    survey.require_no_orphans(cluster.settings.pgbackrest)
     return "no backup process on this host has lost its starter"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 Version = tuple[int, int]
 
@@ -63,7 +63,7 @@ def repo_get(target: Target, repo: int, path: str) -> list[str]:
     return [*_command(target, "repo-get", f"--repo={repo}"), path]
 
 
-def backup(
+def backup(  # noqa: PLR0913 - what a backup command says, and nothing else
     target: Target,
     repo: int,
     kind: str,
@@ -80,6 +80,7 @@ def backup(
         f"--repo={repo}",
         f"--type={kind}",
         "--no-expire-auto",
+        *_keep_all(repo),
         "--resume" if may_resume else "--no-resume",
         *(f"--annotation={key}={value}" for key, value in annotations.items()),
         console="detail",
@@ -113,6 +114,10 @@ def stop_file_probe(target: Target, repo: int) -> list[str]:
         "expire",
         f"--repo={repo}",
         "--dry-run",
-        f"--repo{repo}-retention-full=9999999",
-        f"--repo{repo}-retention-full-type=count",
+        *_keep_all(repo),
     )
+
+
+def _keep_all(repo: int) -> list[str]:
+    """Expire nothing, and say so: without it pgBackRest warns in every run that no retention is set."""
+    return [f"--repo{repo}-retention-full=9999999", f"--repo{repo}-retention-full-type=count"]

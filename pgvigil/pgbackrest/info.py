@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pgvigil.errors import ToolFailed
 
@@ -56,10 +56,21 @@ class _Database(_Foreign):
     repo_key: int = Field(alias="repo-key")
 
 
-class PageError(_Foreign):
-    """A file of the source in which page checksums did not match, as `info --set` lists it."""
-
+class _Named(_Foreign):
     name: str
+
+
+class _PageErrors(_Foreign):
+    label: str
+    error_list: tuple[str | _Named, ...] = Field(default=(), alias="error-list")
+
+
+class _StanzaPageErrors(_Foreign):
+    name: str
+    backup: tuple[_PageErrors, ...] = ()
+
+
+_PAGE_ERRORS = TypeAdapter(tuple[_StanzaPageErrors, ...])
 
 
 class Backup(_Foreign):
@@ -174,13 +185,19 @@ def read_info(text: bytes, stanza: str) -> StanzaInfo:
 
 
 def read_page_errors(text: bytes, stanza: str, label: str) -> tuple[str, ...]:
-    """Return the source files with page checksum errors from `info --set`."""
-    for entry in _load(text, list):
-        if isinstance(entry, dict) and entry.get("name") == stanza:
-            for backup in entry.get("backup") or []:
-                if backup.get("label") == label:
-                    return tuple(str(item["name"]) for item in backup.get("error-list") or [])
-    return ()
+    """Return the source files with page checksum errors from `info --set`: names, or objects with one."""
+    try:
+        entries = _PAGE_ERRORS.validate_python(_load(text, list))
+    except ValidationError as error:
+        raise _unreadable("info --set", error) from error
+    return tuple(
+        item if isinstance(item, str) else item.name
+        for entry in entries
+        if entry.name == stanza
+        for backup in entry.backup
+        if backup.label == label
+        for item in backup.error_list
+    )
 
 
 class RepositoryFile(_Foreign):
@@ -197,7 +214,7 @@ def read_listing(text: bytes) -> dict[str, RepositoryFile]:
     try:
         return {name: RepositoryFile.model_validate(item) for name, item in entries.items() if name != "."}
     except ValidationError as error:
-        raise ToolFailed(f"repo-ls gave an entry that cannot be read: {error.errors()[0]['msg']}") from error
+        raise _unreadable("repo-ls", error) from error
 
 
 def _load(text: bytes, kind: type) -> Any:
@@ -217,9 +234,13 @@ def _validate(entry: dict[str, Any]) -> StanzaInfo:
     try:
         return StanzaInfo.model_validate(entry)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise ToolFailed(
-            f"pgbackrest info lacks or garbles '{where}': {fault['msg']}",
-            hint="this pgBackRest version may be newer than those tested: 2.45 to 2.59",
-        ) from error
+        raise _unreadable("info", error) from error
+
+
+def _unreadable(command: str, error: ValidationError) -> ToolFailed:
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return ToolFailed(
+        f"pgbackrest {command} lacks or garbles '{where}': {fault['msg']}",
+        hint="this pgBackRest version may be newer than those tested: 2.45 to 2.59",
+    )

@@ -226,6 +226,7 @@ repo1-storage-host={s3.PGBACKREST_HOST}
 repo1-storage-port={sandbox.s3_port}
 repo1-storage-ca-file={sandbox.ca_file}
 process-max=2
+repo1-bundle=y
 compress-type=zst
 start-fast=y
 archive-timeout=60

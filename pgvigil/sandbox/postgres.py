@@ -83,7 +83,7 @@ def create(site: Site, cluster: str, settings: Mapping[str, str]) -> int:
     _write(site, cluster, "pg_ident.conf", _ident(site))
     with (site.data(cluster) / "postgresql.conf").open("a", encoding="utf-8") as configuration:
         configuration.write("\ninclude 'sandbox.conf'\n")
-    return _start_on_free_port(site, cluster, settings)
+    return _start_onfree_port(site, cluster, settings)
 
 
 def _initdb(site: Site, cluster: str) -> list[str | Path]:
@@ -97,9 +97,9 @@ def _ident(site: Site) -> str:
     return "".join(f'sandbox "{account}" {role}\n' for account in accounts for role in (ADMIN, BACKUP_ROLE))
 
 
-def _start_on_free_port(site: Site, cluster: str, settings: Mapping[str, str]) -> int:
+def _start_onfree_port(site: Site, cluster: str, settings: Mapping[str, str]) -> int:
     for _ in range(_PORT_ATTEMPTS):
-        port = _free_port()
+        port = free_port()
         sockets = '"' + str(site.sockets).replace('"', '""') + '"'
         ours = {**_COMMON, **settings, "unix_socket_directories": sockets, "port": str(port)}
         _write(site, cluster, "sandbox.conf", "".join(map(_setting, ours.items())))
@@ -167,7 +167,7 @@ def release_memory(directory: Path) -> None:
             run_tool(directory, ["ipcrm", "-m", segment[1]])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port nobody has, below those that the kernel gives to outgoing connections.
 
     A server that was killed can so come back on its own port.

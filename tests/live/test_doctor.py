@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pgvigil.backup import survey
 from pgvigil.doctor import Diagnosis, examine, verdict
 from pgvigil.errors import ConfigError
 from pgvigil.fleet import Fleet, load_fleet
@@ -504,23 +506,44 @@ def test_a_stop_file_is_named(in_sandbox: Sandbox, fleet: Fleet) -> None:
     assert "pgbackrest start" in fault.hint
 
 
-def test_a_worker_that_lost_its_starter_is_named_and_left_alone(fleet: Fleet, tmp_path: Path) -> None:
-    """A backup worker whose main process is gone is found, and the doctor does not end it."""
-    note = tmp_path / "pid"
-    script = 'exec -a pgbackrest sh -c "echo \\$\\$ >$0; read _ <>$1" --stanza=demo backup:local'
-    os.mkfifo(tmp_path / "never")
-    subprocess.run(
-        ["bash", "-c", f"setsid bash -c '{script}' {note} {tmp_path}/never >/dev/null 2>&1 &"], check=True
-    )
+@contextmanager
+def orphan(place: Path, *options: str) -> Iterator[int]:
+    """Keep a process alive that looks like a backup worker and that nobody waits for; yields its id."""
+    note = place / "pid"
+    os.mkfifo(place / "never")
+    words = " ".join(shlex.quote(option) for option in options)
+    script = f'echo $$ >{note}; exec -a pgbackrest sh -c "read _ <>{place}/never" sh {words} backup:local'
+    subprocess.run(["bash", "-c", f"setsid bash -c {shlex.quote(script)} >/dev/null 2>&1 &"], check=True)
     until(lambda: note.exists() and note.read_text().strip())
-    worker = int(note.read_text())
+    pid = int(note.read_text())
     try:
-        until(lambda: int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]) == 1)
+        until(lambda: b"pgbackrest" == Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == "1")
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_that_lost_its_starter_is_named_and_left_alone(
+    in_sandbox: Sandbox, fleet: Fleet, tmp_path: Path
+) -> None:
+    """A backup worker whose main process is gone is found, and the doctor does not end it."""
+    with orphan(tmp_path, f"--config={in_sandbox.pgbackrest_conf}", "--stanza=demo") as worker:
         fault = the_fault(fleet)
         os.kill(worker, 0)
-    finally:
-        os.kill(worker, signal.SIGKILL)
 
     assert fault.id == "stanza.leftovers"
     assert f"process {worker} works on a backup of stanza 'demo'" in fault.message
     assert str(worker) in fault.hint
+
+
+@pytest.mark.parametrize("options", [("--stanza=demo",), ("--config=/etc/other.conf", "--stanza=demo")])
+def test_another_clusters_stanza_of_the_same_name_is_no_leftover(
+    fleet: Fleet, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """A worker of another configuration is neither named nor, by a backup's pre-flight, ended."""
+    settings = fleet.clusters["demo"].pgbackrest
+    with orphan(tmp_path, *options) as worker:
+        assert not refuted(examine(fleet, "demo"))
+        assert not survey.end_leftovers(settings)
+        os.kill(worker, 0)

@@ -161,7 +161,7 @@ def test_no_subject_leaves_its_directory(files: ReportStore, root: Path, subject
     assert stored(root)[0].startswith("nightly-backup/")
 
 
-@pytest.mark.parametrize("suffix", ["json", "../x", "", "MD", "a.b"])
+@pytest.mark.parametrize("suffix", ["json", "../x", "", "MD", "a..b"])
 def test_a_rendering_has_a_plain_suffix(place: tuple[ReportStore, str], suffix: str) -> None:
     """A suffix that is none, or the report's own, is refused before anything is stored."""
     with pytest.raises(ConfigError, match="suffix"):
