@@ -443,7 +443,9 @@ def redactor(env: dict[str, str] | None = None) -> Callable[[str], str]:
     def redact(text: str) -> str:
         for value in values:
             text = text.replace(value, "***")
-        return _SECRET_TEXT.sub(lambda match: f"{match['lead'] or match['name']}***{match['end'] or ''}", text)
+        return _SECRET_TEXT.sub(
+            lambda match: f"{match['lead'] or match['name']}***{match['end'] or ''}", text
+        )
 
     return redact
 

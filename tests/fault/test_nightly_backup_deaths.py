@@ -1,10 +1,9 @@
-import json
+
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -150,7 +149,7 @@ def test_a_worker_that_dies_leaves_no_orphan(
     wait_for(lambda: not flow_processes(run_in_mid_backup), "the flow's end", 120)
     start_worker(slow_sandbox, slow_sandbox.environment["PREFECT_API_URL"], "dba")
     if number == signal.SIGKILL:
-        assert audited(slow_sandbox)[0].startswith("ended verified")
+        assert audited(slow_sandbox)[0].startswith("ended verified"), audited(slow_sandbox)
     assert_good_afterwards(slow_sandbox, client)
 
 
