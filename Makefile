@@ -28,7 +28,7 @@ demo-stop:
 # A live test that was skipped because something is missing has proven nothing: here it fails.
 test: $(VENV)/.dev
 	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
-	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check
