@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pgvigil.backup.facts import BackupChoice, BackupReport
+from pgvigil.backup.operation import alone
 from pgvigil.runs import conduct
 from tasks.backup import expire, hold_stanza, look, plan, prove, take
 from tasks.pipeline import context, pipeline
@@ -35,6 +36,7 @@ def back_up(run: Run, backup_type: BackupChoice, *, dry_run: bool) -> None:
         if dry_run:
             return
         for line in lines:
-            taken = take(stanza, line)
-            prove(stanza, world, taken)
-            expire(stanza, line.repo)
+            with alone(stanza, line.repo):
+                taken = take(stanza, line)
+                prove(stanza, world, taken)
+                expire(stanza, line.repo)

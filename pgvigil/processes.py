@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 KEEPER = Path(__file__).with_name("keeper.py")
 TOKEN = "PGVIGIL_PROCESS"  # noqa: S105 - the variable that marks every process of one tool run
 TAIL_LINES = 40
+LONGEST_LINE = 65536  # bytes; what is longer is broken, so that no tool fills memory without a line end
 LAST_WORD_PATIENCE = 30.0  # seconds beyond the grace in which a keeper must have ended the tree
 
 # Runs on the tool's host: when standard input ends, so does the tool, with its group and whatever else
@@ -144,7 +145,8 @@ def _kept(
             tool.end()
     finally:
         if file:
-            file.close()
+            with suppress(OSError):  # every line was flushed, and told of, when it was written
+                file.close()
 
 
 class _Tool:
@@ -278,14 +280,28 @@ class _Tool:
             )
 
     def _take_lines(self, name: str, chunk: bytes) -> None:
-        *lines, self.partial[name] = (self.partial[name] + chunk).split(b"\n")
+        *lines, rest = (self.partial[name] + chunk).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            lines, rest = [*lines, rest], b""
+        self.partial[name] = rest
         for raw in lines:
             line = self.redact(raw.decode(errors="replace").rstrip("\r"))
             self.tail.append(line)
             if self.transcript:
-                self.transcript.write(line + "\n")
+                self._keep(self.transcript, line)
             if self.on_line:
                 self.on_line(line)
+
+    def _keep(self, transcript: IO[str], line: str) -> None:
+        try:
+            transcript.write(line + "\n")
+            transcript.flush()
+        except OSError as error:
+            raise self._error(
+                ToolFailed,
+                f"{self._name} was ended: its output cannot be kept in {transcript.name}: {error.strerror}",
+                "free space there; the next run starts anew",
+            ) from error
 
     def conclude(self) -> Completed:
         """Judge the keeper's last word; only an exit that nobody forced is a completed run."""

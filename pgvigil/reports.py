@@ -122,7 +122,12 @@ def headline(report: Report) -> str:
             if check.verdict is Verdict.INCONCLUSIVE and check.required:
                 return f"{check.id}: could not be checked: {check.detail or check.actual}"
         return "nothing was checked"
-    return f"{sum(check.verdict is Verdict.VERIFIED for check in report.checks)} checks verified"
+    count = sum(check.verdict is Verdict.VERIFIED for check in report.checks)
+    return (
+        f"dry run: {count} pre-flights passed, nothing was proven"
+        if report.dry_run
+        else f"{count} checks verified"
+    )
 
 
 def facts(value: Any) -> Any:

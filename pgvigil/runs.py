@@ -96,7 +96,7 @@ def conduct(  # noqa: PLR0913 - what a run is, and nothing else
             run = Run(identity, fleet, log, directory)
             return _conduct(kind, run, steps, started, dry_run=dry_run, context=context or {})
     except PgvigilError as error:
-        return _report(kind, identity, started, dry_run=dry_run, findings=(_finding(error, subject),))
+        return _report(kind, identity, started, dry_run=dry_run, findings=(finding_of(error, subject),))
 
 
 def _conduct(  # noqa: PLR0913 - the parts of `conduct`
@@ -113,7 +113,7 @@ def _conduct(  # noqa: PLR0913 - the parts of `conduct`
     try:
         steps(run)
     except PgvigilError as error:
-        run.findings.append(_finding(error, run.identity.subject))
+        run.findings.append(finding_of(error, run.identity.subject))
         run.checks.append(
             Check(
                 id="completed", verdict=Verdict.INCONCLUSIVE, expected="every step done", actual=error.message
@@ -179,7 +179,7 @@ def _store(run: Run, report: ReportType) -> ReportType:
     try:
         uris = open_report_store(run.fleet.audit.reports, run.fleet.s3).save(report, renderings)
     except PgvigilError as error:
-        return _with_findings(report, _finding(error, run.identity.subject, Severity.WARNING))
+        return _with_findings(report, finding_of(error, run.identity.subject, Severity.WARNING))
     return report.model_copy(update={"evidence": uris})
 
 
@@ -194,7 +194,7 @@ def _anchor(run: Run, report: ReportType, link: Link) -> ReportType:
     try:
         open_report_store(run.fleet.audit.reports, run.fleet.s3).anchor(link.seq, link.hash)
     except PgvigilError as error:
-        return _with_findings(report, _finding(error, run.identity.subject, Severity.WARNING))
+        return _with_findings(report, finding_of(error, run.identity.subject, Severity.WARNING))
     return report
 
 
@@ -237,7 +237,8 @@ def _lost(gone: OpenRun) -> Finding:
     )
 
 
-def _finding(error: PgvigilError, subject: str, severity: Severity = Severity.ERROR) -> Finding:
+def finding_of(error: PgvigilError, subject: str, severity: Severity = Severity.ERROR) -> Finding:
+    """Tell an error as a finding, without secrets."""
     redact = redactor()
     return Finding(
         code=error.code,

@@ -45,14 +45,14 @@ def _reasons_for_full(
     world: Survey, full: Backup, last: Backup, policy: BackupPolicy, broken: Mapping[str, str]
 ) -> Iterator[str]:
     server, stanza = world.server, world.stanza
+    for label in (*(last.reference or ()), last.label, full.label):
+        if label in broken:
+            yield f"{label} is no parent: {broken[label]}"
     recorded = stanza.history(last.repo, last.database.id).system_id
     if recorded != server.system_id:
         yield f"the system id changed from {recorded} to {server.system_id}"
     if last.timeline != server.timeline:
         yield f"the timeline changed from {last.timeline} to {server.timeline}"
-    for label in (*(last.reference or ()), last.label, full.label):
-        if label in broken:
-            yield f"{label} is no parent: {broken[label]}"
     age = server.now - full.timestamp.stop
     if age >= policy.full_every:
         yield f"the last full is {_days(age)} old, policy says {_days(policy.full_every)}"
@@ -94,6 +94,7 @@ def find_broken(pgbackrest: PgBackRest, stanza: StanzaInfo, repo: int) -> dict[s
     last = backups[-1]
     full = next((b for b in reversed(backups) if b.type == "full"), last)
     broken = {b.label: "it has page checksum errors" for b in backups if b.error}
+    broken |= {b.label: "it was taken offline, without WAL" for b in backups if not b.archive.stop}
     for label in sorted({*(last.reference or ()), last.label, full.label}):
         missing = missing_manifests(pgbackrest, repo, label)
         if missing:

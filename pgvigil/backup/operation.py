@@ -11,10 +11,11 @@ from pgvigil.backup import decide, survey
 from pgvigil.backup import expire as expiry
 from pgvigil.backup import prove as proof
 from pgvigil.backup import take as taking
-from pgvigil.errors import PgvigilError, PreconditionFailed
+from pgvigil.errors import Busy, EvidenceError, PgvigilError, PreconditionFailed, ToolFailed
 from pgvigil.lock import StanzaLock, hold_stanza
 from pgvigil.pgbackrest import Backup, PgBackRest
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
+from pgvigil.runs import finding_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,9 +64,6 @@ def look(stanza: Stanza) -> Survey:
     run, policy = stanza.run, stanza.settings.backup
     world = survey.survey(stanza.settings, stanza.pgbackrest, run.name)
     survey.require_stanza(world)
-    _passed(
-        run, "preflight.stanza", "stanza and repositories usable", f"{len(world.stanza.repo)} repositories"
-    )
     run.findings += survey.check_server(world, policy, stanza.name)
     _passed(run, "preflight.archiver", "archiver works", f"last archived {world.server.last_archived_wal}")
     run.findings += survey.end_leftovers(stanza.settings.pgbackrest)
@@ -80,23 +78,57 @@ def _passed(run: Run, name: str, expected: str, actual: str) -> None:
 
 
 def plan(stanza: Stanza, world: Survey, choice: BackupChoice) -> tuple[Line, ...]:
-    """Decide the backup of each repository and write it into the report."""
+    """Decide the backup of each usable repository; one that is not is told and leaves the others alone."""
     lines = []
     for repository in world.stanza.repo:
-        broken = decide.find_broken(stanza.pgbackrest, world.stanza, repository.key)
-        stanza.run.findings += [
-            Finding(
-                code="parent-broken",
-                severity=Severity.ERROR,
-                message=f"{label} cannot be restored, nor built upon: {fault}",
-                hint="a new full is taken now; see that nobody deletes in the repository by hand",
-                subject=label,
-            )
-            for label, fault in broken.items()
-        ]
-        lines.append(decide.decide(world, repository.key, stanza.settings.backup, choice, broken))
+        with alone(stanza, repository.key):
+            survey.require_usable(world, repository)
+            lines.append(_plan_line(stanza, world, repository.key, choice))
     stanza.run.facts["plan"] = tuple(lines)
     return tuple(lines)
+
+
+@contextmanager
+def alone(stanza: Stanza, repo: int) -> Iterator[None]:
+    """Keep the failure of one repository from the others: it becomes that repository's inconclusive proof.
+
+    What concerns the whole run passes: lost lock, evidence that cannot be kept.
+    """
+    try:
+        yield
+    except PgvigilError as error:
+        if isinstance(error, EvidenceError) or _is_lock_lost(error):
+            raise
+        run, name = stanza.run, f"repo{repo}.completed"
+        run.checks.append(
+            Check(
+                id=name, verdict=Verdict.INCONCLUSIVE, expected="backed up and proven", actual=error.message
+            )
+        )
+        run.findings.append(finding_of(error, stanza.run.identity.subject))
+        run.proofs.append(Proof(name=f"backup repo{repo}", verdict=Verdict.INCONCLUSIVE))
+
+
+def _is_lock_lost(error: PgvigilError) -> bool:
+    """Tell our own lock from pgBackRest's, whose errors carry its exit code."""
+    return isinstance(error, Busy) and "exit_code" not in error.context
+
+
+def _plan_line(stanza: Stanza, world: Survey, repo: int, choice: BackupChoice) -> Line:
+    broken = decide.find_broken(stanza.pgbackrest, world.stanza, repo)
+    stanza.run.findings += [
+        Finding(
+            code="parent-broken",
+            severity=Severity.ERROR,
+            message=f"{label} cannot be restored, nor built upon: {fault}",
+            hint="a new full is taken now; see that nobody deletes in the repository by hand",
+            subject=label,
+        )
+        for label, fault in broken.items()
+    ]
+    line = decide.decide(world, repo, stanza.settings.backup, choice, broken)
+    _passed(stanza.run, f"repo{repo}.usable", "repository and stanza usable", f"plan: {line.type}")
+    return line
 
 
 def take(
@@ -135,9 +167,32 @@ def prove(stanza: Stanza, world: Survey, taken: Taken) -> Proven:
     run.proofs.append(Proof(name=f"backup repo{line.repo}", verdict=verdict))
     run.facts["backups"] = (*run.facts.get("backups", ()), proven.facts)
     if verdict is Verdict.VERIFIED:
-        with run.step("mark proven", {"repo": line.repo, "label": taken.backup.label}):
-            proof.mark_proven(stanza.pgbackrest, proven.facts, str(run.id))
+        _mark(stanza, proven)
     return proven
+
+
+def _mark(stanza: Stanza, proven: Proven) -> None:
+    """Mark a backup as proven in its repository; that this fails makes no good backup bad."""
+    run, label = stanza.run, proven.facts.label
+    try:
+        with run.step("mark proven", {"repo": proven.facts.repo, "label": label}):
+            proof.mark_proven(stanza.pgbackrest, proven.facts, str(run.id))
+    except ToolFailed as error:
+        run.findings.append(_not_marked(label, error))
+    except PreconditionFailed as error:
+        if _is_lock_lost(error):
+            raise
+        run.findings.append(_not_marked(label, error))
+
+
+def _not_marked(label: str, error: PgvigilError) -> Finding:
+    return Finding(
+        code="not-marked",
+        severity=Severity.WARNING,
+        message=f"{label} is proven, but could not be marked so: {error.message}",
+        hint="it does not count for retention; " + (error.hint or "the next backup will be marked"),
+        subject=label,
+    )
 
 
 def expire(stanza: Stanza, repo: int) -> None:
@@ -156,9 +211,9 @@ def expire(stanza: Stanza, repo: int) -> None:
         return
     try:
         _expire(stanza, repo)
-    except PreconditionFailed:
-        raise
     except PgvigilError as error:
+        if isinstance(error, EvidenceError) or _is_lock_lost(error):
+            raise
         run.findings.append(
             Finding(
                 code="expire-failed",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgvigil.backup.decide import missing_manifests
 from pgvigil.backup.facts import PROOF_NOTE, BackupFacts, Line, Proven, Survey
 from pgvigil.errors import ToolFailed
-from pgvigil.pgbackrest.manifest import read_manifest, stored_objects
+from pgvigil.pgbackrest.manifest import read_header, read_manifest, stored_objects
 from pgvigil.reports import Check, Finding, Severity, Verdict
-from pgvigil.wal import prove_segments, segment_range
+from pgvigil.wal import prove_segments, segment_number, segment_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pgvigil.pgbackrest import Backup, PgBackRest, StanzaInfo
+
+
+MOST_SEGMENTS = 1_000_000  # 16 TB of WAL in one backup: beyond it the range is an error, not a range
 
 
 def prove(  # noqa: PLR0913 - each is a fact of one backup
@@ -30,7 +33,7 @@ def prove(  # noqa: PLR0913 - each is a fact of one backup
         _check_chain(pgbackrest, repo, chain),
         _check_files(pgbackrest, repo, backup),
         _check_wal(pgbackrest, world, stanza, backup),
-        _check_pages(pgbackrest, world, backup),
+        _check_pages(pgbackrest, world, backup, chain),
     ]
     facts = BackupFacts(
         repo=repo,
@@ -45,8 +48,8 @@ def prove(  # noqa: PLR0913 - each is a fact of one backup
         delta=backup.info.delta,
         repo_size=backup.info.repository.size,
         repo_delta=backup.info.repository.delta,
-        wal_start=backup.archive.start,
-        wal_stop=backup.archive.stop,
+        wal_start=backup.archive.start or "",
+        wal_stop=backup.archive.stop or "",
         lsn_stop=backup.lsn.stop if backup.lsn else "",
         seconds=seconds,
         rate=backup.info.delta / seconds if seconds else 0.0,
@@ -133,7 +136,7 @@ def _check_files(pgbackrest: PgBackRest, repo: int, backup: Backup) -> Check:
 def _read_text(pgbackrest: PgBackRest, repo: int, path: str) -> str:
     chunks: list[bytes] = []
     pgbackrest.read(repo, path, chunks.append)
-    return b"".join(chunks).decode()
+    return b"".join(chunks).decode(errors="surrogateescape")  # file names are bytes
 
 
 _COMPRESSION = re.compile(r"\.(gz|zst|lz4|bz2|pgbi)$")
@@ -155,20 +158,59 @@ def _missing_objects(pgbackrest: PgBackRest, repo: int, folder: str, objects: Ma
 
 def _check_wal(pgbackrest: PgBackRest, world: Survey, stanza: StanzaInfo, backup: Backup) -> Check:
     """Every WAL segment from start to stop is stored once, and its content is what its name says."""
-    size = world.server.segment_size
-    segments = list(segment_range(backup.archive.start, backup.archive.stop, size))
+    size, start, stop = world.server.segment_size, backup.archive.start or "", backup.archive.stop or ""
+    fault = _range_fault(pgbackrest, backup, size)
+    if fault:
+        return _check("wal", backup.repo, "a range of WAL from start to stop", [fault], "")
+    segments = list(segment_range(start, stop, size))
     proofs = prove_segments(pgbackrest, backup.repo, stanza.archive_id(backup), segments, size)
     faults = [f"{proof.segment} is {proof.fault}" for proof in proofs if proof.fault]
     return _check(
         "wal",
         backup.repo,
-        f"{len(segments)} segments {backup.archive.start} to {backup.archive.stop}, sha1 as named",
+        f"{len(segments)} segments {start} to {stop}, sha1 as named",
         faults,
         f"{len(proofs)} of {len(segments)} read back",
     )
 
 
-def _check_pages(pgbackrest: PgBackRest, world: Survey, backup: Backup) -> Check:
+def _range_fault(pgbackrest: PgBackRest, backup: Backup, segment_size: int) -> str:
+    """Say what is wrong with the range that `info` tells: none, backwards, endless, or not the manifest's."""
+    start, stop = backup.archive.start, backup.archive.stop
+    if not start or not stop:
+        return "the backup has no WAL range: it was taken offline"
+    count = segment_number(stop, segment_size) - segment_number(start, segment_size) + 1
+    if start[:8] != stop[:8] or not 1 <= count <= MOST_SEGMENTS:
+        return f"{start} to {stop} is no range of WAL"
+    try:
+        header = _read_header(pgbackrest, backup.repo, backup.label)
+    except ToolFailed as error:
+        return f"the manifest cannot be read: {error.message}"
+    told = header.get("backup-archive-start"), header.get("backup-archive-stop")
+    return (
+        "" if told == (start, stop) else f"info says {start} to {stop}, the manifest {told[0]} to {told[1]}"
+    )
+
+
+def _read_header(pgbackrest: PgBackRest, repo: int, label: str) -> dict[str, Any]:
+    return read_header(
+        _read_text(pgbackrest, repo, f"backup/{pgbackrest.target.stanza}/{label}/backup.manifest")
+    )
+
+
+def _unchecked(pgbackrest: PgBackRest, repo: int, chain: Sequence[str]) -> list[str]:
+    """Name the backups of a chain whose pages pgBackRest was told not to look at."""
+    found = []
+    for label in chain:
+        try:
+            if _read_header(pgbackrest, repo, label).get("option-checksum-page") is not True:
+                found.append(label)
+        except ToolFailed:
+            found.append(label)  # a manifest that cannot be read says nothing of pages
+    return found
+
+
+def _check_pages(pgbackrest: PgBackRest, world: Survey, backup: Backup, chain: Sequence[str]) -> Check:
     """No page of the source failed its checksum; exit code 0 does not say so, `error` does."""
     expected = "no page checksum error"
     if backup.error:
@@ -182,6 +224,15 @@ def _check_pages(pgbackrest: PgBackRest, world: Survey, backup: Backup) -> Check
             actual="data checksums are off in this cluster",
             detail="enable them with pg_checksums so that damage at the source is seen",
             required=False,
+        )
+    unchecked = _unchecked(pgbackrest, backup.repo, chain)
+    if unchecked:
+        return Check(
+            id=f"repo{backup.repo}.pages",
+            verdict=Verdict.INCONCLUSIVE,
+            expected=expected,
+            actual=f"pages of {', '.join(unchecked)} were not looked at",
+            detail="remove checksum-page=n from pgbackrest.conf and take a new full",
         )
     return _check("pages", backup.repo, expected, [], "none")
 

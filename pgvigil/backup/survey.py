@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pgvigil import postgres
 from pgvigil.backup.facts import ServerFacts, Survey, bytes_text
-from pgvigil.errors import Busy, ConfigError, PreconditionFailed, VersionUnsupported
+from pgvigil.errors import Busy, ConfigError, PgvigilError, PreconditionFailed, VersionUnsupported
 from pgvigil.pgbackrest.info import STANZA_MISSING_DATA, STANZA_MISSING_PATH, STANZA_NO_BACKUP, STANZA_OK
 from pgvigil.processes import TOKEN
 from pgvigil.reports import Finding, Frozen, Severity
@@ -53,31 +53,61 @@ def survey(settings: ClusterSettings, pgbackrest: PgBackRest, application_name: 
 
 def require_stanza(world: Survey) -> None:
     """Raise PreconditionFailed or VersionUnsupported where no backup can be taken at all."""
-    require_repositories(world.stanza)
-    require_created(world.stanza)
-    require_same_system(world.stanza, world.server)
     require_known_major(world.server.major, world.version)
+    if not usable_repositories(world):
+        require_created(world.stanza)
+        for repository in world.stanza.repo:
+            require_usable(world, repository)
+
+
+def usable_repositories(world: Survey) -> tuple[RepositoryStatus, ...]:
+    """Return the repositories into which a backup can be taken."""
+    return tuple(repository for repository in world.stanza.repo if _is_usable(world, repository))
+
+
+def _is_usable(world: Survey, repository: RepositoryStatus) -> bool:
+    try:
+        require_usable(world, repository)
+    except PgvigilError:
+        return False
+    return True
+
+
+def require_usable(world: Survey, repository: RepositoryStatus) -> None:
+    """Raise PreconditionFailed where no backup can be taken into this repository."""
+    require_readable(world.stanza, repository)
+    require_stanza_in(world.stanza, repository)
+    require_same_system_in(world.stanza, repository.key, world.server)
 
 
 def require_repositories(stanza: StanzaInfo) -> None:
     """Raise PreconditionFailed for the first repository that pgBackRest could not read."""
-    readable = {STANZA_OK, STANZA_NO_BACKUP, STANZA_MISSING_PATH, STANZA_MISSING_DATA}
     for repository in stanza.repo:
-        if repository.status.code not in readable:
-            told = repository.status.message
-            raise PreconditionFailed(
-                f"stanza '{stanza.name}', repository {repository.key} cannot be read: {_in_short(told)}",
-                hint=_repository_cure(repository, told),
-            )
+        require_readable(stanza, repository)
+
+
+def require_readable(stanza: StanzaInfo, repository: RepositoryStatus) -> None:
+    """Raise PreconditionFailed where pgBackRest could not read one repository."""
+    if repository.status.code not in {STANZA_OK, STANZA_NO_BACKUP, STANZA_MISSING_PATH, STANZA_MISSING_DATA}:
+        told = repository.status.message
+        raise PreconditionFailed(
+            f"stanza '{stanza.name}', repository {repository.key} cannot be read: {_in_short(told)}",
+            hint=_repository_cure(repository, told),
+        )
 
 
 def require_created(stanza: StanzaInfo) -> None:
-    """Raise PreconditionFailed where a repository does not have the stanza."""
-    if stanza.status.code in {STANZA_MISSING_PATH, STANZA_MISSING_DATA} and not stanza.repo:
+    """Raise PreconditionFailed where there is no repository, or one that does not have the stanza."""
+    if not stanza.repo:
         raise _not_created(stanza, "any repository", stanza.status.message)
     for repository in stanza.repo:
-        if repository.status.code in {STANZA_MISSING_PATH, STANZA_MISSING_DATA}:
-            raise _not_created(stanza, f"repository {repository.key}", repository.status.message)
+        require_stanza_in(stanza, repository)
+
+
+def require_stanza_in(stanza: StanzaInfo, repository: RepositoryStatus) -> None:
+    """Raise PreconditionFailed where one repository does not have the stanza."""
+    if repository.status.code in {STANZA_MISSING_PATH, STANZA_MISSING_DATA}:
+        raise _not_created(stanza, f"repository {repository.key}", repository.status.message)
 
 
 def _not_created(stanza: StanzaInfo, where: str, told: str) -> PreconditionFailed:
@@ -112,14 +142,19 @@ def _repository_cure(repository: RepositoryStatus, told: str) -> str:
 def require_same_system(stanza: StanzaInfo, server: ServerFacts) -> None:
     """Raise PreconditionFailed where a repository's stanza belongs to another cluster than the server."""
     for repository in stanza.repo:
-        recorded = stanza.history(repository.key).system_id
-        if recorded != server.system_id:
-            raise PreconditionFailed(
-                f"stanza '{stanza.name}', repository {repository.key} belongs to system {recorded}, "
-                f"the server is system {server.system_id}",
-                hint="make dsn and pgbackrest.stanza name one cluster; after a major upgrade or a new initdb "
-                "run 'pgbackrest stanza-upgrade'",
-            )
+        require_same_system_in(stanza, repository.key, server)
+
+
+def require_same_system_in(stanza: StanzaInfo, repo: int, server: ServerFacts) -> None:
+    """Raise PreconditionFailed where one repository's stanza belongs to another cluster."""
+    recorded = stanza.history(repo).system_id
+    if recorded != server.system_id:
+        raise PreconditionFailed(
+            f"stanza '{stanza.name}', repository {repo} belongs to system {recorded}, "
+            f"the server is system {server.system_id}",
+            hint="make dsn and pgbackrest.stanza name one cluster; after a major upgrade or a new initdb "
+            "run 'pgbackrest stanza-upgrade'",
+        )
 
 
 def require_known_major(major: int, version: Version) -> None:
@@ -389,7 +424,7 @@ _DEFAULT_CONFIGS = [Path("/etc/pgbackrest/pgbackrest.conf"), Path("/etc/pgbackre
 def require_started(pgbackrest: PgBackRest, stanza: StanzaInfo) -> None:
     """Raise PreconditionFailed where a stop file forbids work on the stanza."""
     for repository in stanza.repo:
-        if pgbackrest.is_stopped(repository.key):
+        if repository.status.code in {STANZA_OK, STANZA_NO_BACKUP} and pgbackrest.is_stopped(repository.key):
             raise PreconditionFailed(
                 f"a stop file forbids work on stanza '{stanza.name}'",
                 hint="run 'pgbackrest start' once you know why it was stopped",

@@ -40,7 +40,10 @@ class PgBackRest:
         completed = self._run("tell its version", argv.version())
         match = _VERSION.search(completed.stdout)
         if match is None:
-            raise VersionUnsupported(f"pgbackrest told no version but {completed.stdout[:60]!r}")
+            raise VersionUnsupported(
+                f"pgbackrest told no version but {completed.stdout[:60]!r}",
+                hint="check pgbackrest.command; a login script on its host may write to standard output",
+            )
         found = int(match[1]), int(match[2])
         if found < argv.OLDEST:
             raise VersionUnsupported(

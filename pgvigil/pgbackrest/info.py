@@ -35,6 +35,13 @@ class _Range(_Foreign):
     stop: str
 
 
+class _WalRange(_Foreign):
+    """First and last WAL segment; a backup taken offline has neither."""
+
+    start: str | None = Field(default=None, pattern="^[0-9A-F]{24}$")
+    stop: str | None = Field(default=None, pattern="^[0-9A-F]{24}$")
+
+
 class _Stamps(_Foreign):
     start: datetime
     stop: datetime
@@ -80,7 +87,7 @@ class Backup(_Foreign):
     type: BackupType
     prior: str | None = None
     reference: tuple[str, ...] | None = None
-    archive: _Range
+    archive: _WalRange
     lsn: _Range | None = None
     timestamp: _Stamps
     database: _Database
@@ -100,8 +107,8 @@ class Backup(_Foreign):
 
     @property
     def timeline(self) -> int:
-        """The timeline on which it ended."""
-        return int(self.archive.stop[:8], 16)
+        """The timeline on which it ended; 0 for a backup taken offline."""
+        return int((self.archive.stop or "0")[:8], 16)
 
     def note(self, key: str) -> str:
         """Return an annotation, or nothing."""
@@ -220,7 +227,7 @@ def read_listing(text: bytes) -> dict[str, RepositoryFile]:
 def _load(text: bytes, kind: type) -> Any:
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ToolFailed(
             f"pgbackrest did not answer in JSON: {text[:80]!r}",
             hint="a command prefix or login script may write to standard output",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgvigil.errors import ToolFailed
 from pgvigil.reports import Frozen
@@ -30,7 +30,8 @@ def read_manifest(text: str) -> Iterator[ManifestFile]:
     """Yield the files of a manifest; raises ToolFailed where it cannot be read."""
     label = ""
     in_files = False
-    for line in text.splitlines():
+    # Only a line feed ends a line: file names may hold whatever else Unicode counts as one.
+    for line in text.split("\n"):
         if line.startswith("["):
             in_files = line == FILE_SECTION
         elif line.startswith(LABEL_KEY):
@@ -40,9 +41,8 @@ def read_manifest(text: str) -> Iterator[ManifestFile]:
 
 
 def _read_file(line: str, label: str) -> ManifestFile:
-    name, _, text = line.partition("={")
     try:
-        facts = json.loads("{" + text)
+        name, facts = _split(line)
         return ManifestFile(
             name=name,
             reference=facts.get("reference", label),
@@ -53,6 +53,30 @@ def _read_file(line: str, label: str) -> ManifestFile:
         )
     except ValueError as error:
         raise ToolFailed(f"the manifest of {label} has a line that cannot be read: {line[:80]!r}") from error
+
+
+def _split(line: str) -> tuple[str, dict[str, Any]]:
+    """Part name and JSON; a name may hold any sign, so the value is the last part that is an object."""
+    end = len(line)
+    while (at := line.rfind("={", 0, end)) >= 0:
+        try:
+            return line[:at], json.loads(line[at + 1 :])
+        except ValueError:
+            end = at
+    raise ValueError(line)
+
+
+def read_header(text: str) -> dict[str, Any]:
+    """Return the plain `key=value` facts that stand before the files, such as option-checksum-page."""
+    facts = {}
+    for line in text.partition(f"\n{FILE_SECTION}")[0].split("\n"):
+        key, equals, value = line.partition("=")
+        if equals and not key.startswith("["):
+            try:
+                facts[key] = json.loads(value)
+            except ValueError:
+                facts[key] = value
+    return facts
 
 
 def stored_objects(files: Iterator[ManifestFile]) -> dict[str, dict[str, int]]:

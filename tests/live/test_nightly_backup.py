@@ -14,6 +14,7 @@ import yaml
 
 from pgvigil.backup import operation
 from pgvigil.backup.facts import PROOF_NOTE, RUN_NOTE, BackupReport
+from pgvigil.errors import ToolFailed
 from pgvigil.lock import hold_stanza
 from pgvigil.postgres import connect
 from pgvigil.reports import Verdict
@@ -335,8 +336,7 @@ def test_an_unproven_full_pushes_no_proven_one_out(night: Night) -> None:
     assert 4 == len(labels)
 
 
-def test_every_repository_is_backed_up_and_proven_on_its_own(night: Night) -> None:
-    """Two repositories: a proof each, and damage in one leaves the other's proof standing."""
+def add_second_repository(night: Night) -> Path:
     second = night.sandbox.directory / "repo2"
     second.mkdir()
     night.sandbox.give(second)
@@ -344,6 +344,12 @@ def test_every_repository_is_backed_up_and_proven_on_its_own(night: Night) -> No
     conf.write_text(conf.read_text().replace("[global]", f"[global]\nrepo2-path={second}"))
     night.pgbackrest("stanza-create")
     night.sql("SELECT pg_switch_wal()")
+    return second
+
+
+def test_every_repository_is_backed_up_and_proven_on_its_own(night: Night) -> None:
+    """Two repositories: a proof each, and damage in one leaves the other's proof standing."""
+    second = add_second_repository(night)
 
     def damage(taken: operation.Taken) -> None:
         if taken.backup.repo == 2:
@@ -358,6 +364,91 @@ def test_every_repository_is_backed_up_and_proven_on_its_own(night: Night) -> No
     }
     assert ["repo2.files"] == refuted(report)
     assert "base/1/1259 is missing" in found(report, "repo2.files")
+
+
+def test_a_repository_that_fails_leaves_the_others_alone(night: Night) -> None:
+    """The first repository's failure is its own inconclusive proof; the second is proven all the same."""
+    add_second_repository(night)
+
+    def fail(taken: operation.Taken) -> None:
+        if taken.backup.repo == 1:
+            raise ToolFailed("the first repository is away", hint="bring it back")
+
+    night.after_take = fail
+
+    report = night.backup()
+
+    assert Verdict.INCONCLUSIVE is report.verdict
+    assert {"backup repo1": "inconclusive", "backup repo2": "verified"} == {
+        proof.name: proof.verdict for proof in report.proofs
+    }
+
+
+def test_pages_that_were_not_looked_at_prove_nothing(night: Night) -> None:
+    """With checksum-page=n in pgbackrest.conf, `error: false` says nothing: we do not know."""
+    conf = night.sandbox.pgbackrest_conf
+    conf.write_text(conf.read_text().replace("[global]", "[global]\nchecksum-page=n", 1))
+
+    report = night.backup()
+
+    assert Verdict.INCONCLUSIVE is report.verdict
+    assert "were not looked at" in found(report, "repo1.pages")
+    assert PROOF_NOTE not in night.pgbackrest("info", "--output=json")
+
+
+def test_a_backup_taken_offline_is_no_parent_and_no_obstacle(night: Night) -> None:
+    """A backup without WAL in the list is told, and a full is taken instead of building on it."""
+    night.pgbackrest("--no-online", "--force", "--type=full", "--log-level-console=off", "backup")
+
+    report = night.backup()
+
+    assert (Verdict.VERIFIED, ["parent-broken"]) == (report.verdict, codes(report))
+    assert ("full", True) == (report.backups[0].type, "offline" in report.plan[0].reason)
+
+
+def test_odd_file_names_in_the_data_directory_are_names(night: Night) -> None:
+    """Bytes that are no UTF-8, and signs that the manifest uses itself, refute nothing."""
+    data = os.fsencode(night.sandbox.data("primary"))
+    for name in (b"caf\xe9", b"a={b", "line\u2028end".encode()):
+        Path(os.fsdecode(data + b"/" + name)).write_bytes(b"something")
+        shutil.chown(data + b"/" + name, night.sandbox.server_user)
+
+    assert Verdict.VERIFIED is night.backup().verdict
+
+
+def test_an_answer_without_repositories_proves_nothing(night: Night, workplace: Path) -> None:
+    """A pgBackRest that says ok and names no repository is not believed."""
+    fake = workplace / "pgbackrest"
+    fake.write_text(
+        '#!/bin/sh\nfor word; do [ "$word" = info ] && '
+        """echo '[{"name":"demo","status":{"code":0,"message":"ok"}}]' && exit 0; done\n"""
+        'exec pgbackrest "$@"\n'
+    )
+    fake.chmod(0o755)
+    data = yaml.safe_load(night.sandbox.fleet_file.read_text())
+    data["clusters"]["demo"]["pgbackrest"]["command"] = [str(fake)]
+    night.sandbox.fleet_file.write_text(yaml.safe_dump(data))
+
+    report = night.backup()
+
+    assert Verdict.INCONCLUSIVE is report.verdict
+    assert () == report.backups
+
+
+def test_a_failing_expire_is_not_a_failed_backup(night: Night, workplace: Path) -> None:
+    """The backup stands and is proven; that nothing could be expired is a warning."""
+    fake = workplace / "pgbackrest"
+    fake.write_text('#!/bin/sh\ncase "$*" in *--set=*expire*) exit 50;; esac\nexec pgbackrest "$@"\n')
+    fake.chmod(0o755)
+    data = yaml.safe_load(night.sandbox.fleet_file.read_text())
+    data["clusters"]["demo"]["pgbackrest"]["command"] = [str(fake)]
+    data["clusters"]["demo"]["backup"]["retention"] = {"fulls": 1}
+    night.sandbox.fleet_file.write_text(yaml.safe_dump(data))
+    night.backup("full")
+
+    report = night.backup("full")
+
+    assert (Verdict.VERIFIED, ["expire-failed"]) == (report.verdict, codes(report))
 
 
 def test_a_healthy_system_under_load_gives_no_finding_in_ten_runs(night: Night) -> None:
