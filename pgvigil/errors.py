@@ -116,7 +116,7 @@ class PgBackRestFailed(ToolFailed):
 
     @property
     def exit_code(self) -> int:
-        """pgBackRest's code, 25 to 125."""
+        """The code with which pgBackRest ended, 25 to 125."""
         return int(self.context.get("exit_code", 0))
 
     @property

@@ -7,13 +7,15 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema
 
 from pgvigil.errors import ConfigError
 from pgvigil.reports import Frozen
+
+Item = TypeVar("Item")
 
 DEFAULT_FILE = "./fleet.yaml"
 
@@ -150,7 +152,7 @@ def _databases_hint(fleet: Fleet) -> str:
     return f"the fleet file has {', '.join(names)}" if names else "the fleet file names no database"
 
 
-def _pick(items: dict[str, Any], name: str, what: str) -> Any:
+def _pick(items: dict[str, Item], name: str, what: str) -> Item:
     if name in items:
         return items[name]
     raise ConfigError(f"unknown {what} '{name}'", hint=_suggest(name, items), known=sorted(items))

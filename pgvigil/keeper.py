@@ -16,6 +16,7 @@ Why this holds where simpler constructions fail:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import grp
 import json
@@ -91,7 +92,7 @@ class _Keeper:
                 if os.getppid() != keeper:
                     os._exit(1)
                 os.execvpe(self.order["argv"][0], self.order["argv"], self.order["env"])  # noqa: S606
-            except BaseException as error:  # noqa: BLE001 - the only way to tell the run before exec
+            except BaseException as error:
                 os.write(failed_write, f"{type(error).__name__}: {error}".encode())
                 os._exit(127)
         os.close(failed_write)
@@ -126,7 +127,8 @@ class _Keeper:
 
     def _wait(self) -> str | None:
         """Sleep up to one tick; return why the tool must be ended, if it must."""
-        ready, _, _ = select.select([self.link, self.wake], [], [], TICK)
+        watched: list[Any] = [self.link, self.wake]
+        ready, _, _ = select.select(watched, [], [], TICK)
         if self.wake in ready:
             _drain(self.wake)
         if self.link in ready:
@@ -190,10 +192,9 @@ class _Keeper:
         return {"exit": os.WEXITSTATUS(self.status)}
 
     def _say(self, word: dict[str, Any]) -> None:
-        try:
+        # Where the run is gone, that is dealt with where it is read.
+        with contextlib.suppress(OSError):
             self.link.sendall(json.dumps(word).encode() + b"\n")
-        except OSError:
-            pass  # the run is gone; that it is gone is dealt with where it is read
 
 
 def _restore_signals() -> None:
@@ -276,10 +277,8 @@ def _activity(pids: list[int]) -> int:
 
 def _send(number: int, group: int = 0) -> None:
     if group:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
-        except (ProcessLookupError, PermissionError):
-            pass
     for pid in _descendants(os.getpid()):
         try:
             os.kill(pid, number)

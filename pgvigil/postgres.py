@@ -116,7 +116,7 @@ def describe(dsn: str) -> str:
     return f"postgresql {host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
-def _hint(sqlstate: str, text: str) -> str:
+def _hint(sqlstate: str, text: str) -> str:  # noqa: PLR0911 - a table, read from the top
     if sqlstate == "42501":
         return "grant what infra/roles.sql grants to this role"
     if "password" in text:

@@ -80,7 +80,7 @@ class Command(Frozen):
 
     argv: tuple[str, ...] = Field(min_length=1)
     prefix: tuple[str, ...] = ()
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     user: str | None = None
     deadline: timedelta = timedelta(hours=1)
     stall: timedelta | None = None
@@ -181,7 +181,7 @@ class _Tool:
         with theirs:
             keeper = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(KEEPER)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=output or subprocess.PIPE,
                 stderr=output or subprocess.PIPE,
                 start_new_session=True,

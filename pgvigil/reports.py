@@ -110,7 +110,7 @@ def to_json(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """Say the reason of the verdict in one line: what refuted, else what could not be done, else the count."""
+    """Say the verdict's reason in one line: what refuted, else what could not be done, else the count."""
     for check in report.checks:
         if check.verdict is Verdict.REFUTED:
             return f"{check.id}: expected {check.expected}, found {check.actual}"

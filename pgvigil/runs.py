@@ -13,7 +13,6 @@ import shutil
 import socket
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -39,6 +38,7 @@ from pgvigil.reportstore import digest, open_report_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 ReportType = TypeVar("ReportType", bound=Report)
 

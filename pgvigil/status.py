@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
-from uuid import UUID  # noqa: TC003  (pydantic reads it at run time)
+from uuid import UUID
 
 from pgvigil.reports import Frozen, Verdict
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from prefect import get_run_logger, task
 
 from pgvigil.backup import operation
-from pgvigil.backup.operation import Stanza
 from tasks.policy import CHANGE, READ
 from tasks.progress import ProgressBar, ToolLog
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
+    from pgvigil.backup.operation import Stanza
     from pgvigil.runs import Run
 
 

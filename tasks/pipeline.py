@@ -39,11 +39,11 @@ class Pipeline(Flow[P, R]):
     in Python the caller reads `report.verdict`.
     """
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         """Run the flow and return its report; with `return_state=True`, Prefect's state instead."""
         if kwargs.pop("return_state", False):
-            return super().__call__(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
-        return report_of(super().__call__(*args, return_state=True, **kwargs))  # type: ignore[call-overload]
+            return super().__call__(*args, return_state=True, **kwargs)
+        return report_of(super().__call__(*args, return_state=True, **kwargs))
 
 
 def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
@@ -58,7 +58,7 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
         conclude.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
         conclude.__annotations__ = inspect.get_annotations(function, eval_str=True)
         # Prefect stores the description as the flow's page and its Args as the form's help texts.
-        return Pipeline(conclude, description=inspect.getdoc(function), **options)  # type: ignore[arg-type]
+        return Pipeline(conclude, description=inspect.getdoc(function), **options)
 
     return decorate
 
@@ -84,13 +84,13 @@ def report_of(state: State[Any]) -> Any:
 
 
 def publish(report: Report) -> None:
-    """Put the report's page beside the run in the UI; evidence is stored already, so its loss is a warning."""
+    """Put the report's page beside the run in the UI; evidence is stored already: its loss only warns."""
     if FlowRunContext.get() is None:
         return
     key = re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
     try:
         create_markdown_artifact(markdown(report), key=key, description=headline(report))
-    except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises; the work is done and on record
+    except Exception as error:
         get_run_logger().warning("the report's page could not be put into the UI: %s", error)
 
 

@@ -20,7 +20,7 @@ def retry_if_transient(_task: Task[..., Any], _task_run: TaskRun, state: State[A
 
 
 # A cached result of an earlier run proves nothing about the world now, so nothing is ever cached.
-READ = {
+READ: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": [2, 5, 15],
     "retry_jitter_factor": 0.3,

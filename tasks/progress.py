@@ -54,12 +54,12 @@ class ProgressBar:
     def show(self, progress: HasPercent) -> None:
         """Show how far it is; Prefect's server being away must not end the work, so it only warns."""
         now = self.clock()
-        if now < self.next_at and progress.percent < 100:  # noqa: PLR2004
+        if now < self.next_at and progress.percent < 100:
             return
         self.next_at = now + EVERY_SECONDS
         try:
             self._update(progress)
-        except Exception as error:  # noqa: BLE001 - whatever Prefect's client raises
+        except Exception as error:
             self.logger.warning("progress could not be shown: %s", error)
 
     def _update(self, progress: HasPercent) -> None:

@@ -1,7 +1,34 @@
-"""Fixtures that every suite may use."""
+"""Fixtures that every suite may use, and the demand that live tests are not passed over."""
+
+import os
+from collections.abc import Generator
+
+import pytest
 
 from tests.fixtures.backup import night
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 
 __all__ = ["fresh_sandbox", "in_sandbox", "night", "sandbox", "ssh_prefix", "workplace"]
+
+DEMAND = "PGVIGIL_DEMAND_LIVE"
+LIVE = {"acceptance", "contract", "fault", "live"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a live test that skips itself while running, where everything that it may miss is demanded.
+
+    A `skipif` mark stays a skip: it says for which user the claim is made, not what was missing.
+    """
+    report = yield
+    if report.skipped and _is_demanded(item):
+        report.outcome = "failed"
+        report.longrepr = f"{DEMAND} is set, but this test skipped itself: {report.longreprtext}"
+    return report
+
+
+def _is_demanded(item: pytest.Item) -> bool:
+    suite = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+    declared = item.get_closest_marker("skipif") or item.get_closest_marker("skip")
+    return bool(os.environ.get(DEMAND)) and suite in LIVE and not declared

@@ -60,7 +60,8 @@ def _reasons_for_full(
     if server.lsn and full.lsn and full.info.size:
         wal = parse_lsn(server.lsn) - parse_lsn(full.lsn.stop)
         if wal > max(policy.wal_ratio * full.info.size, SMALL_WAL):
-            yield f"{wal / full.info.size:.1f} times its size of WAL since the last full, policy says {policy.wal_ratio:g}"
+            times = wal / full.info.size
+            yield f"{times:.1f} times its size of WAL since the last full, policy says {policy.wal_ratio:g}"
 
 
 def _partial(
@@ -70,10 +71,8 @@ def _partial(
         diffs = [b for b in backups if b.type == "diff" and b.full_label == full.label]
         age = world.server.now - (diffs[-1] if diffs else full).timestamp.stop
         if age >= policy.diff_every:
-            return (
-                "diff",
-                f"the last {'diff' if diffs else 'full'} is {_days(age)} old, policy says {_days(policy.diff_every)}",
-            )
+            last_kind = "diff" if diffs else "full"
+            return "diff", f"the last {last_kind} is {_days(age)} old, policy says {_days(policy.diff_every)}"
     age = world.server.now - full.timestamp.stop
     return "incr", f"the last full is {_days(age)} old and its chain is whole; parent is {last.label}"
 

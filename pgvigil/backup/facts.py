@@ -20,7 +20,7 @@ PROOF_NOTE = "pgvigil-proven"
 
 
 class ServerFacts(Frozen):
-    """What the server said of itself; `ready` counts WAL files that wait for the archiver, sizes are bytes."""
+    """What the server said of itself; `ready` counts WAL files waiting for the archiver, sizes are bytes."""
 
     version_num: int
     now: datetime

@@ -11,7 +11,6 @@ from pgvigil.backup import decide, survey
 from pgvigil.backup import expire as expiry
 from pgvigil.backup import prove as proof
 from pgvigil.backup import take as taking
-from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
 from pgvigil.errors import PgvigilError, PreconditionFailed
 from pgvigil.lock import StanzaLock, hold_stanza
 from pgvigil.pgbackrest import Backup, PgBackRest
@@ -20,6 +19,7 @@ from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
     from pgvigil.fleet import ClusterSettings
     from pgvigil.runs import Run
 

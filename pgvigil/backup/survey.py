@@ -58,7 +58,8 @@ def require_stanza(world: Survey) -> None:
     for repository in stanza.repo:
         if repository.status.code not in {STANZA_OK, STANZA_NO_BACKUP}:
             raise PreconditionFailed(
-                f"stanza '{stanza.name}', repository {repository.key}: {_one_line(repository.status.message)}",
+                f"stanza '{stanza.name}', repository {repository.key}: "
+                f"{_one_line(repository.status.message)}",
                 hint="check bucket or path, credentials, and that stanza-create was run for this repository",
             )
     needed = _FIRST_SUPPORT.get(server.major)
@@ -84,7 +85,7 @@ def check_server(world: Survey, policy: BackupPolicy, stanza: str) -> list[Findi
             Finding(
                 code="archiver-lagging",
                 severity=Severity.WARNING,
-                message=f"{server.ready} WAL files wait for the archiver, expected at most {policy.max_ready}",
+                message=f"{server.ready} WAL files wait for archiving, expected at most {policy.max_ready}",
                 hint="look at archive_command's speed: process-max, archive-async, network",
                 subject=stanza,
             )
@@ -207,7 +208,8 @@ def check_space(settings: PgBackRestSettings, world: Survey) -> list[Finding]:
                 Finding(
                     code="space-low",
                     severity=Severity.WARNING,
-                    message=f"repository {repo} at {path} has {bytes_text(free)} free, a full needs {bytes_text(full)}",
+                    message=f"repository {repo} at {path} has {bytes_text(free)} free, "
+                    f"a full needs {bytes_text(full)}",
                     hint="extend the file system before the next full is due",
                     subject=settings.stanza,
                 )
@@ -240,7 +242,7 @@ _DEFAULT_CONFIGS = [Path("/etc/pgbackrest/pgbackrest.conf"), Path("/etc/pgbackre
 
 
 def check_locks(pgbackrest: PgBackRest, stanza: StanzaInfo, wait: timedelta) -> None:
-    """Wait a bounded time for another pgBackRest on the stanza; raises Busy, or PreconditionFailed if stopped."""
+    """Wait a bounded time for another pgBackRest on the stanza; raises Busy or PreconditionFailed."""
     for repository in stanza.repo:
         if pgbackrest.is_stopped(repository.key):
             raise PreconditionFailed(
@@ -251,7 +253,7 @@ def check_locks(pgbackrest: PgBackRest, stanza: StanzaInfo, wait: timedelta) -> 
     while stanza.status.lock.backup.held:
         if time.monotonic() > deadline:
             raise Busy(
-                f"another pgbackrest works on stanza '{stanza.name}' for more than {wait.total_seconds():g} s",
+                f"another pgbackrest works on stanza '{stanza.name}' since over {wait.total_seconds():g} s",
                 hint="find it on the repository's or the server's host: ps -ef | grep pgbackrest",
             )
         time.sleep(1)

@@ -63,7 +63,7 @@ def repo_get(target: Target, repo: int, path: str) -> list[str]:
     return [*_command(target, "repo-get", f"--repo={repo}"), path]
 
 
-def backup(
+def backup(  # noqa: PLR0913 - what a backup command says, and nothing else
     target: Target,
     repo: int,
     kind: str,

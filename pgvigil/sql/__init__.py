@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 _BLOCK = re.compile(r"^-- ([a-z_]+): (.+)$", re.MULTILINE)
 
@@ -17,10 +17,7 @@ def blocks(file: str) -> dict[str, LiteralString]:
     heads = list(_BLOCK.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
     # The files are part of the package: nobody's input reaches them, so they are literal strings.
-    return {
-        head[1]: cast("LiteralString", text[head.end() : end].strip())
-        for head, end in zip(heads, ends, strict=True)
-    }
+    return {head[1]: text[head.end() : end].strip() for head, end in zip(heads, ends, strict=True)}
 
 
 def query(file: str, name: str) -> LiteralString:

@@ -296,7 +296,7 @@ def test_a_locked_version_cannot_be_destroyed(s3: ObjectStore, raw: Any, base: s
 @pytest.mark.parametrize(
     ("sse", "key"), [("aws:kms", "1234abcd-12ab-34cd-56ef-1234567890ab"), ("AES256", "")]
 )
-def test_encryption_and_storage_class_come_from_the_settings(  # noqa: PLR0913, PLR0917 - two axes of one claim
+def test_encryption_and_storage_class_come_from_the_settings(  # noqa: PLR0913 - two axes of one claim
     raw: object, s3_settings: S3Settings, base: str, sse: str, key: str, parts: float
 ) -> None:
     """Head tells the encryption, the key and the storage class that the fleet file asks for."""
@@ -538,5 +538,5 @@ def test_every_error_of_the_store_survives_pickling(store: ObjectStore, base: st
         error_of(lambda: store.upload(base, [], part_size=1)),
     ]
     for error in errors:
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+        copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), copy.context) == (type(error), str(error), error.context)

@@ -190,12 +190,12 @@ def test_a_main_process_killed_alone_leaves_no_worker_and_no_half_backup(night: 
 
     def kill_once(_: object) -> None:
         if not killed:
-            killed.append(main_process(night.sandbox.pgbackrest_conf))
+            killed.append(main_process(night.sandbox))
             os.kill(killed[0], signal.SIGKILL)
 
     night.on_progress = kill_once
     first = night.backup()
-    alive = processes_of()
+    alive = processes_of(night.sandbox)
     night.sql("UPDATE public.big SET t = t || 'x'")
     second = night.backup()
 
@@ -235,7 +235,8 @@ def test_a_dead_owners_lock_does_not_outlive_it(night: Night) -> None:
 def test_a_lost_lock_stops_the_run_before_it_changes_anything(night: Night) -> None:
     """A server restart in between frees the lock; the run notices before the next step."""
     night.after_look = lambda _: night.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgvigil nightly%'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name LIKE 'pgvigil nightly%'"
     )
 
     report = night.backup()

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -407,7 +408,7 @@ def test_an_ordinary_user_needs_no_root(workplace: Path) -> None:
     workplace.chmod(0o777)
     directory = workplace / "own"
     as_nobody = ["runuser", "-u", "nobody", "--"]
-    interpreter, path = ordinary_interpreter()
+    interpreter, path = ordinary_interpreter(workplace)
     env = os.environ | {"PYTHONPATH": path}
 
     subprocess.run([*as_nobody, interpreter, "-c", UP, str(directory)], env=env, check=True, cwd="/")
@@ -423,12 +424,31 @@ def test_an_ordinary_user_needs_no_root(workplace: Path) -> None:
     assert not directory.exists()
 
 
-def ordinary_interpreter() -> tuple[str, str]:
-    """Return a Python that others may run, with the path on which it finds us and our libraries."""
-    libraries = f"{REPOSITORY}:{sysconfig.get_path('purelib')}"
-    for candidate in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        probe = ["runuser", "-u", "nobody", "--", candidate, "-c", "import psycopg, moto, pgvigil.sandbox"]
-        env = os.environ | {"PYTHONPATH": libraries}
-        if subprocess.run(probe, env=env, check=False, capture_output=True, cwd="/").returncode == 0:
-            return candidate, libraries
-    pytest.skip("no Python with our libraries on this host that another user may run")
+def ordinary_interpreter(workplace: Path) -> tuple[str, str]:
+    """Return a Python that others may run, with the path on which it finds us and our libraries.
+
+    Where this clone or its environment is closed to others, what is needed is copied to the workplace.
+    """
+    libraries = [REPOSITORY, Path(sysconfig.get_path("purelib"))]
+    programs = (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}")
+    for find in (lambda: libraries, lambda: copied(libraries, workplace / "libraries")):
+        places = find()
+        for program in programs:
+            if serves_others(program, places):
+                return program, ":".join(map(str, places))
+    pytest.skip("no Python on this host that another user may run")
+
+
+def serves_others(program: str, libraries: list[Path]) -> bool:
+    probe = ["runuser", "-u", "nobody", "--", program, "-c", "import psycopg, moto, pgvigil.sandbox"]
+    env = os.environ | {"PYTHONPATH": ":".join(map(str, libraries))}
+    return subprocess.run(probe, env=env, check=False, capture_output=True, cwd="/").returncode == 0
+
+
+def copied(libraries: list[Path], target: Path) -> list[Path]:
+    repository, packages = libraries
+    for name in ("pgvigil", "infra"):
+        shutil.copytree(repository / name, target / "ours" / name)
+    skip = shutil.ignore_patterns("prefect", "mypy", "ruff*", "sympy", "*.pth", "__editable__*")
+    shutil.copytree(packages, target / "theirs", ignore=skip)
+    return [target / "ours", target / "theirs"]

@@ -133,7 +133,7 @@ def test_a_parameter_overrides_the_policy() -> None:
 def test_expiry_never_takes_the_proof_away(
     ages: list[float], proven: list[bool], fulls: int, days: int
 ) -> None:
-    """Whatever the ages: the newest proven fulls stay, nothing newer or young goes, and all are accounted for."""
+    """Whatever the ages: the newest proven fulls stay, nothing newer or young goes, none is lost sight of."""
     backups = [
         backup(age, annotation={PROOF_NOTE: "x"} if good else None)
         for age, good in zip(ages, proven, strict=False)

@@ -81,20 +81,17 @@ def test_whatever_a_manifest_says_is_read_or_refused_with_a_typed_error(text: st
 
 def test_a_manifest_tells_what_must_be_stored_where() -> None:
     """Own files, referenced files and bundles; empty files need nothing."""
-    text = "\n".join(
-        [
-            "[backup]",
-            'backup-label="20270301-000000F_20270302-000000I"',
-            "[target:file]",
-            'pg_data/a={"size":10,"repo-size":7}',
-            'pg_data/b={"size":10,"repo-size":8,"reference":"20270301-000000F"}',
-            'pg_data/c={"bni":1,"bno":100,"size":10,"repo-size":9}',
-            'pg_data/d={"bni":1,"size":5}',
-            'pg_data/e={"size":0}',
-            "[target:file:default]",
-            'user="postgres"',
-        ]
-    )
+    text = """[backup]
+backup-label="20270301-000000F_20270302-000000I"
+[target:file]
+pg_data/a={"size":10,"repo-size":7}
+pg_data/b={"size":10,"repo-size":8,"reference":"20270301-000000F"}
+pg_data/c={"bni":1,"bno":100,"size":10,"repo-size":9}
+pg_data/d={"bni":1,"size":5}
+pg_data/e={"size":0}
+[target:file:default]
+user="postgres"
+"""
 
     assert {
         "20270301-000000F_20270302-000000I": {"pg_data/a": 7, "bundle/1": 109},

@@ -1,0 +1,63 @@
+# Thin: each target is one command that also works by itself. The same names are used in CI.
+
+PYTHON ?= python3.11
+DEMO ?= /tmp/pgvigil-demo-$(shell id -u)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: help demo demo-stop test check bench lock system clean
+
+help:
+	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
+	@echo 'make demo-stop  remove everything that make demo started'
+	@echo 'make test       the whole suite, on live servers'
+	@echo 'make check      format, lint, types, import contract'
+	@echo 'make bench      what is fast, measured side by side (ONLY=name for one)'
+	@echo 'make lock       resolve the dependencies anew, with hashes'
+
+demo: $(VENV)/.runtime
+	@$(BIN)/pgvigil sandbox down --dir '$(DEMO)'
+	@$(BIN)/pgvigil sandbox up --dir '$(DEMO)'
+	@$(BIN)/python -m deployments.demo '$(DEMO)'
+
+# Without the environment nothing of ours can run, so nothing needs to be ended.
+demo-stop:
+	@if [ -e '$(DEMO)' ]; then $(BIN)/pgvigil sandbox down --dir '$(DEMO)'; fi
+
+# A live test that was skipped because something is missing has proven nothing: here it fails.
+test: $(VENV)/.dev
+	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/run.py $(ONLY)
+
+lock: $(VENV)/.dev
+	CUSTOM_COMPILE_COMMAND='make lock' infra/lock $(BIN)/pip-compile
+
+clean: demo-stop
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+system:
+	@PYTHON='$(PYTHON)' infra/install-system
+
+$(VENV)/.made: | system
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: requirements.lock pyproject.toml $(VENV)/.made | system
+	$(PIP) install --quiet --only-binary=:all: --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime | system
+	$(PIP) install --quiet --only-binary=:all: --require-hashes -r requirements-dev.lock
+	@touch $@

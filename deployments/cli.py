@@ -1,0 +1,345 @@
+"""The command line. It decides nothing: it reads arguments, calls, shows, and gives the exit code.
+
+0 proven, 1 ran and refuted, 2 could not run. Whatever is heavy is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from uuid import UUID  # noqa: TC003 - Typer reads annotations when the program runs
+
+import typer
+
+from pgvigil.errors import PgvigilError
+from pgvigil.processes import redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgvigil.sandbox import Sandbox
+
+COULD_NOT_RUN = 2
+
+app = typer.Typer(
+    help="The night watch over PostgreSQL: backups, proven. Exit codes: 0 proven, 1 refuted, 2 unknown.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+sandbox_app = typer.Typer(
+    help="A PostgreSQL with pgBackRest, S3 and Prefect to try things on.", no_args_is_help=True
+)
+audit_app = typer.Typer(
+    help="Who did what to what, when, and proof that nobody edited it.", no_args_is_help=True
+)
+fleet_app = typer.Typer(
+    help="The fleet file: which clusters there are and the policy of each.", no_args_is_help=True
+)
+app.add_typer(sandbox_app, name="sandbox")
+app.add_typer(audit_app, name="audit")
+app.add_typer(fleet_app, name="fleet")
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document; everything else goes to stderr.")
+]
+Dir = Annotated[Path | None, typer.Option(help="Its directory; without it one per user below /tmp.")]
+
+
+def main() -> None:
+    """Be the program: never a stack trace, always an exit code that means something."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def answers(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Make a command end with the exit code that it returns, or with a message and exit code 2."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        raise typer.Exit(_attempt(lambda: command(*args, **kwargs) or 0))
+
+    return guarded
+
+
+def _attempt(work: Callable[[], int]) -> int:
+    try:
+        return work()
+    except PgvigilError as error:
+        _say(error.message, error.hint)
+    except Exception as error:  # the last place where a defect can become a message
+        _say(
+            f"{type(error).__name__}: {error}".strip().splitlines()[0],
+            f"the whole of it is in {_keep_traceback()}",
+        )
+    except SystemExit:
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM, and Prefect's own word for both
+        _say("interrupted; what was begun has been ended", "'pgvigil audit list' shows how the run stands")
+    return COULD_NOT_RUN
+
+
+def _say(message: str, hint: str) -> None:
+    redact = redactor()
+    typer.echo(f"error: {redact(message)}", err=True)
+    if hint:
+        typer.echo(f"hint: {redact(hint)}", err=True)
+
+
+def _keep_traceback() -> Path:
+    handle, name = tempfile.mkstemp(prefix="pgvigil-error-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(redactor()(traceback.format_exc()))
+    return Path(name)
+
+
+@contextlib.contextmanager
+def _only_the_document() -> Iterator[None]:
+    """Send whatever anybody prints to standard error, so that standard output is left for one document."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        found = importlib.metadata.packages_distributions().get("pgvigil")
+        typer.echo(f"pgvigil {importlib.metadata.version(found[0]) if found else 'not installed'}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take what stands before the command."""
+
+
+@app.command("run")
+@answers
+def run_flow(  # noqa: PLR0913, PLR0917 - one per option
+    flow: Annotated[
+        str, typer.Argument(metavar="FLOW", help="The flow's name with dashes, such as nightly-backup.")
+    ],
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="A cluster of the fleet file, or cluster/database.")
+    ],
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", metavar="KEY=VALUE", help="A parameter.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and plan; change nothing.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="On a Prefect server of its own.")] = False,
+    json: Json = False,
+) -> int:
+    """Run a flow on a subject and show its report."""
+    from deployments import show  # noqa: PLC0415
+    from deployments.run import run  # noqa: PLC0415
+    from pgvigil.reports import to_json  # noqa: PLC0415
+
+    with _only_the_document():
+        report = run(flow, subject, parameter or (), dry_run=dry_run, local=local)
+    if json:
+        typer.echo(to_json(report))
+    else:
+        show.report(report)
+    return report.verdict.exit_code
+
+
+@sandbox_app.command("up")
+@answers
+def sandbox_up(
+    directory: Annotated[Path | None, typer.Option("--dir", help="A new or empty directory.")] = None,
+    empty: Annotated[bool, typer.Option("--empty", help="Leave out the sample tables.")] = False,
+    postgres_bin: Annotated[Path | None, typer.Option(help="Directory of PostgreSQL's programs.")] = None,
+    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="With Prefect in it.")] = True,
+) -> None:
+    """Start a sandbox and say how to use it."""
+    from deployments import sandbox  # noqa: PLC0415
+    from pgvigil.sandbox import up  # noqa: PLC0415
+
+    place = directory or sandbox.default_directory()
+    made = (sandbox.up if prefect else up)(place, empty=empty, postgres_bin=postgres_bin)
+    typer.echo(_describe(made))
+
+
+def _describe(sandbox: Sandbox) -> str:
+    url = sandbox.environment.get("PREFECT_API_URL")
+    lines = [
+        f"A sandbox runs in {sandbox.directory}",
+        f"  PostgreSQL  port {sandbox.primary_port}, cluster 'demo', database 'demo/shop'",
+        f"  evidence    port {sandbox.ops_port}, reports in {sandbox.endpoint_url}",
+        *([f"  Prefect     {url.removesuffix('/api')}"] if url else []),
+        "",
+        f"  . {sandbox.env_file}",
+        "  pgvigil run nightly-backup demo",
+        f"  pgvigil sandbox down --dir {sandbox.directory}",
+    ]
+    return "\n".join(lines)
+
+
+@sandbox_app.command("down")
+@answers
+def sandbox_down(
+    directory: Annotated[Path | None, typer.Option("--dir", help="The sandbox's directory.")] = None,
+) -> None:
+    """End everything of a sandbox and remove it; without one, do nothing."""
+    from deployments.sandbox import default_directory  # noqa: PLC0415
+    from pgvigil.sandbox import down  # noqa: PLC0415
+
+    place = directory or default_directory()
+    existed = place.exists()
+    down(place)
+    typer.echo(f"the sandbox in {place} is gone" if existed else f"there is no sandbox in {place}")
+
+
+@audit_app.command("init")
+@answers
+def audit_init(
+    dsn: Annotated[str | None, typer.Option(help="How an admin reaches the audit database.")] = None,
+) -> None:
+    """Create or migrate the audit log's schema and roles."""
+    from pgvigil.audit import install  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+
+    version = install(dsn or load_fleet().audit.dsn)
+    typer.echo(f"the audit log is ready, schema version {version}")
+    typer.echo("the role of audit.dsn writes once it has: GRANT pgvigil_writer TO <role>")
+
+
+@audit_app.command("list")
+@answers
+def audit_list(
+    subject: Annotated[str | None, typer.Option(help="Only runs on this subject.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 50,
+    json: Json = False,
+) -> None:
+    """List the newest runs."""
+    from deployments import show  # noqa: PLC0415
+    from pgvigil import audit, postgres  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+
+    with postgres.connect(load_fleet().audit.dsn, "pgvigil audit list") as session:
+        found = audit.list_runs(session, subject, limit)
+    (show.as_json if json else show.runs)(found)
+
+
+@audit_app.command("show")
+@answers
+def audit_show(
+    run_id: Annotated[UUID, typer.Argument(metavar="RUN", help="The run's id.")], json: Json = False
+) -> None:
+    """Show everything on record about one run."""
+    from deployments import show  # noqa: PLC0415
+    from pgvigil import audit, postgres  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+
+    with postgres.connect(load_fleet().audit.dsn, "pgvigil audit show") as session:
+        found = audit.show_run(session, run_id)
+    (show.as_json if json else show.run_record)(found)
+
+
+@audit_app.command("verify")
+@answers
+def audit_verify(json: Json = False) -> int:
+    """Recompute the whole chain against its anchors outside; exit 1 at the first broken link."""
+    from deployments import show  # noqa: PLC0415
+    from pgvigil.audit import Head, verify  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+    from pgvigil.reportstore import open_report_store  # noqa: PLC0415
+
+    fleet = load_fleet()
+    anchors = open_report_store(fleet.audit.reports, fleet.s3).anchors()
+    found = verify(fleet.audit.dsn, [Head(seq=seq, hash=digest) for seq, digest in anchors])
+    (show.as_json if json else show.chain)(found)
+    return 0 if found.ok else 1
+
+
+@app.command()
+@answers
+def status(json: Json = False) -> int:
+    """Show how fresh each proof is, worst first."""
+    from deployments import show, watch  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+
+    found = watch.read_status(load_fleet())
+    (show.as_json if json else show.statuses)(found)
+    return watch.exit_code(found)
+
+
+@fleet_app.command("schema")
+@answers
+def fleet_schema() -> None:
+    """Print the fleet file's JSON Schema, for editors."""
+    from deployments import show  # noqa: PLC0415
+    from pgvigil.fleet import Fleet  # noqa: PLC0415
+
+    show.as_json(Fleet.model_json_schema())
+
+
+@fleet_app.command("check")
+@answers
+def fleet_check() -> None:
+    """Read the fleet file and say what is in it."""
+    from pgvigil.fleet import fleet_path, load_fleet  # noqa: PLC0415
+
+    fleet = load_fleet()
+    typer.echo(f"'{fleet_path()}' is good; its clusters: {', '.join(fleet.clusters)}")
+
+
+@app.command()
+@answers
+def doctor(
+    subject: Annotated[
+        str | None, typer.Argument(metavar="SUBJECT", help="A cluster; without it the whole fleet.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Check what flows need before they need it; exit 1 if something is broken."""
+    from pgvigil.doctor import examine  # noqa: PLC0415
+
+    from deployments import show  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+    from pgvigil.reports import Verdict  # noqa: PLC0415
+
+    found = examine(load_fleet(), subject)
+    (show.as_json if json else show.diagnoses)(found)
+    verdicts = {diagnosis.verdict for diagnosis in found}
+    if Verdict.REFUTED in verdicts:
+        return 1
+    return 0 if verdicts == {Verdict.VERIFIED} else COULD_NOT_RUN
+
+
+@app.command()
+@answers
+def deploy(
+    file: Annotated[Path | None, typer.Option(help="Another prefect.yaml.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change.")] = False,
+) -> None:
+    """Bring the Prefect server to what prefect.yaml and the fleet file say."""
+    from deployments import manifest, show  # noqa: PLC0415
+    from deployments.server import require_answer, required_url  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+
+    wanted = manifest.load_manifest(load_fleet().clusters, file or manifest.FILE)
+    require_answer(required_url())
+    from deployments.deploy import deploy as apply  # noqa: PLC0415
+
+    show.changes(apply(wanted, dry_run=dry_run), dry_run=dry_run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Bringing a Prefect server to what prefect.yaml and the fleet file say, and nothing more."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.utilities.callables import parameter_schema
+
+from pgvigil.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prefect.client.schemas.objects import DeploymentSchedule
+    from prefect.client.schemas.responses import DeploymentResponse
+
+    from deployments.manifest import DeploymentEntry, Manifest, ScheduleEntry
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change that the server needs, as a sentence and as the call that makes it."""
+
+    text: str
+    apply: Callable[[], object]
+
+
+def deploy(manifest: Manifest, *, dry_run: bool = False) -> tuple[str, ...]:
+    """Make the server as the manifest says and return what was changed, or with `dry_run` would be.
+
+    Idempotent: a second call changes nothing and returns nothing. Never touches whether a schedule or a
+    deployment is paused, nor schedules without a slug, which people make in the UI.
+    """
+    with get_client(sync_client=True) as client:
+        steps = list(_plan(client, manifest))
+        if not dry_run:
+            for step in steps:
+                step.apply()
+    return tuple(step.text for step in steps)
+
+
+def _plan(client: SyncPrefectClient, manifest: Manifest) -> Iterator[Step]:
+    for pool in sorted({entry.work_pool.name for entry in manifest.deployments}):
+        yield from _plan_pool(client, pool)
+    for entry in manifest.deployments:
+        flow = load_flow(entry.entrypoint)
+        yield from _plan_deployment(client, entry, flow, _wanted(entry, flow, list(manifest.pull)))
+
+
+def load_flow(entrypoint: str) -> Flow[..., Any]:
+    """Import the flow of a `module:name`; raises ConfigError when there is none."""
+    module, _, name = entrypoint.partition(":")
+    try:
+        flow = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"entrypoint '{entrypoint}': {error}", hint="it is 'flows.NAME:NAME', see the files in flows/"
+        ) from error
+    if not isinstance(flow, Flow):
+        raise ConfigError(f"entrypoint '{entrypoint}' is no flow", hint="it is 'flows.NAME:NAME'")
+    return flow
+
+
+def _plan_pool(client: SyncPrefectClient, name: str) -> Iterator[Step]:
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        wanted = WorkPoolCreate(name=name, type="process", description="Runs on a host with pgBackRest.")
+        yield Step(f"create work pool '{name}' of type process", lambda: client.create_work_pool(wanted))
+
+
+def _wanted(entry: DeploymentEntry, flow: Flow[..., Any], pull: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "description": entry.description,
+        "tags": list(entry.tags),
+        "parameters": entry.parameters,
+        "work_pool_name": entry.work_pool.name,
+        "entrypoint": entry.entrypoint,
+        "pull_steps": pull,
+        "enforce_parameter_schema": entry.enforce_parameter_schema,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(),
+    }
+
+
+def _plan_deployment(
+    client: SyncPrefectClient, entry: DeploymentEntry, flow: Flow[..., Any], wanted: dict[str, Any]
+) -> Iterator[Step]:
+    try:
+        found = client.read_deployment_by_name(f"{flow.name}/{entry.name}")
+    except ObjectNotFound:
+        yield _creation(client, entry, flow, wanted)
+        return
+    changed = sorted(key for key, value in wanted.items() if getattr(found, key) != value)
+    if changed:
+        update = DeploymentUpdate(**{key: wanted[key] for key in changed}, **_kept(found, wanted))
+        yield Step(
+            f"update deployment '{entry.name}': {', '.join(changed)}",
+            lambda: client.update_deployment(found.id, update),
+        )
+    yield from _plan_schedules(client, entry, found)
+
+
+def _kept(found: DeploymentResponse, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Name what the API would otherwise reset to its default."""
+    return {} if found.tags != wanted["tags"] else {"tags": wanted["tags"]}
+
+
+def _creation(
+    client: SyncPrefectClient, entry: DeploymentEntry, flow: Flow[..., Any], wanted: dict[str, Any]
+) -> Step:
+    def create() -> None:
+        schedules = [_schedule(schedule) for schedule in entry.schedules]
+        client.create_deployment(client.create_flow(flow), entry.name, schedules=schedules, **wanted)
+
+    when = "; ".join(_when(schedule) for schedule in entry.schedules) or "no schedule"
+    return Step(f"create deployment '{entry.name}' of {entry.entrypoint}, {when}", create)
+
+
+def _when(schedule: ScheduleEntry) -> str:
+    return f"schedule '{schedule.slug}' at '{schedule.cron}' {schedule.timezone}"
+
+
+def _schedule(entry: ScheduleEntry) -> DeploymentScheduleCreate:
+    return DeploymentScheduleCreate(
+        schedule=_cron(entry), parameters=entry.parameters, slug=entry.slug, active=True
+    )
+
+
+def _cron(entry: ScheduleEntry) -> CronSchedule:
+    try:
+        return CronSchedule(cron=entry.cron, timezone=entry.timezone)
+    except ValueError as error:
+        raise ConfigError(
+            f"schedule '{entry.slug}': '{entry.cron}' is no cron expression", hint="such as '30 3 * * *'"
+        ) from error
+
+
+def _plan_schedules(
+    client: SyncPrefectClient, entry: DeploymentEntry, found: DeploymentResponse
+) -> Iterator[Step]:
+    known = {schedule.slug: schedule for schedule in found.schedules if schedule.slug}
+    for wanted in entry.schedules:
+        yield from _plan_schedule(client, found, known.pop(wanted.slug, None), wanted)
+    for slug, gone in known.items():
+        yield Step(
+            f"delete schedule '{slug}' of '{entry.name}', which nothing asks for any more",
+            lambda gone=gone: client.delete_deployment_schedule(found.id, gone.id),  # type: ignore[misc]
+        )
+
+
+def _plan_schedule(
+    client: SyncPrefectClient,
+    deployment: DeploymentResponse,
+    known: DeploymentSchedule | None,
+    wanted: ScheduleEntry,
+) -> Iterator[Step]:
+    cron = _cron(wanted)
+    if known is None:
+        yield Step(
+            f"create {_when(wanted)}",
+            lambda: client.create_deployment_schedules(deployment.id, [_schedule(wanted)]),
+        )
+    elif (known.schedule, known.parameters) != (cron, wanted.parameters):
+        yield Step(
+            f"update {_when(wanted)}",
+            lambda: client.update_deployment_schedule(
+                deployment.id, known.id, schedule=cron, parameters=wanted.parameters
+            ),
+        )

@@ -1,0 +1,136 @@
+"""What a person sees in the terminal: one table or one page per command, calm colours, no decoration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from pgvigil.pages import markdown
+from pgvigil.reports import facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import timedelta
+
+    from pgvigil.doctor import Diagnosis
+
+    from pgvigil.audit import ChainReport, RunRecord, RunSummary
+    from pgvigil.reports import Report
+    from pgvigil.status import ProofStatus
+
+_COLOUR = {
+    "verified": "green",
+    "refuted": "red",
+    "failing": "red",
+    "inconclusive": "yellow",
+    "stale": "yellow",
+    "unproven": "yellow",
+    "never": "yellow",
+    "lost": "yellow",
+}
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(facts(value), indent=2, ensure_ascii=False))  # noqa: T201 - this is the terminal
+
+
+def report(found: Report) -> None:
+    """Print a report as the page that the UI and the report store have as well."""
+    _console().print(Markdown(markdown(found)))
+
+
+def statuses(found: Sequence[ProofStatus]) -> None:
+    """Print each proof's state, worst first."""
+    rows = ((_mark(s.state), s.subject, s.flow, s.proof, _age(s.age), s.reason) for s in found)
+    _print(("state", "subject", "flow", "proof", "age", "why"), rows)
+
+
+def runs(found: Sequence[RunSummary]) -> None:
+    """Print one line per run, newest first."""
+    if not found:
+        print("no run is on record")  # noqa: T201 - as above
+        return
+    rows = (
+        (
+            f"{r.started_at:%Y-%m-%d %H:%M:%S}",
+            r.flow,
+            r.subject,
+            _mark(r.verdict or r.state),
+            r.actor,
+            str(r.run_id),
+        )
+        for r in found
+    )
+    _print(("started (UTC)", "flow", "subject", "result", "by", "run"), rows)
+
+
+def run_record(found: RunRecord) -> None:
+    """Print a run and all its events in order."""
+    run = found.run
+    _console().print(f"{run.flow} on {run.subject} by {run.actor}: {run.headline or run.state}")
+    rows = (
+        (str(e.seq), f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.step, e.detail.get("result", ""), e.hash[:12])
+        for e in found.events
+    )
+    _print(("seq", "at (UTC)", "event", "step", "result", "hash"), rows)
+
+
+def chain(found: ChainReport) -> None:
+    """Say whether the chain holds, or where it is broken first."""
+    if found.fault:
+        fault = found.fault
+        line = f"broken at {fault.seq}: {fault.what}; expected {fault.expected}, found {fault.actual}"
+        _console().print(line, style="red", markup=False, soft_wrap=True)
+    else:
+        text = (
+            f"verified: {found.length} events in one chain, {found.anchors} anchors outside the store agree"
+        )
+        _console().print(text, style="green", soft_wrap=True)
+
+
+def diagnoses(found: Sequence[Diagnosis]) -> None:
+    """Print each thing that was looked at, with its cure."""
+    _print(
+        ("verdict", "subject", "what", "found", "what to do"),
+        ((_mark(d.verdict), d.subject, d.id, d.message, d.hint) for d in found),
+    )
+
+
+def changes(found: Sequence[str], *, dry_run: bool) -> None:
+    """Print what a deploy changed, or would."""
+    if not found:
+        print("nothing to change: the server is as prefect.yaml and the fleet file say")  # noqa: T201 - as above
+    for text in found:
+        print(f"would {text}" if dry_run else f"done: {text}")  # noqa: T201 - as above
+
+
+def _console() -> Console:
+    """Make the terminal; into a file or a pipe, lines are long enough to keep addresses whole."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+
+
+def _print(head: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in head:
+        table.add_column(name, overflow="fold", no_wrap=name in {"run", "state", "result", "verdict"})
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    _console().print(table)
+
+
+def _mark(state: str) -> Text:
+    return Text(str(state), style=_COLOUR.get(str(state), ""))
+
+
+def _age(age: timedelta | None) -> str:
+    if age is None:
+        return ""
+    hours = age.total_seconds() / 3600
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} d"

@@ -1,0 +1,210 @@
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from pgvigil.processes import marked_processes
+from tests.acceptance.conftest import Pgvigil
+
+Done = subprocess.CompletedProcess[str]
+NOBODY = "http://127.0.0.1:9/api"
+
+
+def test_a_verified_run_prints_its_report_and_nothing_else(proven: Done) -> None:
+    """With --json standard output is one JSON document; the log is elsewhere; the exit code is 0."""
+    report = json.loads(proven.stdout)
+    assert (report["verdict"], report["flow"], report["subject"]) == ("verified", "nightly_backup", "demo")
+    assert "Beginning flow run" in proven.stderr
+    assert proven.returncode == 0
+
+
+def test_a_run_that_could_not_is_told_as_a_report_as_well(pgvigil: Pgvigil) -> None:
+    """An unknown cluster: exit code 2, a report that names it and the ones there are."""
+    done = pgvigil("run", "nightly-backup", "dmeo", "--json")
+
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert finding["message"] == "unknown cluster 'dmeo'"
+    assert "demo" in finding["hint"]
+    assert done.returncode == 2
+
+
+def test_a_report_is_shown_as_a_page(pgvigil: Pgvigil) -> None:
+    """Without --json people see verdict, plan and checks."""
+    done = pgvigil("run", "nightly-backup", "demo", "--dry-run")
+
+    assert "VERIFIED: nightly_backup on demo" in done.stdout
+    assert "preflight.archiver" in done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nightly-bakup", "demo"], "did you mean 'nightly-backup'?"),
+        (["drop-everything", "demo"], "there are: nightly-backup"),
+        (["nightly-backup", "demo", "-p", "backup_typ=full"], "did you mean 'backup_type'?"),
+        (["nightly-backup", "demo", "-p", "backup_type=huge"], "parameter 'backup_type' got 'huge'"),
+        (["nightly-backup", "demo", "-p", "dry_run=perhaps"], "parameter 'dry_run' got 'perhaps'"),
+        (["nightly-backup", "demo", "-p", "dry_run"], "write it as -p KEY=VALUE"),
+        (["nightly-backup", "demo", "-p", "cluster=demo"], "is the SUBJECT already"),
+        (["nightly-backup"], "SUBJECT"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_cure(pgvigil: Pgvigil, arguments: list[str], told: str) -> None:
+    """Exit code 2, one message, no stack trace, nothing on standard output."""
+    done = pgvigil("run", *arguments)
+
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_server_that_is_away_is_told_at_once(pgvigil: Pgvigil) -> None:
+    """The message names the way out, and nothing ran."""
+    done = pgvigil("run", "nightly-backup", "demo", "--json", PREFECT_API_URL=NOBODY)
+
+    assert "does not answer" in done.stderr
+    assert "--local" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_the_same_run_goes_without_the_server(pgvigil: Pgvigil) -> None:
+    """With --local it runs on a server of its own, and the audit log has it like any other."""
+    done = pgvigil("run", "nightly-backup", "demo", "--dry-run", "--json", "--local", PREFECT_API_URL=NOBODY)
+
+    run_id = json.loads(done.stdout)["run_id"]
+    assert json.loads(pgvigil("audit", "show", run_id, "--json").stdout)["run"]["verdict"] == "verified"
+    assert done.returncode == 0
+
+
+def test_a_killed_local_run_leaves_no_server(
+    command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """SIGKILL: the private server ends and its home is gone, though nobody was left to ask for it."""
+    marked = {**environment, "TMPDIR": str(tmp_path)}
+    run = subprocess.Popen(
+        [*command, "run", "nightly-backup", "demo", "--local"],
+        env=marked,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _await(lambda: any(tmp_path.glob("pgvigil-run-*/url")))
+    run.kill()
+    run.wait()
+
+    _await(lambda: not marked_processes(f"TMPDIR={tmp_path}"))
+    assert list(tmp_path.glob("pgvigil-run-*")) == []
+
+
+def test_a_private_server_that_cannot_start_forgets_what_it_began_with(
+    pgvigil: Pgvigil, tmp_path: Path
+) -> None:
+    """A spoiled database in the cache costs one run, with a message, and never a second one."""
+    template = tmp_path / "pgvigil" / f"prefect-{version('prefect')}.db"
+    template.parent.mkdir()
+    template.write_text("spoiled")
+
+    done = pgvigil("run", "nightly-backup", "demo", "--local", XDG_CACHE_HOME=str(tmp_path))
+
+    assert "the Prefect server did not start" in done.stderr
+    assert done.returncode == 2
+    assert not template.exists()
+
+
+def test_a_sandbox_comes_up_and_leaves_nothing(pgvigil: Pgvigil, workplace: Path) -> None:
+    """It says how to use it; down removes it; a second down has nothing to do."""
+    directory = workplace / "mine"
+
+    up = pgvigil("sandbox", "up", "--dir", str(directory), "--empty", "--no-prefect")
+    assert f". {directory}/env" in up.stdout
+    assert "is gone" in pgvigil("sandbox", "down", "--dir", str(directory)).stdout
+    assert not directory.exists()
+    assert "there is no sandbox" in pgvigil("sandbox", "down", "--dir", str(directory)).stdout
+
+
+def test_a_terminated_run_ends_properly(
+    command: list[str], environment: dict[str, str], pgvigil: Pgvigil
+) -> None:
+    """SIGTERM in mid-run: exit code 2, one message, and the run is closed in the audit log."""
+    run = subprocess.Popen(
+        [*command, "run", "nightly-backup", "demo", "-p", "backup_type=full"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stderr is not None
+    for line in run.stderr:
+        if "backup command begin" in line:
+            run.send_signal(signal.SIGTERM)
+            break
+    _, said = run.communicate(timeout=60)
+
+    assert "error: interrupted" in said
+    assert "Traceback" not in said
+    assert run.returncode == 2
+    newest = json.loads(pgvigil("audit", "list", "--limit", "1", "--json").stdout)[0]
+    assert (newest["state"], newest["verdict"]) == ("ended", "inconclusive")
+
+
+def test_status_follows_the_proofs(pgvigil: Pgvigil, proven: Done) -> None:
+    """After a proven backup every proof is verified: exit code 0."""
+    assert proven.returncode == 0
+
+    done = pgvigil("status", "--json")
+
+    assert [(s["proof"], s["state"]) for s in json.loads(done.stdout)] == [("backup repo1", "verified")]
+    assert done.returncode == 0
+
+
+def test_the_audit_log_is_verified_against_its_anchors(pgvigil: Pgvigil) -> None:
+    """A whole chain: exit code 0 and the number of anchors outside."""
+    done = pgvigil("audit", "verify")
+
+    assert "verified" in done.stdout
+    assert done.returncode == 0
+
+
+def test_an_edited_audit_log_is_named(pgvigil: Pgvigil, own_audit_store: str) -> None:
+    """One altered row: exit code 1 and its number."""
+    done = pgvigil("audit", "verify", PGVIGIL_FLEET=own_audit_store)
+
+    assert "broken at 1" in done.stdout
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["audit", "list"], ["fleet", "check"], ["deploy"]])
+def test_a_missing_fleet_file_is_one_message(pgvigil: Pgvigil, arguments: list[str]) -> None:
+    """Every command that needs the fleet file says which one it looked for."""
+    done = pgvigil(*arguments, PGVIGIL_FLEET="/nowhere/fleet.yaml")
+
+    assert "error: no fleet file at '/nowhere/fleet.yaml'" in done.stderr
+    assert done.returncode == 2
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported(
+    command: list[str], environment: dict[str, str]
+) -> None:
+    """Prefect, boto3 and psycopg stay out of a call that does not need them."""
+    done = subprocess.run(
+        [command[0], "-X", "importtime", *command[1:], "--help"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"prefect", "boto3", "psycopg", "moto"}
+
+
+def _await(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.1)

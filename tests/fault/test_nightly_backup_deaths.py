@@ -1,0 +1,158 @@
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from deployments import sandbox as deployed
+from deployments.server import start_worker
+from pgvigil.audit import list_runs
+from pgvigil.postgres import connect
+from pgvigil.processes import marked_processes
+from pgvigil.sandbox import Sandbox, down, services
+from tests.fixtures.backup import processes_of
+from tests.fixtures.sandbox import reachable_directory
+
+DEPLOYMENT = "nightly_backup/nightly-backup"
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def slow_sandbox() -> Iterator[Sandbox]:
+    """A sandbox with Prefect whose backups take long enough to be killed in the middle of a file."""
+    directory = reachable_directory()
+    made = deployed.up(directory / "slow", empty=True)
+    conf = made.pgbackrest_conf
+    conf.write_text(conf.read_text().replace("compress-type=zst", "compress-type=zst\ncompress-level=19"))
+    with connect(made.admin_dsn(made.primary_port, "shop"), "test") as session:
+        session.execute(
+            "CREATE TABLE public.big AS SELECT md5(n::text) || md5((n + 1)::text) AS t"
+            " FROM generate_series(1, 500000) n"
+        )
+    yield made
+    down(directory / "slow")
+    directory.rmdir()
+
+
+@pytest.fixture
+def client(slow_sandbox: Sandbox) -> Iterator[SyncPrefectClient]:
+    """A client of the sandbox's Prefect server."""
+    with (
+        temporary_settings({PREFECT_API_URL: slow_sandbox.environment["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as made,
+    ):
+        yield made
+
+
+@pytest.fixture
+def run_in_mid_backup(slow_sandbox: Sandbox, client: SyncPrefectClient) -> FlowRun:
+    """A run of the deployment, started through the worker, whose backup is at work."""
+    deployment = client.read_deployment_by_name(DEPLOYMENT)
+    run = client.create_flow_run_from_deployment(
+        deployment.id, parameters={"cluster": "demo", "backup_type": "full"}
+    )
+    wait_for(lambda: len(processes_of(slow_sandbox)) > 1, "the backup's workers")
+    return run
+
+
+def flow_processes(run: FlowRun) -> list[int]:
+    """Find the process that executes a flow run, not the tools below it."""
+    found = marked_processes(f"PREFECT__FLOW_RUN_ID={run.id}")
+    return [pid for pid in found if b"prefect" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def worker_pid(sandbox: Sandbox) -> int:
+    """Find the sandbox's Prefect worker."""
+    for pid in services.find(sandbox.directory, [None]):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"worker" in words and b"prefect" in words:
+            return pid
+    raise LookupError("no worker")
+
+
+def state(client: SyncPrefectClient, run: FlowRun) -> str:
+    found = client.read_flow_run(run.id).state
+    return found.name if found else ""
+
+
+def audited(sandbox: Sandbox) -> list[str]:
+    with connect(sandbox.ops_dsn(), "test") as session:
+        return [f"{run.state} {run.verdict}" for run in list_runs(session)]
+
+
+def next_run(sandbox: Sandbox, client: SyncPrefectClient) -> dict[str, object]:
+    """Run again through the worker and return the stored report."""
+    deployment = client.read_deployment_by_name(DEPLOYMENT)
+    run = client.create_flow_run_from_deployment(
+        deployment.id, parameters={"cluster": "demo", "backup_type": "full"}
+    )
+    wait_for(lambda: client.read_flow_run(run.id).state.is_final(), "the next run", 120)
+    with connect(sandbox.ops_dsn(), "test") as session:
+        newest = list_runs(session)[0]
+    return {"state": state(client, run), "verdict": newest.verdict, "headline": newest.headline}
+
+
+def assert_good_afterwards(sandbox: Sandbox, client: SyncPrefectClient) -> None:
+    assert [] == processes_of(sandbox)
+    after = next_run(sandbox, client)
+    assert ("Completed", "verified") == (after["state"], after["verdict"]), after
+    assert [] == processes_of(sandbox)
+
+
+def test_a_cancel_in_prefect_ends_the_backup(
+    slow_sandbox: Sandbox, client: SyncPrefectClient, run_in_mid_backup: FlowRun
+) -> None:
+    """Within seconds no process of the tool is alive, the run says Cancelled, and so does the audit log."""
+    client.set_flow_run_state(run_in_mid_backup.id, Cancelling())
+
+    wait_for(lambda: not processes_of(slow_sandbox), "the backup's end", 30)
+    wait_for(lambda: state(client, run_in_mid_backup) == "Cancelled", "Cancelled")
+    assert "ended inconclusive" == audited(slow_sandbox)[0]
+    assert_good_afterwards(slow_sandbox, client)
+
+
+def test_a_flow_process_killed_alone_takes_its_backup_along(
+    slow_sandbox: Sandbox, client: SyncPrefectClient, run_in_mid_backup: FlowRun
+) -> None:
+    """SIGKILL of the flow's process: no orphan, and the next run tells of the lost one."""
+    for pid in flow_processes(run_in_mid_backup):
+        os.kill(pid, signal.SIGKILL)
+
+    wait_for(lambda: not processes_of(slow_sandbox), "the backup's end", 30)
+    wait_for(lambda: state(client, run_in_mid_backup) == "Crashed", "Crashed")
+    assert_good_afterwards(slow_sandbox, client)
+    assert "lost None" in audited(slow_sandbox)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_dies_leaves_no_orphan(
+    slow_sandbox: Sandbox, client: SyncPrefectClient, run_in_mid_backup: FlowRun, number: int
+) -> None:
+    """SIGTERM takes the flow along, SIGKILL lets it finish: either way nothing is left at work."""
+    os.kill(worker_pid(slow_sandbox), number)
+
+    wait_for(lambda: not processes_of(slow_sandbox), "the backup's end", 120)
+    wait_for(lambda: not flow_processes(run_in_mid_backup), "the flow's end", 120)
+    start_worker(slow_sandbox, slow_sandbox.environment["PREFECT_API_URL"], "dba")
+    if number == signal.SIGKILL:
+        assert "ended verified" == audited(slow_sandbox)[0]
+    assert_good_afterwards(slow_sandbox, client)
+
+
+def test_nothing_of_a_run_is_left_beside_the_spool(slow_sandbox: Sandbox) -> None:
+    """Directories of killed runs are gone after the next run."""
+    assert [] == list((slow_sandbox.directory / "runs").iterdir())

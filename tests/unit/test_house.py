@@ -1,0 +1,137 @@
+"""Claims about the house itself: what is locked, named and wired together."""
+
+import pickle
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import pgvigil
+from pgvigil.errors import PgvigilError
+from pgvigil.sql import blocks
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+PACKAGES = ("pgvigil", "tasks", "flows", "deployments")
+
+
+def sources() -> list[str]:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    return [file.read_text(encoding="utf-8") for file in files]
+
+
+def errors() -> list[type[PgvigilError]]:
+    for module in pkgutil.walk_packages(pgvigil.__path__, "pgvigil."):
+        if module.name != "pgvigil.keeper":
+            import_module(module.name)
+    found, left = [], [PgvigilError]
+    while left:
+        found.append(left.pop())
+        left += [kind for kind in found[-1].__subclasses__() if kind.__module__.startswith("pgvigil")]
+    return found
+
+
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+) \\$", text, re.MULTILINE))
+
+
+def test_every_error_code_is_given_once() -> None:
+    """A code in a report or a ticket leads to one class."""
+    codes = [kind.code for kind in errors()]
+
+    assert sorted(codes) == sorted(set(codes))
+
+
+@pytest.mark.parametrize("kind", errors(), ids=lambda kind: kind.__name__)
+def test_an_error_survives_another_process(kind: type[PgvigilError]) -> None:
+    """Message, hint and facts come out of a pickle as they went in: Prefect sends errors so."""
+    copy = pickle.loads(pickle.dumps(kind("it broke", hint="mend it", exit_code=82, sqlstate="40001")))
+
+    assert type(copy) is kind
+    assert str(copy) == "it broke (hint: mend it)"
+    assert copy.context == {"exit_code": 82, "sqlstate": "40001"}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_pins_and_hashes_everything_and_names_no_place(lock: str) -> None:
+    """Every entry has its hash; no index address, link or path of the machine that made it is there."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    entries = [entry for entry in re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE) if entry[0] != "#"]
+
+    assert len(entries) == len(pins(lock)) > 50
+    assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+    assert not re.search(r"://|index-url|find-links|trusted-host|(?:^|[ @])/", text, re.MULTILINE)
+
+
+def test_both_locks_agree() -> None:
+    """What runs in production is what was tested: the same version of each shared package."""
+    ours, developers = pins("requirements.lock"), pins("requirements-dev.lock")
+
+    assert ours.items() <= developers.items()
+
+
+def test_every_declared_dependency_is_locked() -> None:
+    """Nothing that pyproject.toml asks for is left to chance, the build backend included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    names = {re.split(r"[\[<>=!~ ]", each)[0].lower().replace("_", "-") for each in declared}
+
+    assert names - set(pins("requirements.lock")) == set()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pgvigil" / "sql").glob("*.sql")), ids=lambda file: file.stem)
+def test_every_sql_block_is_used(file: Path) -> None:
+    """A block that no module names, in one that names its file or reads it whole, is dead."""
+    readers = "\n".join(text for text in sources() if f'"{file.stem}"' in text)
+    read_whole = f'blocks("{file.stem}")' in readers
+
+    assert readers
+    assert [name for name in blocks(file.stem) if not read_whole and f'"{name}"' not in readers] == []
+
+
+def test_no_flow_or_task_file_shadows_the_standard_library() -> None:
+    """Whoever puts flows/ in front of sys.path still gets Python's own modules."""
+    names = {file.stem for folder in ("flows", "tasks") for file in (ROOT / folder).glob("*.py")}
+
+    assert names & sys.stdlib_module_names == set()
+
+
+def test_the_command_line_is_where_the_project_says() -> None:
+    """The installed program `pgvigil` leads to a function that exists."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = project["project"]["scripts"]["pgvigil"].partition(":")
+
+    assert callable(getattr(import_module(module), function))
+    assert {script.name for script in entry_points(group="console_scripts", name="pgvigil")} == {"pgvigil"}
+
+
+def test_every_package_is_installed() -> None:
+    """Setuptools is told of every folder that has modules, so that none is missing in a wheel."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    there = {
+        str(file.parent.relative_to(ROOT)).replace("/", ".")
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("__init__.py")
+    }
+
+    assert set(project["tool"]["setuptools"]["packages"]) == there
+
+
+def test_nothing_generated_is_tracked() -> None:
+    """What git ignores is not committed either."""
+    listed = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--ignored", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert listed.stdout == ""
