@@ -102,16 +102,21 @@ _BROKEN = (zlib.error, zstandard.ZstdError, OSError, EOFError, RuntimeError, Val
 
 
 class SegmentHash:
-    """Hashes a stored segment chunk by chunk, decompressing on the way, in constant memory."""
+    """Hashes a stored segment chunk by chunk, decompressing on the way, in constant memory.
+
+    `read` counts stored bytes, `size` those of the content.
+    """
 
     def __init__(self, suffix: str) -> None:
         self.size = 0
+        self.read = 0
         self.fault = ""
         self._hash = hashlib.sha1(usedforsecurity=False)
         self._decompressor: _Decompressor = _decompressor(suffix)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk; content that does not decompress becomes the fault, not an exception."""
+        self.read += len(chunk)
         if self.fault:
             return
         try:

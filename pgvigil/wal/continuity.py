@@ -84,11 +84,12 @@ def make_line(
 ) -> Line:
     """Lay the stored and the broken segments of all timelines onto the way to one of them."""
     stretches = tree.line(tip, segment_size)
-    present = _lay(stretches, stored)
-    return Line(stretches, present, without(present, _lay(stretches, broken)))
+    present = lay(stretches, stored)
+    return Line(stretches, present, without(present, lay(stretches, broken)))
 
 
-def _lay(stretches: Iterable[Stretch], by_timeline: Mapping[int, Sequence[Range]]) -> list[Range]:
+def lay(stretches: Iterable[Stretch], by_timeline: Mapping[int, Sequence[Range]]) -> list[Range]:
+    """Lay ranges of all timelines onto a line: each number from the timeline that the line takes it from."""
     return union(*(clip(by_timeline.get(s.timeline, ()), s.first, s.last) for s in stretches))
 
 
@@ -163,8 +164,3 @@ def loss_of(found: Verdicts, broken: Range, segment_size: int) -> Loss:
 
 def _start(found: Verdicts, reach: Reach) -> int:
     return next(base.start for base in found.bases if base.label == reach.label)
-
-
-def windows(reaches: Iterable[Reach]) -> list[Range]:
-    """Join the reaches of one line into spans of restore points, in bytes."""
-    return union((reach.from_lsn, reach.to_lsn) for reach in reaches)

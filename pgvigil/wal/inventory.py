@@ -6,6 +6,7 @@ import json
 import re
 from array import array
 from binascii import unhexlify
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,6 +100,12 @@ class Track:
             return [(numbers[0], numbers[-1])]
         return ranges_of(numbers)
 
+    def stored_at(self, number: int) -> int | None:
+        """Return the time at which a segment was stored, in epoch seconds."""
+        index = bisect_left(self.numbers, number)
+        found = index < len(self) and self.numbers[index] == number
+        return self.times[index] if found else None
+
     @cached_property
     def duplicates(self) -> list[int]:
         """The numbers that are stored more than once."""
@@ -183,7 +190,7 @@ class ListingReader:
             archive.classes |= Counter(segment=archive.segments, duplicate=copies)
         return self.archives
 
-    def _take(  # noqa: PLR0913, PLR0917 - the parts of one entry, taken a million times
+    def _take(  # noqa: PLR0913 - the parts of one entry, taken a million times
         self, folder: bytes, name: bytes, sha1: bytes, suffix: bytes | None, size: bytes, time: bytes
     ) -> None:
         low = int(name[16:], 16)
