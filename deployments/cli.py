@@ -131,7 +131,7 @@ def _program(
 
 @app.command("run")
 @answers
-def run_flow(  # noqa: PLR0913, PLR0917 - one per option
+def run_flow(  # noqa: PLR0913 - one per option
     flow: Annotated[
         str, typer.Argument(metavar="FLOW", help="The flow's name with dashes, such as nightly-backup.")
     ],
@@ -309,9 +309,8 @@ def doctor(
     json: Json = False,
 ) -> int:
     """Check what flows need before they need it; exit 1 if something is broken."""
-    from pgvigil.doctor import examine  # noqa: PLC0415
-
     from deployments import show  # noqa: PLC0415
+    from pgvigil.doctor import examine  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
     from pgvigil.reports import Verdict  # noqa: PLC0415
 

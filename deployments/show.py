@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import timedelta
 
-    from pgvigil.doctor import Diagnosis
-
     from pgvigil.audit import ChainReport, RunRecord, RunSummary
+    from pgvigil.doctor import Diagnosis
     from pgvigil.reports import Report
     from pgvigil.status import ProofStatus
 

@@ -282,6 +282,7 @@ class AuditLog:
             self.application_name,
             statement_timeout=STATEMENT_TIMEOUT,
             lock_timeout=LOCK_TIMEOUT,
+            connect_timeout=postgres.IMPATIENT,
         ) as connection:
             connection.execute(query("audit", "isolate"))
             yield connection

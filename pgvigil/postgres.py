@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
 Connection = psycopg.Connection[dict[str, Any]]
 
 CONNECT_TIMEOUT = timedelta(seconds=10)
+IMPATIENT = timedelta(seconds=5)  # for who has something else to do when the server is away
 STATEMENT_TIMEOUT = timedelta(seconds=60)
 LOCK_TIMEOUT = timedelta(seconds=2)
 IDLE_IN_TRANSACTION_TIMEOUT = timedelta(seconds=60)
+UNREADABLE = "postgresql (unreadable dsn)"
+
+_QUOTED = re.compile(r'(?<!connection option )"[^"]*"')
 
 
 @contextmanager
@@ -29,30 +34,37 @@ def connect(
     *,
     statement_timeout: timedelta = STATEMENT_TIMEOUT,
     lock_timeout: timedelta = LOCK_TIMEOUT,
+    connect_timeout: timedelta = CONNECT_TIMEOUT,
 ) -> Iterator[Connection]:
     """Open an autocommit session whose waits are all bounded, and close it at the end.
 
+    `connect_timeout` (at least 2 s, libpq's least) covers the whole greeting, so a server that accepts
+    and says nothing is given up as well. Within the session the server's own timeouts bound a statement,
+    and TCP's a host that vanished; a server process that is frozen in mid-statement is bounded by nothing.
     Passwords come from libpq (service file, password file, environment); `application_name` is cut to
     the 63 bytes that PostgreSQL keeps. Rows come back as dicts. Errors of the driver, inside the block
     as well, leave as DatabaseFailed.
     """
-    with translated(dsn), _open(dsn, application_name, statement_timeout, lock_timeout) as connection:
+    with translated(dsn), _greet(dsn, application_name, connect_timeout) as connection:
+        _bound(connection, statement_timeout, lock_timeout)
         yield connection
 
 
-def _open(
-    dsn: str, application_name: str, statement_timeout: timedelta, lock_timeout: timedelta
-) -> Connection:
-    connection = psycopg.connect(
+def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Connection:
+    return psycopg.connect(
         dsn,
         autocommit=True,
         row_factory=dict_row,
-        connect_timeout=int(CONNECT_TIMEOUT.total_seconds()),
+        connect_timeout=int(connect_timeout.total_seconds()),
         application_name=application_name[:63],
         keepalives_idle=30,
         keepalives_interval=10,
         keepalives_count=3,
+        tcp_user_timeout=60_000,  # without it, what was sent to a vanished host is repeated for 15 minutes
     )
+
+
+def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: timedelta) -> None:
     settings = {
         "statement_timeout": milliseconds(statement_timeout),
         "lock_timeout": milliseconds(lock_timeout),
@@ -64,13 +76,8 @@ def _open(
         "search_path": "pg_catalog",
         "timezone": "UTC",
     }
-    try:
-        for name, value in settings.items():
-            connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    for name, value in settings.items():
+        connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
 
 
 def milliseconds(span: timedelta) -> str:
@@ -87,6 +94,8 @@ def translated(dsn: str) -> Iterator[None]:
         where = describe(dsn)
         sqlstate = error.sqlstate or ""
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if where == UNREADABLE:
+            text = _QUOTED.sub('"***"', text)  # libpq quotes what it cannot read, and that may be a password
         raise DatabaseFailed(
             f"{where}: {text}",
             hint=_hint(sqlstate, text),
@@ -95,13 +104,24 @@ def translated(dsn: str) -> Iterator[None]:
         ) from error
 
 
+# At connection time libpq gives texts only. A server that says no says FATAL first; these pass by themselves.
+_PASSING = re.compile(
+    r"FATAL:\s+(the database system is (starting up|shutting down|in recovery mode|not yet accepting)"
+    r"|sorry, too many clients|too many connections|remaining connection slots|the connection slot)"
+)
+_REFUSED = re.compile(
+    r"FATAL:|no password supplied|SSL was required|certificate (verify failed|file)|certificate for"
+    r"|definition of service|authentication method|channel binding|GSSAPI encryption required"
+    r"|for connection option|invalid port number"
+)
+
+
 def _is_unreachable(error: psycopg.Error) -> bool:
-    """Tell a server that is away from one that said no: libpq reports both without a SQLSTATE."""
+    """Tell a server that is away, or has no room, from one that said no: libpq gives both no SQLSTATE."""
     if error.sqlstate or not isinstance(error, psycopg.OperationalError):
         return False
     text = str(error)
-    passing = ("starting up", "shutting down", "too many", "recovery")
-    return "FATAL" not in text or any(word in text for word in passing)
+    return bool(_PASSING.search(text)) or not _REFUSED.search(text)
 
 
 def describe(dsn: str) -> str:
@@ -109,24 +129,48 @@ def describe(dsn: str) -> str:
     try:
         parts = psycopg.conninfo.conninfo_to_dict(dsn)
     except psycopg.Error:
-        return "postgresql (unreadable dsn)"
+        return UNREADABLE
     if "service" in parts:
         return f"postgresql service {parts['service']}"
     host = parts.get("host") or "local socket"
     return f"postgresql {host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
-def _hint(sqlstate: str, text: str) -> str:  # noqa: PLR0911 - a table, read from the top
-    if sqlstate == "42501":
-        return "grant what infra/roles.sql grants to this role"
-    if "password" in text:
-        return "put the password into the password file (PGPASSFILE) or the service file, not the fleet file"
-    if sqlstate[:2] == "28":
-        return "let this role in: pg_hba.conf, role name, password file"
-    if sqlstate in {"3D000", "42P01", "3F000"}:
-        return "check the database in the fleet file; for the audit store run 'pgvigil audit init'"
-    if sqlstate == "55P03":
-        return "another session holds the lock; see pg_locks"
-    if not sqlstate:
-        return "check that the server is up and that host and port in the fleet file are right"
-    return ""
+def _hint(sqlstate: str, text: str) -> str:
+    if sqlstate:
+        return _CURES.get(sqlstate) or _CURES.get(sqlstate[:2], "")
+    return next(cure for pattern, cure in _REFUSALS if re.search(pattern, text))
+
+
+_PASSWORD = "put the password into the password file (PGPASSFILE) or the service file, not the fleet file"  # noqa: S105
+_DATABASE = "check the database in the fleet file; for the audit store run 'pgvigil audit init'"
+_ROOM = "end idle sessions, or raise max_connections or the limit of the role or database"
+
+_CURES = {
+    "28": "let this role in: pg_hba.conf, role name, password file",
+    "3D000": _DATABASE,
+    "3F000": _DATABASE,
+    "42501": "grant what infra/roles.sql grants to this role",
+    "42P01": _DATABASE,
+    "53300": _ROOM,
+    "55P03": "another session holds the lock; see pg_locks",
+}
+# The first that fits; the last fits always.
+_REFUSALS = (
+    (r"no password supplied|password authentication failed|password .*required", _PASSWORD),
+    (r"definition of service", "add the service to the service file (PGSERVICEFILE), or correct the dsn"),
+    (
+        r"SSL was required|certificate (verify|file|for)",
+        "make sslmode and sslrootcert of the dsn fit what the server offers (ssl = on)",
+    ),
+    (r"database \".*\" does not exist", _DATABASE),
+    (r"permission denied for database", "GRANT CONNECT ON DATABASE to this role, as infra/roles.sql does"),
+    (r"too many|connection slots", _ROOM),
+    (r"pg_hba.conf|role \".*\"|authentication|channel binding", _CURES["28"]),
+    (r"the database system is", "wait until it accepts sessions; its log says what it is doing"),
+    (
+        r"connection info|connection option|percent-encoded|URI|invalid port number",
+        "correct the dsn in the fleet file: postgresql://role@host:port/database, without a password",
+    ),
+    (r"", "check that the server is up and that host and port in the fleet file are right"),
+)

@@ -425,7 +425,9 @@ def _environment(command: Command, token: str) -> dict[str, str]:
 
 
 _SECRET_NAME = re.compile(r"KEY|SECRET|PASS|TOKEN|CIPHER|CREDENTIAL", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(?P<lead>://[^\s:/@]*:|\bpassword\s*=\s*)(?P<value>[^\s@'\"]+)", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    r"(?P<lead>://[^\s:/@]*:)[^\s/]*(?P<end>@)|(?P<name>\bpassword\s*=\s*)[^\s'\"]+", re.IGNORECASE
+)
 _NO_SECRETS = frozenset({TOKEN, "PGPASSFILE"})
 
 
@@ -441,7 +443,9 @@ def redactor(env: dict[str, str] | None = None) -> Callable[[str], str]:
     def redact(text: str) -> str:
         for value in values:
             text = text.replace(value, "***")
-        return _SECRET_TEXT.sub(lambda match: match["lead"] + "***", text)
+        return _SECRET_TEXT.sub(
+            lambda match: f"{match['lead'] or match['name']}***{match['end'] or ''}", text
+        )
 
     return redact
 

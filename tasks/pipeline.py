@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+import logging
 import re
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect import Flow, get_run_logger
@@ -12,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
+from rich.console import Console
 
 from pgvigil.errors import PgvigilError
 from pgvigil.pages import markdown
@@ -50,8 +52,9 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
     """Make a flow of a function that returns a report."""
 
     def decorate(function: Callable[P, R]) -> Pipeline[P, R]:
-        @functools.wraps(function)
+        @wraps(function)
         def conclude(*args: P.args, **kwargs: P.kwargs) -> Any:
+            outlive_the_worker()
             return to_state(function(*args, **kwargs))
 
         # Prefect reads types where the wrapper lives; they must be resolved where the function lives.
@@ -61,6 +64,16 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
         return Pipeline(conclude, description=inspect.getdoc(function), **options)
 
     return decorate
+
+
+def outlive_the_worker() -> None:
+    """Go on when the worker, who reads our output, is killed: the run's evidence does not depend on it."""
+    for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            console = getattr(handler, "console", None)
+            if isinstance(console, Console):
+                # Rich ends the whole process at the first line that nobody reads.
+                console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
 
 
 def to_state(report: Report) -> State[Any]:

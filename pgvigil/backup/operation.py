@@ -68,7 +68,7 @@ def look(stanza: Stanza) -> Survey:
     )
     run.findings += survey.check_server(world, policy, stanza.name)
     _passed(run, "preflight.archiver", "archiver works", f"last archived {world.server.last_archived_wal}")
-    run.findings += survey.end_leftovers(stanza.name)
+    run.findings += survey.end_leftovers(stanza.settings.pgbackrest)
     survey.check_locks(stanza.pgbackrest, world.stanza, policy.wait)
     _passed(run, "preflight.locks", "nobody else works on the stanza", "free")
     run.findings += survey.check_space(stanza.settings.pgbackrest, world)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Ranges = dict[int, list["Range"]]
 
+_TIME = "%Y-%m-%d %H:%M:%S"
 _MOST = 100  # findings of one code; the rest is one more that counts them
 
 
@@ -129,7 +130,7 @@ class _Examination:
                 yield Fault("timelines", self._no_history(timeline, "is missing"))
 
     def _lacks_history(self, timeline: int) -> bool:
-        """Look for the file of every timeline but the archive's first, which may be older than the archive."""
+        """Ask for the file of every timeline but the first, which may be older than the archive."""
         waits = self.evidence.server and any(
             item.name == f"{timeline:08X}.history" for item in self.evidence.server.ready
         )
@@ -201,7 +202,7 @@ class _Examination:
     # continuity
 
     def _bad(self) -> dict[str, Ranges]:
-        """Collect damaged segments by code and timeline; a duplicate is one fault, whatever its files hold."""
+        """Collect damaged segments by code; a duplicate is one fault, whatever its files hold."""
         twice = {t: set(track.duplicates) for t, track in self.inventory.tracks.items() if track.duplicates}
         found: dict[str, dict[int, set[int]]] = {}
         if twice:
@@ -259,7 +260,8 @@ class _Examination:
         return self._finding(
             "wal-missing",
             Severity.ERROR,
-            f"WAL {_range_text(first, last, lost)} is in neither the repository nor the server's queue{counted}; "
+            f"WAL {_range_text(first, last, lost)} is in neither the repository nor the "
+            f"server's queue{counted}; "
             + self._loss_text(loss),
             "look for the segments in another repository, on a standby or in the server's pg_wal; if they are "
             "gone, take a full backup now, and acknowledge the loss under wal.known_losses",
@@ -313,7 +315,7 @@ class _Examination:
         points = f"restore points from LSN {lsn_text(loss.from_lsn)} to {lsn_text(loss.to_lsn)} are lost"
         dead = f", and backup {', '.join(loss.backups)} cannot be restored" if loss.backups else ""
         alive = "; ".join(
-            f"LSN {s.from_lsn} to {s.to_lsn} ({s.from_time:%Y-%m-%d %H:%M:%S} to {s.to_time:%Y-%m-%d %H:%M:%S})"
+            f"LSN {s.from_lsn} to {s.to_lsn} ({s.from_time:{_TIME}} to {s.to_time:{_TIME}})"
             for s in self._spans(self.reaches)[-3:]
         )
         return f"{points}{dead}; these survive: {alive or 'none'}"
@@ -324,16 +326,16 @@ class _Examination:
         server = self.evidence.server
         if server is None:
             return []
-        late = server.late(
-            lambda timeline, number: run_from(self.stored.get(timeline, ()), number) is not None
-        )
-        return [item.name for item in late]
+        return [item.name for item in server.late(self._is_stored)]
+
+    def _is_stored(self, timeline: int, number: int) -> bool:
+        return run_from(self.stored.get(timeline, ()), number) is not None
 
     def _delay(self) -> Iterator[Fault]:
         server, late, policy = self.evidence.server, self._late(), self.policy
         if server is None or not late:
             return
-        since = min(item.since for item in server.ready if item.name in {late[0]})
+        since = min(item.since for item in server.ready if item.name == late[0])
         age = server.now - since
         if len(late) <= policy.max_delayed_segments and age <= policy.max_delay:
             return
@@ -439,7 +441,7 @@ class _Examination:
         )
 
     def _stored_at(self, number: int) -> datetime | None:
-        """Return when a segment of this number, of the newest timeline that has it, came into the repository."""
+        """Return when a segment of this number came into the repository."""
         for timeline in sorted(self.inventory.tracks, reverse=True):
             at = self.inventory.tracks[timeline].stored_at(number)
             if at is not None:

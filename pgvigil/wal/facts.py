@@ -6,6 +6,8 @@ import base64
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from pgvigil.pages import cell, table
 from pgvigil.reports import Frozen, Report
 
@@ -65,7 +67,7 @@ class ArchiveFacts(Frozen):
 
     archive_id: str
     is_current: bool
-    classes: dict[str, int] = {}
+    classes: dict[str, int] = Field(default_factory=dict)
     stored_bytes: int = 0
     timelines: tuple[TimelineFacts, ...] = ()
     backups: tuple[BackupMark, ...] = ()

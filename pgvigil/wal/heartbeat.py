@@ -6,6 +6,8 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from pgvigil import postgres
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
@@ -24,7 +26,7 @@ class Beat(Frozen):
 
     segment: str
     committed_at: datetime
-    latency: dict[int, float] = {}
+    latency: dict[int, float] = Field(default_factory=dict)
     waited: float = 0.0
 
 

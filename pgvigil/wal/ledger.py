@@ -48,7 +48,7 @@ class Ledger:
     def due(
         self, archive: Inventory, now: datetime, period: timedelta
     ) -> Iterator[tuple[int, StoredSegment]]:
-        """Yield the files to read now, with their fingerprints: new ones, changed ones, and a share of the rest.
+        """Yield what to read now, with fingerprints: new and changed files, and a share of the rest.
 
         A proof falls due in the second half of the period, at a point that depends on the file, so that
         no run has to read everything.

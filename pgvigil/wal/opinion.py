@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pydantic import Field
+
 from pgvigil.reports import Frozen
 
 _STATUS = re.compile(r"^\s*status: (ok|error)", re.MULTILINE)
@@ -20,8 +22,8 @@ class Opinion(Frozen):
     """What verify found: whether it looked at anything, bad WAL files per archive id, bad backups."""
 
     is_told: bool
-    bad_wal: dict[str, int] = {}
-    bad_backups: dict[str, str] = {}
+    bad_wal: dict[str, int] = Field(default_factory=dict)
+    bad_backups: dict[str, str] = Field(default_factory=dict)
     checked: int = 0
 
 

@@ -1,10 +1,9 @@
-import json
+
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -37,7 +36,8 @@ def slow_sandbox() -> Iterator[Sandbox]:
     directory = reachable_directory()
     made = deployed.up(directory / "slow", empty=True)
     conf = made.pgbackrest_conf
-    conf.write_text(conf.read_text().replace("compress-type=zst", "compress-type=zst\ncompress-level=19"))
+    slow = "[global:backup]\ncompress-type=bz2\ncompress-level=9\nprocess-max=1\n"
+    conf.write_text(f"{conf.read_text()}\n{slow}")
     with connect(made.admin_dsn(made.primary_port, "shop"), "test") as session:
         session.execute(
             "CREATE TABLE public.big AS SELECT md5(n::text) || md5((n + 1)::text) AS t"
@@ -90,8 +90,8 @@ def state(client: SyncPrefectClient, run: FlowRun) -> str:
 
 
 def audited(sandbox: Sandbox) -> list[str]:
-    with connect(sandbox.ops_dsn(), "test") as session:
-        return [f"{run.state} {run.verdict}" for run in list_runs(session)]
+    with connect(sandbox.ops_admin_dsn, "test") as session:
+        return [f"{run.state} {run.verdict} {run.headline}" for run in list_runs(session)]
 
 
 def next_run(sandbox: Sandbox, client: SyncPrefectClient) -> dict[str, object]:
@@ -101,7 +101,7 @@ def next_run(sandbox: Sandbox, client: SyncPrefectClient) -> dict[str, object]:
         deployment.id, parameters={"cluster": "demo", "backup_type": "full"}
     )
     wait_for(lambda: client.read_flow_run(run.id).state.is_final(), "the next run", 120)
-    with connect(sandbox.ops_dsn(), "test") as session:
+    with connect(sandbox.ops_admin_dsn, "test") as session:
         newest = list_runs(session)[0]
     return {"state": state(client, run), "verdict": newest.verdict, "headline": newest.headline}
 
@@ -121,7 +121,7 @@ def test_a_cancel_in_prefect_ends_the_backup(
 
     wait_for(lambda: not processes_of(slow_sandbox), "the backup's end", 30)
     wait_for(lambda: state(client, run_in_mid_backup) == "Cancelled", "Cancelled")
-    assert "ended inconclusive" == audited(slow_sandbox)[0]
+    assert audited(slow_sandbox)[0].startswith("ended inconclusive")
     assert_good_afterwards(slow_sandbox, client)
 
 
@@ -135,7 +135,7 @@ def test_a_flow_process_killed_alone_takes_its_backup_along(
     wait_for(lambda: not processes_of(slow_sandbox), "the backup's end", 30)
     wait_for(lambda: state(client, run_in_mid_backup) == "Crashed", "Crashed")
     assert_good_afterwards(slow_sandbox, client)
-    assert "lost None" in audited(slow_sandbox)
+    assert any(run.startswith("lost") for run in audited(slow_sandbox))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -149,7 +149,7 @@ def test_a_worker_that_dies_leaves_no_orphan(
     wait_for(lambda: not flow_processes(run_in_mid_backup), "the flow's end", 120)
     start_worker(slow_sandbox, slow_sandbox.environment["PREFECT_API_URL"], "dba")
     if number == signal.SIGKILL:
-        assert "ended verified" == audited(slow_sandbox)[0]
+        assert audited(slow_sandbox)[0].startswith("ended verified"), audited(slow_sandbox)
     assert_good_afterwards(slow_sandbox, client)
 
 
