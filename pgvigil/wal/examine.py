@@ -261,8 +261,7 @@ class _Examination:
             "wal-missing",
             Severity.ERROR,
             f"WAL {_range_text(first, last, lost)} is in neither the repository nor the "
-            f"server's queue{counted}; "
-            + self._loss_text(loss),
+            f"server's queue{counted}; " + self._loss_text(loss),
             "look for the segments in another repository, on a standby or in the server's pg_wal; if they are "
             "gone, take a full backup now, and acknowledge the loss under wal.known_losses",
             first,

@@ -20,7 +20,6 @@ from pgvigil.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from uuid import UUID
 
     from pgvigil.reportstore import ReportStore
     from pgvigil.wal.inventory import Inventory, StoredSegment, Track
@@ -38,6 +37,28 @@ def fingerprint(track: Track, index: int) -> int:
     return int.from_bytes(digest, "little")
 
 
+class Due:
+    """Files to read, with their fingerprints; 16 bytes each until they are asked for."""
+
+    def __init__(self) -> None:
+        self._tracks: list[tuple[Track, array[int], array[int]]] = []
+
+    def __len__(self) -> int:
+        return sum(len(marks) for _, _, marks in self._tracks)
+
+    def __iter__(self) -> Iterator[tuple[int, StoredSegment]]:
+        for track, indexes, marks in self._tracks:
+            for index, mark in zip(indexes, marks, strict=True):
+                yield mark, track.file(index)
+
+    def add(self, track: Track, index: int, mark: int) -> None:
+        """Take one file; those of a track come one after the other."""
+        if not self._tracks or self._tracks[-1][0] is not track:
+            self._tracks.append((track, array("Q"), array("Q")))
+        self._tracks[-1][1].append(index)
+        self._tracks[-1][2].append(mark)
+
+
 @dataclass
 class Ledger:
     """The proofs that still count: fingerprint to epoch seconds; and when pgBackRest was last asked."""
@@ -45,22 +66,22 @@ class Ledger:
     proven: dict[int, int] = field(default_factory=dict)
     opinion_at: int = 0
 
-    def due(
-        self, archive: Inventory, now: datetime, period: timedelta
-    ) -> Iterator[tuple[int, StoredSegment]]:
-        """Yield what to read now, with fingerprints: new and changed files, and a share of the rest.
+    def due(self, archive: Inventory, now: datetime, period: timedelta) -> Due:
+        """Return what to read now: new and changed files, and a share of the rest.
 
         A proof falls due in the second half of the period, at a point that depends on the file, so that
         no run has to read everything.
         """
         moment, half = int(now.timestamp()), period.total_seconds() / 2
+        due = Due()
         for timeline in sorted(archive.tracks):
             track = archive.tracks[timeline]
             for index in range(len(track)):
                 mark = fingerprint(track, index)
                 at = self.proven.get(mark)
                 if at is None or moment - at > half * (1 + (mark & 0xFFFF) / 0x10000):
-                    yield mark, track.file(index)
+                    due.add(track, index, mark)
+        return due
 
     def oldest(self) -> datetime | None:
         """Return when the oldest proof that counts was made."""
@@ -97,16 +118,14 @@ class LedgerBook:
         if note.get("opinion"):
             ledger.opinion_at = max(ledger.opinion_at, at)
 
-    def write(
-        self, run_id: UUID, part: int, marks: Sequence[int], now: datetime, *, opinion: bool = False
-    ) -> None:
-        """Note what was proven; the name begins with the time, so that old notes need not be read."""
+    def write(self, page: str, marks: Sequence[int], now: datetime, *, opinion: bool = False) -> None:
+        """Note what was proven; a note's name begins with its time, so that old ones need not be read."""
         note = {
             "schema_version": 1,
-            "run_id": str(run_id),
+            "page": page,
             "at": int(now.timestamp()),
             "opinion": opinion,
             "proven": base64.b64encode(zlib.compress(array("Q", marks).tobytes())).decode(),
         }
-        name = f"{now.astimezone(UTC).strftime(_STAMP)}-{run_id}-{part}.json"
+        name = f"{now.astimezone(UTC).strftime(_STAMP)}-{page}.json"
         self._store.note(self._folder, name, json.dumps(note).encode())

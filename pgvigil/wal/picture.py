@@ -15,6 +15,10 @@ _WIDTH, _LEFT, _ROW, _TOP = 960, 130, 64, 34
 _GREEN, _RED, _GREY, _INK = "#2e9d5b", "#d33b3b", "#9aa3ad", "#2b3036"
 _LETTER = {"full": "F", "diff": "D", "incr": "I"}
 _MOST_MARKS = 200
+_HEAD = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+    'font-family="sans-serif" font-size="12" role="img" aria-label="recovery windows">'
+)
 
 
 def draw(repositories: Sequence[RepositoryFacts]) -> str:
@@ -28,8 +32,7 @@ def draw(repositories: Sequence[RepositoryFacts]) -> str:
     body = [line for index, row in enumerate(rows) for line in _row(scale, _TOP + _ROW * index, *row)]
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-            f'font-family="sans-serif" font-size="12" role="img" aria-label="recovery windows">',
+            _HEAD.format(width=_WIDTH, height=height),
             f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
             _text(10, 18, "green: restorable · red: lost · F, D, I: backups", _GREY),
             *body,
