@@ -99,7 +99,7 @@ def test_an_unreadable_first_segment_ends_nothing(vault: Vault) -> None:
 
     report = vault.prove()
 
-    assert (Verdict.REFUTED, ["wal-empty"]) == (report.verdict, codes(report))
+    assert (Verdict.REFUTED, ["wal-empty"]) == (report.verdict, codes(report)), report.findings
     assert len(vault.segments()) == report.repositories[0].read_now
 
 
