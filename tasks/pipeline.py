@@ -73,7 +73,11 @@ def outlive_the_worker() -> None:
             console = getattr(handler, "console", None)
             if isinstance(console, Console):
                 # Rich ends the whole process at the first line that nobody reads.
-                console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]
+                console.on_broken_pipe = partial(_fall_silent, console)  # type: ignore[method-assign]
+
+
+def _fall_silent(console: Console) -> None:
+    console.quiet = True
 
 
 def to_state(report: Report) -> State[Any]:

@@ -93,13 +93,18 @@ def audited(sandbox: Sandbox) -> list[str]:
         return [f"{run.state} {run.verdict} {run.headline}" for run in list_runs(session)]
 
 
+def is_over(client: SyncPrefectClient, run: FlowRun) -> bool:
+    now = client.read_flow_run(run.id).state
+    return now is not None and now.is_final()
+
+
 def next_run(sandbox: Sandbox, client: SyncPrefectClient) -> dict[str, object]:
     """Run again through the worker and return the stored report."""
     deployment = client.read_deployment_by_name(DEPLOYMENT)
     run = client.create_flow_run_from_deployment(
         deployment.id, parameters={"cluster": "demo", "backup_type": "full"}
     )
-    wait_for(lambda: client.read_flow_run(run.id).state.is_final(), "the next run", 120)
+    wait_for(lambda: is_over(client, run), "the next run's end", 120)
     with connect(sandbox.ops_admin_dsn, "test") as session:
         newest = list_runs(session)[0]
     return {"state": state(client, run), "verdict": newest.verdict, "headline": newest.headline}
