@@ -30,7 +30,7 @@ def read_status(fleet: Fleet) -> list[ProofStatus]:
 
 
 def expectations(fleet: Fleet, claims: Iterable[Claim]) -> Iterator[Expectation]:
-    """Want each proof fresh in every repository of every cluster that any run has told of, and in the first."""
+    """Want each proof fresh in every cluster's first repository, and in all that any run has told of."""
     told = {(claim.flow, claim.subject, claim.proof) for claim in claims if claim.proof}
     for name, cluster in fleet.clusters.items():
         for flow, (first, fresh) in _PROOFS.items():

@@ -262,8 +262,8 @@ class _Examination:
             Severity.ERROR,
             f"WAL {_range_text(first, last, lost)} is in neither the repository nor the "
             f"server's queue{counted}; " + self._loss_text(loss),
-            "look for the segments in another repository, on a standby or in the server's pg_wal; if they are "
-            "gone, take a full backup now, and acknowledge the loss under wal.known_losses",
+            "look for the segments in another repository, on a standby or in the server's pg_wal; if they "
+            "are gone, take a full backup now, and acknowledge the loss under wal.known_losses",
             first,
         )
 

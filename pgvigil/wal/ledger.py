@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from pgvigil.reportstore import ReportStore
     from pgvigil.wal.inventory import Inventory, StoredSegment, Track
 
-_FACTS = Struct("<QQQqB")
+_FACTS = Struct("<QQQqB20s")
+_MARK = Struct("<Q")
 _STAMP = "%Y%m%dT%H%M%SZ"
 
 
-def fingerprint(track: Track, index: int) -> int:
-    """Return 64 bits of a file's name, size and time."""
-    facts = _FACTS.pack(
-        track.timeline, track.numbers[index], track.sizes[index], track.times[index], track.suffixes[index]
-    )
-    digest = blake2b(facts + track.hashes[20 * index : 20 * index + 20], digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def fingerprints(track: Track) -> Iterator[int]:
+    """Yield 64 bits of each file's name, size and time, in the track's order."""
+    pack, hashes, timeline = _FACTS.pack, bytes(track.hashes), track.timeline
+    unpack = _MARK.unpack
+    files = zip(track.numbers, track.sizes, track.times, track.suffixes, strict=True)
+    for index, (number, size, time, suffix) in enumerate(files):
+        facts = pack(timeline, number, size, time, suffix, hashes[20 * index : 20 * index + 20])
+        yield unpack(blake2b(facts, digest_size=8).digest())[0]
 
 
 class Due:
@@ -76,8 +78,7 @@ class Ledger:
         due = Due()
         for timeline in sorted(archive.tracks):
             track = archive.tracks[timeline]
-            for index in range(len(track)):
-                mark = fingerprint(track, index)
+            for index, mark in enumerate(fingerprints(track)):
                 at = self.proven.get(mark)
                 if at is None or moment - at > half * (1 + (mark & 0xFFFF) / 0x10000):
                     due.add(track, index, mark)

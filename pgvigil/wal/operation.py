@@ -463,7 +463,7 @@ def _nothing_found(proven: _Proven) -> list[Finding]:
         Finding(
             code="no-backup" if segments else "archive-empty",
             severity=Severity.ERROR,
-            message=f"repository {proven.repo} has {segments} segments and no backup: nothing can be restored",
+            message=f"repository {proven.repo} has {segments} segments, no backup: nothing is restorable",
             hint="take a full backup: nightly-backup; an empty archive may also be a wrong repo-path",
             subject=f"repository {proven.repo}",
         )

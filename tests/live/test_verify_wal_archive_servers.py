@@ -10,6 +10,7 @@ import pytest
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import services
 from pgvigil.wal.facts import WalReport
+from tests.fixtures.sandbox import FreshSandbox
 from tests.fixtures.wal import Vault, fresh_vault
 
 
@@ -58,7 +59,7 @@ def test_an_overflown_push_queue_is_a_loss(own_vault: Vault) -> None:
 
 
 def test_wal_that_waits_is_delayed_by_policy_and_never_lost(own_vault: Vault) -> None:
-    """One segment behind is no alarm unless policy says so; a thousand are, in one finding, and none is lost."""
+    """One segment behind is no alarm unless policy says so, and then nothing is called lost."""
     own_vault.configure(archive_command="/bin/false")
     own_vault.write(1)
     patient = own_vault.prove()
@@ -216,3 +217,30 @@ def test_a_healthy_archive_gives_no_finding_in_twenty_runs(monkeypatch: pytest.M
     archive = reports[-1].repositories[0].archives[0]
     assert ["ancestor", "ancestor", "live"] == [t.fate for t in archive.timelines]
     assert [3] == [span.timeline for span in archive.spans]
+
+
+def test_an_encrypted_repository_in_s3_is_read_through_pgbackrest_and_told_when_away(
+    fresh_sandbox: FreshSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file can be opened there; every segment is proven all the same. Unreachable: inconclusive."""
+    box = fresh_sandbox()
+    conf = box.pgbackrest_conf
+    secret = "[global]\nio-timeout=1\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=planted-secret"
+    conf.write_text(
+        conf.read_text().replace("[global]", secret).replace("repo1-path=/demo", "repo1-path=/enc")
+    )
+    vault = Vault(box, box.directory, box.fleet_file)
+    vault.enter(monkeypatch)
+    vault.pgbackrest("stanza-create")
+    vault.backup()
+    vault.write(3)
+    vault.wait_archived()
+    reports = [vault.prove(), vault.prove()]
+    conf.write_text(conf.read_text().replace(f"repo1-storage-port={box.s3_port}", "repo1-storage-port=9"))
+    away = vault.prove()
+
+    assert [(Verdict.VERIFIED, ())] * 2 == [healthy(report) for report in reports]
+    segments = reports[0].repositories[0].archives[0].classes["segment"]
+    assert [segments, 1] == [report.repositories[0].read_now for report in reports]
+    assert (Verdict.INCONCLUSIVE, 1) == (away.verdict, len(away.findings))
+    assert away.findings[0].hint
