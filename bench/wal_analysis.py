@@ -196,9 +196,13 @@ def _due(files: list[Path], ledger: Ledger) -> list[tuple[int, object]]:
 
 def _hash(root: Path, files: list[Path], ledger: Ledger) -> None:
     due = _due(files, ledger)
-    judged = list(read_all(due, from_directory(root), SIZE, os.cpu_count() or 1, 600))
+    judged = list(read_all(due, from_directory(root, _refuse), SIZE, os.cpu_count() or 1, 600))
     if len(judged) != len(due) or any(item.code for item in judged):
         sys.exit("healthy segments were not proven")
+
+
+def _refuse(path: str, _: object) -> None:
+    sys.exit(f"{path} cannot be opened")
 
 
 def _pipeline(files: list[Path]) -> None:

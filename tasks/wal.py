@@ -12,8 +12,9 @@ from tasks.policy import READ
 from tasks.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from pgvigil.wal.archive import Archive
     from pgvigil.wal.heartbeat import Beat
-    from pgvigil.wal.operation import Archive, World
+    from pgvigil.wal.operation import World
 
 open_archive = operation.open_archive
 

@@ -6,67 +6,34 @@ server and the backup list are read on both sides of the listing, so that what h
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pgvigil.backup.survey import posix_repositories, read_options
-from pgvigil.errors import ConfigError, DatabaseFailed, EvidenceError, PgvigilError, PreconditionFailed
+from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
 from pgvigil.pgbackrest import PgBackRest, StanzaInfo
 from pgvigil.pgbackrest.info import STANZA_MISSING_PATH, STANZA_NO_BACKUP, STANZA_OK
 from pgvigil.reports import Check, Finding, Frozen, Proof, Severity, Verdict, conclude
-from pgvigil.reportstore import open_report_store
 from pgvigil.wal import heartbeat
+from pgvigil.wal.archive import Archive, archive_id_of
 from pgvigil.wal.examine import Evidence, Examined, Fault, examine
 from pgvigil.wal.facts import RepositoryFacts
 from pgvigil.wal.inventory import Inventory, ListingReader
-from pgvigil.wal.ledger import Ledger, LedgerBook
 from pgvigil.wal.names import segment_name
-from pgvigil.wal.opinion import Opinion, read_opinion
 from pgvigil.wal.picture import draw
+from pgvigil.wal.proving import Progress, Reading, read_content
 from pgvigil.wal.ranges import clip, count, without
-from pgvigil.wal.reading import from_directory, from_repository, read_all
-from pgvigil.wal.server import Server, read_server
+from pgvigil.wal.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from datetime import datetime
-    from pathlib import Path
 
-    from pgvigil.fleet import ClusterSettings, WalPolicy
     from pgvigil.pgbackrest import Backup
     from pgvigil.runs import Run
     from pgvigil.wal.heartbeat import Beat
     from pgvigil.wal.ranges import Range
-    from pgvigil.wal.reading import Judged
 
-_NOTE_EVERY = 4096  # files after which what was proven is noted, so that a killed run need not begin anew
 _MANIFESTS = ("backup.manifest", "backup.manifest.copy")
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A cluster's WAL archive: how to reach it, and the ledger to write into."""
-
-    run: Run
-    settings: ClusterSettings
-    pgbackrest: PgBackRest
-
-    @property
-    def stanza(self) -> str:
-        """The stanza's name."""
-        return self.settings.pgbackrest.stanza
-
-    @property
-    def policy(self) -> WalPolicy:
-        """What the fleet file asks of this archive."""
-        return self.settings.wal
-
-    def server(self) -> Server:
-        """Ask the server now."""
-        return read_server(self.settings.dsn, self.run.name)
 
 
 class World(Frozen):
@@ -74,34 +41,6 @@ class World(Frozen):
 
     server: Server
     repos: tuple[int, ...]
-
-
-class Progress(Frozen):
-    """How far the reading of content is."""
-
-    done: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        """0 to 100."""
-        return 100 * self.done / max(self.total, 1)
-
-    def __str__(self) -> str:
-        return f"{self.done} of {self.total} segments read"
-
-
-@dataclass
-class Reading:
-    """What became of a repository's content: files read now, proven before, left for the next run."""
-
-    now: int = 0
-    before: int = 0
-    left: int = 0
-    oldest: datetime | None = None
-    opinion: Opinion | None = None
-    opinion_error: str = ""
-    bad: dict[str, list[Judged]] = field(default_factory=dict)
 
 
 def open_archive(run: Run) -> Archive:
@@ -191,7 +130,7 @@ def beat(archive: Archive, world: World) -> Beat | None:
         _no_beat(run, f"{error.message}; {error.hint}")
         return None
     info = archive.pgbackrest.info()
-    folders = {repo: _archive_id(info, repo) for repo in world.repos}
+    folders = {repo: archive_id_of(info, repo) for repo in world.repos}
     look_into = {repo: partial(_holds, archive, repo, folder) for repo, folder in folders.items()}
     hopeless = partial(heartbeat.is_hopeless, archive.settings.dsn, run.name, mark.segment)
     return heartbeat.await_arrival(mark, look_into, hopeless, policy.heartbeat_wait)
@@ -214,11 +153,6 @@ def _holds(archive: Archive, repo: int, archive_id: str, segment: str) -> bool:
     return any(name.startswith(f"{segment}-") for name in archive.pgbackrest.ls(repo, folder))
 
 
-def _archive_id(info: StanzaInfo, repo: int) -> str:
-    history = info.history(repo)
-    return f"{history.version}-{history.id}"
-
-
 def prove(
     archive: Archive,
     repo: int,
@@ -234,12 +168,16 @@ def prove(
     inventories = reader.close()
     info = archive.pgbackrest.info()
     after = archive.server()
-    current = _archive_id(info, repo)
+    current = archive_id_of(info, repo)
     inventories.setdefault(current, Inventory(current, before.segment_size))
     still = {backup.label for backup in listed.backups(repo)}
     backups = [backup for backup in info.backups(repo) if backup.label in still]
     lacking = _lacking(archive, repo, backups)
-    reading = _read_content(archive, repo, info, inventories, before.now, on_progress)
+    if lacking:  # an expire beside us may have taken them after they were listed
+        still = {backup.label for backup in archive.pgbackrest.info().backups(repo)}
+        backups = [backup for backup in backups if backup.label in still]
+        lacking = {label: files for label, files in lacking.items() if label in still}
+    reading = read_content(archive, repo, info, inventories, before.now, on_progress)
     examined = {}
     for archive_id, inventory in sorted(inventories.items()):
         is_current = archive_id == current
@@ -255,7 +193,7 @@ def prove(
             timeline=after.timeline if is_current else None,
         )
         examined[archive_id] = examine(evidence, archive.policy, before.now)
-    _note(archive, _Proven(repo, current, backups, inventories, examined, reading, mark, after.now))
+    _note(archive, _Proven(repo, current, backups, inventories, examined, reading, mark, after))
 
 
 def _lacking(archive: Archive, repo: int, backups: Sequence[Backup]) -> dict[str, tuple[str, ...]]:
@@ -279,149 +217,6 @@ def _histories(archive: Archive, repo: int, inventory: Inventory) -> dict[int, s
     return found
 
 
-def _read_content(  # noqa: PLR0913 - what reading needs
-    archive: Archive,
-    repo: int,
-    info: StanzaInfo,
-    inventories: dict[str, Inventory],
-    now: datetime,
-    on_progress: Callable[[Progress], None],
-) -> Reading:
-    """Read what is new, changed or due, archive by archive; note what is proven as it goes."""
-    reading = Reading()
-    store = open_report_store(archive.run.fleet.audit.reports, archive.run.fleet.s3)
-    deadline = time.monotonic() + archive.policy.prove_for.total_seconds()
-    root = _directory(archive, repo, info)
-    for archive_id, inventory in sorted(inventories.items()):
-        book = LedgerBook(store, archive.run.identity.subject, repo, archive_id)
-        pages = _Pages(archive.run, book, now)
-        ledger = _recall(archive, book, now)
-        _read_archive(archive, repo, inventory, ledger, pages, reading, root, deadline, on_progress)
-        if archive_id == _archive_id(info, repo):
-            _ask(archive, repo, ledger, pages, reading, now)
-        pages.turn()
-    return reading
-
-
-def _recall(archive: Archive, book: LedgerBook, now: datetime) -> Ledger:
-    """Read what was proven; evidence that cannot be read costs time, not the proof."""
-    try:
-        return book.read(now, archive.policy.prove_every)
-    except (PgvigilError, EvidenceError) as error:
-        _warn(
-            archive.run,
-            f"what was proven before cannot be read, so all is read again: {error.message}",
-            error,
-        )
-        return Ledger()
-
-
-def _warn(run: Run, message: str, error: PgvigilError) -> None:
-    finding = Finding(code=error.code, severity=Severity.WARNING, message=message, hint=error.hint)
-    if finding not in run.findings:
-        run.findings.append(finding)
-
-
-class _Pages:
-    """What this run proved, noted page by page."""
-
-    def __init__(self, run: Run, book: LedgerBook, now: datetime) -> None:
-        self.run = run
-        self.book = book
-        self.now = now
-        self.marks: list[int] = []
-        self.opinion = False
-
-    def add(self, mark: int) -> None:
-        self.marks.append(mark)
-        if len(self.marks) >= _NOTE_EVERY:
-            self.turn()
-
-    def turn(self) -> None:
-        if not self.marks and not self.opinion:
-            return
-        try:
-            self.book.write(f"{self.run.id}-{time.time_ns()}", self.marks, self.now, opinion=self.opinion)
-        except PgvigilError as error:
-            _warn(self.run, f"what was proven cannot be noted: {error.message}", error)
-        self.marks, self.opinion = [], False
-
-
-def _directory(archive: Archive, repo: int, info: StanzaInfo) -> Path | None:
-    """Return where the archive lies on this host, if it does and is not encrypted."""
-    cipher = next((r.cipher for r in info.repo if r.key == repo), "none")
-    if cipher != "none":
-        return None
-    try:
-        options = read_options(archive.settings.pgbackrest)
-    except ConfigError:
-        return None
-    root = posix_repositories(options).get(repo)
-    return root / "archive" / archive.stanza if root else None
-
-
-def _read_archive(  # noqa: PLR0913 - what reading needs
-    archive: Archive,
-    repo: int,
-    inventory: Inventory,
-    ledger: Ledger,
-    pages: _Pages,
-    reading: Reading,
-    root: Path | None,
-    deadline: float,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    due = ledger.due(inventory, pages.now, archive.policy.prove_every)
-    total = len(due)
-    read = (
-        from_directory(root / inventory.archive_id)
-        if root
-        else from_repository(archive.pgbackrest, repo, f"archive/{archive.stanza}/{inventory.archive_id}")
-    )
-    bad = reading.bad.setdefault(inventory.archive_id, [])
-    done = 0
-    left = deadline - time.monotonic()
-    for judged in read_all(due, read, inventory.segment_size, archive.policy.readers, left):
-        done += 1
-        if judged.code:
-            bad.append(judged)
-        else:
-            pages.add(judged.mark)
-        on_progress(Progress(done=done, total=total))
-    reading.now += done
-    reading.before += inventory.segments - total
-    reading.left += total - done
-    oldest = ledger.oldest()
-    if oldest and (reading.oldest is None or oldest < reading.oldest):
-        reading.oldest = oldest
-    _drop_expired(archive, repo, inventory, bad)
-
-
-def _drop_expired(archive: Archive, repo: int, inventory: Inventory, bad: list[Judged]) -> None:
-    """Forget files that an expire beside us removed after they were listed."""
-    for judged in [item for item in bad if item.code == "wal-unreadable"]:
-        path = judged.file.path(inventory.segment_size)
-        folder, _, name = path.partition("/")
-        there = archive.pgbackrest.ls(repo, f"archive/{archive.stanza}/{inventory.archive_id}/{folder}")
-        if name not in there:
-            bad.remove(judged)
-
-
-def _ask(  # noqa: PLR0913 - what asking needs
-    archive: Archive, repo: int, ledger: Ledger, pages: _Pages, reading: Reading, now: datetime
-) -> None:
-    """Ask pgBackRest's own verify once per period; that it could not say is no fault of the archive."""
-    policy = archive.policy
-    age = now.timestamp() - ledger.opinion_at
-    if not policy.second_opinion or age < policy.prove_every.total_seconds():
-        return
-    try:
-        reading.opinion = read_opinion(archive.pgbackrest.verify(repo))
-        pages.opinion = reading.opinion.is_told and not reading.opinion.bad_wal
-    except PgvigilError as error:
-        reading.opinion_error = error.message
-
-
 @dataclass(frozen=True)
 class _Proven:
     """All that is known of one repository at the end."""
@@ -433,7 +228,12 @@ class _Proven:
     examined: dict[str, Examined]
     reading: Reading
     mark: Beat | None
-    now: datetime
+    server: Server
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether the server itself archives."""
+        return not self.server.in_recovery
 
     @property
     def faults(self) -> list[Fault]:
@@ -503,7 +303,10 @@ def _checks(archive: Archive, proven: _Proven) -> Iterator[Check]:
         proven,
         "delay",
         f"at most {policy.max_delayed_segments} segments or {policy.max_delay.total_seconds():g} s behind",
-        f"{sum(examined.waiting for examined in proven.examined.values())} waiting",
+        f"{sum(examined.waiting for examined in proven.examined.values())} waiting"
+        if proven.is_primary
+        else "the server is a standby: it cannot know",
+        is_known=proven.is_primary,
     )
     yield _check(
         proven,
@@ -597,7 +400,7 @@ def _facts(proven: _Proven) -> RepositoryFacts:
         waiting=sum(examined.waiting for examined in proven.examined.values()),
         latency_seconds=latency,
         last_commit_at=arrived,
-        last_commit_age_seconds=(proven.now - arrived).total_seconds() if arrived else None,
+        last_commit_age_seconds=(proven.server.now - arrived).total_seconds() if arrived else None,
     )
 
 

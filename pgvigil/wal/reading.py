@@ -28,11 +28,21 @@ class Judged(NamedTuple):
     fault: str
 
 
-def from_directory(root: Path) -> Callable[[str, Callable[[bytes], None]], None]:
-    """Read files of an unencrypted posix repository on this host; a process per file would cost more."""
+def from_directory(
+    root: Path, otherwise: Callable[[str, Callable[[bytes], None]], None]
+) -> Callable[[str, Callable[[bytes], None]], None]:
+    """Read files of an unencrypted posix repository on this host; a process per file would cost more.
+
+    What this user may not open is read `otherwise`.
+    """
 
     def read(path: str, sink: Callable[[bytes], None]) -> None:
-        with (root / path).open("rb", buffering=0) as file:
+        try:
+            file = (root / path).open("rb", buffering=0)
+        except PermissionError:
+            otherwise(path, sink)
+            return
+        with file:
             while chunk := file.read(_CHUNK):
                 sink(chunk)
 
