@@ -26,10 +26,12 @@ def decide(
 
     `broken` maps labels that must not become a parent to what is wrong with them.
     """
-    if choice != "auto":
-        return Line(repo=repo, type=choice, reason="asked for by parameter")
     backups = world.stanza.backups(repo)
     fulls = [b for b in backups if b.type == "full"]
+    if choice != "auto":
+        parents = {"full": [], "diff": fulls, "incr": backups}[choice]
+        base = parents[-1].label if parents else None
+        return Line(repo=repo, type=choice, reason="asked for by parameter", base=base)
     if not fulls:
         return Line(repo=repo, type="full", reason="no full backup exists")
     last, full = backups[-1], fulls[-1]

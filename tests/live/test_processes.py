@@ -20,7 +20,8 @@ NASTY = (
 )
 
 RUNNER = """
-import sys, os
+import sys, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us with & has it ignored
 from pgvigil.processes import Command, run
 mark, script, mode = sys.argv[1:]
 if mode == "forked" and os.fork() == 0:

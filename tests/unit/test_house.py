@@ -39,7 +39,7 @@ def errors() -> list[type[PgvigilError]]:
 
 def pins(lock: str) -> dict[str, str]:
     text = (ROOT / lock).read_text(encoding="utf-8")
-    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+) \\$", text, re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z0-9,._-]+\])?==(\S+) \\$", text, re.MULTILINE))
 
 
 def test_every_error_code_is_given_once() -> None:
