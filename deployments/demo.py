@@ -55,6 +55,7 @@ RUNS = (
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=full",)),
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=diff",)),
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=incr",)),
+    Run(flow="verify-wal-archive", subject="demo"),
 )
 
 

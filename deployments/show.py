@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pgvigil.reports import Report
     from pgvigil.status import ProofStatus
 
+_PICTURE = re.compile(r"!\[([^\]]*)\]\(data:[^)]*\)")
+
 _COLOUR = {
     "verified": "green",
     "refuted": "red",
@@ -42,7 +45,8 @@ def as_json(value: Any) -> None:
 
 def report(found: Report) -> None:
     """Print a report as the page that the UI and the report store have as well."""
-    _console().print(Markdown(markdown(found)))
+    page = _PICTURE.sub(r"(picture: \1, among the evidence)", markdown(found))
+    _console().print(Markdown(page))
 
 
 def statuses(found: Sequence[ProofStatus]) -> None:

@@ -8,13 +8,17 @@ from pgvigil import audit, postgres
 from pgvigil.status import Expectation, ProofStatus, State, assess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import timedelta
 
-    from pgvigil.fleet import Fleet
+    from pgvigil.fleet import ClusterSettings, Fleet
     from pgvigil.status import Claim
 
-_BACKUP = "nightly_backup"
-_FIRST = "backup repo1"
+# Which flow proves what of every repository, and the policy of a cluster that says how fresh that must be.
+_PROOFS: dict[str, tuple[str, Callable[[ClusterSettings], timedelta]]] = {
+    "nightly_backup": ("backup repo1", lambda cluster: cluster.backup.fresh),
+    "verify_wal_archive": ("wal repo1", lambda cluster: cluster.wal.fresh),
+}
 
 
 def read_status(fleet: Fleet) -> list[ProofStatus]:
@@ -26,11 +30,13 @@ def read_status(fleet: Fleet) -> list[ProofStatus]:
 
 
 def expectations(fleet: Fleet, claims: Iterable[Claim]) -> Iterator[Expectation]:
-    """Want a fresh backup in every repository of every cluster that any run has told of, and in the first."""
-    told = {(claim.subject, claim.proof) for claim in claims if claim.flow == _BACKUP and claim.proof}
+    """Want each proof fresh in every cluster's first repository, and in all that any run has told of."""
+    told = {(claim.flow, claim.subject, claim.proof) for claim in claims if claim.proof}
     for name, cluster in fleet.clusters.items():
-        for proof in sorted({_FIRST} | {proof for subject, proof in told if subject == name}):
-            yield Expectation(subject=name, flow=_BACKUP, proof=proof, max_age=cluster.backup.fresh)
+        for flow, (first, fresh) in _PROOFS.items():
+            own = {proof for at, subject, proof in told if (at, subject) == (flow, name) and proof}
+            for proof in sorted({first} | own):
+                yield Expectation(subject=name, flow=flow, proof=proof, max_age=fresh(cluster))
 
 
 def exit_code(statuses: Sequence[ProofStatus]) -> int:

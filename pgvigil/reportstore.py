@@ -20,13 +20,14 @@ from pgvigil.errors import ConfigError, EvidenceError, ObjectExists, StorageFail
 from pgvigil.objectstore import connect, join, parse_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pgvigil.fleet import S3Settings
     from pgvigil.objectstore import ObjectStore
     from pgvigil.reports import Report
 
 HEADS = "audit-heads"
+NOTES = "notes"
 ABANDONED = timedelta(days=1)
 
 _SUFFIX = re.compile(r"\.?([a-z0-9]+(?:\.[a-z0-9]+)*)")
@@ -67,6 +68,10 @@ class Shelf(Protocol):
 
     def names(self, folder: str) -> Iterator[str]:
         """Return the names directly in a folder, in order; a folder that is not there has none."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return what is stored under a name."""
         ...
 
     def probe(self) -> None:
@@ -114,6 +119,18 @@ class ReportStore:
             match = _ANCHOR.fullmatch(name)
             if match:
                 yield int(match[1]), match[2]
+
+    def note(self, folder: Sequence[str], name: str, data: bytes) -> str:
+        """Keep what later runs must know, once, under a folder of any names; return the uri."""
+        return self._shelf.keep("/".join(map(_segment, (NOTES, *folder, name))), data)
+
+    def notes(self, folder: Sequence[str]) -> list[str]:
+        """Return the names of the notes in a folder, in order."""
+        return list(self._shelf.names("/".join(map(_segment, (NOTES, *folder)))))
+
+    def read_note(self, folder: Sequence[str], name: str) -> bytes:
+        """Return a note."""
+        return self._shelf.read("/".join(map(_segment, (NOTES, *folder, name))))
 
     def probe(self) -> None:
         """Prove that reports can be kept here, and leave nothing behind."""
@@ -170,6 +187,10 @@ class ObjectShelf:
         start = join(self._prefix, folder, "")
         return (stored.uri.removeprefix(start) for stored in self._store.list(start))
 
+    def read(self, name: str) -> bytes:
+        """See Shelf."""
+        return self._store.get(join(self._prefix, name))
+
     def probe(self) -> None:
         """See Shelf."""
         self._store.probe(self._prefix)
@@ -199,6 +220,12 @@ class DirectoryShelf:
         directory = self._root / folder
         with _told(directory):
             return iter(sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else ())
+
+    def read(self, name: str) -> bytes:
+        """See Shelf."""
+        path = self._root / name
+        with _told(path):
+            return path.read_bytes()
 
     def probe(self) -> None:
         """See Shelf."""

@@ -175,7 +175,8 @@ def _keep(run: Run, report: ReportType) -> ReportType:
 
 def _store(run: Run, report: ReportType) -> ReportType:
     renderings = {"md": markdown(report).encode()}
-    renderings |= {f"{file.stem}.log": file.read_bytes() for file in sorted(run.directory.glob("*.log"))}
+    kept = [file for file in sorted(run.directory.iterdir()) if file.suffix in {".log", ".svg"}]
+    renderings |= {file.name: file.read_bytes() for file in kept}
     try:
         uris = open_report_store(run.fleet.audit.reports, run.fleet.s3).save(report, renderings)
     except PgvigilError as error:

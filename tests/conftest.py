@@ -8,8 +8,19 @@ import pytest
 from tests.fixtures.backup import night
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
+from tests.fixtures.wal import healthy_vault, own_vault, vault
 
-__all__ = ["fresh_sandbox", "in_sandbox", "night", "sandbox", "ssh_prefix", "workplace"]
+__all__ = [
+    "fresh_sandbox",
+    "healthy_vault",
+    "in_sandbox",
+    "night",
+    "own_vault",
+    "sandbox",
+    "ssh_prefix",
+    "vault",
+    "workplace",
+]
 
 DEMAND = "PGVIGIL_DEMAND_LIVE"
 LIVE = {"acceptance", "contract", "fault", "live"}

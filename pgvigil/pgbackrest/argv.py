@@ -63,6 +63,11 @@ def repo_get(target: Target, repo: int, path: str) -> list[str]:
     return [*_command(target, "repo-get", f"--repo={repo}"), path]
 
 
+def verify(target: Target, repo: int) -> list[str]:
+    """Let pgBackRest check a whole repository; the answer is text, the exit code says nothing."""
+    return [*_command(target, "verify", f"--repo={repo}", "--output=text", "--verbose")]
+
+
 def backup(  # noqa: PLR0913 - what a backup command says, and nothing else
     target: Target,
     repo: int,

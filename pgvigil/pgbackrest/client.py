@@ -69,6 +69,14 @@ class PgBackRest:
         command = argv.repo_ls(self.target, repo, path, recurse=recurse, match=match)
         return read_listing(self._run(f"list {path}", command).stdout)
 
+    def list_into(self, repo: int, path: str, sink: Callable[[bytes], None]) -> None:
+        """Stream the JSON listing of everything below a path, for listings too long to hold."""
+        self._run(f"list {path}", argv.repo_ls(self.target, repo, path, recurse=True), sink=sink)
+
+    def verify(self, repo: int) -> str:
+        """Return what pgBackRest's own check of a repository says; raises only when it could not run."""
+        return self._run("verify", argv.verify(self.target, repo)).stdout.decode(errors="replace")
+
     def read(self, repo: int, path: str, sink: Callable[[bytes], None]) -> None:
         """Stream a repository file, decrypted but as compressed as it is."""
         self._run(f"read {path}", argv.repo_get(self.target, repo, path), sink=sink)

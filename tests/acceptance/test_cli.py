@@ -153,13 +153,17 @@ def test_a_terminated_run_ends_properly(
 
 
 def test_status_follows_the_proofs(pgvigil: Pgvigil, proven: Done) -> None:
-    """After a proven backup every proof is verified: exit code 0."""
+    """A proof that never ran is told with exit code 2; when all are verified it is 0."""
     assert proven.returncode == 0
+    before = pgvigil("status", "--json")
+    assert pgvigil("run", "verify-wal-archive", "demo", "--json").returncode == 0
 
-    done = pgvigil("status", "--json")
+    after = pgvigil("status", "--json")
 
-    assert [(s["proof"], s["state"]) for s in json.loads(done.stdout)] == [("backup repo1", "verified")]
-    assert done.returncode == 0
+    states = [{s["proof"]: s["state"] for s in json.loads(done.stdout)} for done in (before, after)]
+    assert states[0] == {"backup repo1": "verified", "wal repo1": "never"}
+    assert states[1] == {"backup repo1": "verified", "wal repo1": "verified"}
+    assert (before.returncode, after.returncode) == (2, 0)
 
 
 def test_the_audit_log_is_verified_against_its_anchors(pgvigil: Pgvigil) -> None:

@@ -18,18 +18,20 @@ def refusal(directory: Path, text: str) -> str:
 
 def test_a_schedule_that_names_the_cluster_is_made_for_each_cluster() -> None:
     """Every cluster has its own slug and its own parameters."""
-    (deployment,) = load_manifest(["orders", "billing"]).deployments
-
-    assert [(s.slug, s.parameters) for s in deployment.schedules] == [
-        ("nightly-orders", {"cluster": "orders"}),
-        ("nightly-billing", {"cluster": "billing"}),
-    ]
+    for deployment, word in zip(
+        load_manifest(["orders", "billing"]).deployments, ("nightly", "wal"), strict=True
+    ):
+        assert [(s.slug, s.parameters) for s in deployment.schedules] == [
+            (f"{word}-orders", {"cluster": "orders"}),
+            (f"{word}-billing", {"cluster": "billing"}),
+        ]
 
 
 def test_entry_points_are_module_paths() -> None:
     """A file entry point would put flows/ in front of sys.path."""
     assert [d.entrypoint for d in load_manifest(["demo"]).deployments] == [
-        "flows.nightly_backup:nightly_backup"
+        "flows.nightly_backup:nightly_backup",
+        "flows.verify_wal_archive:verify_wal_archive",
     ]
 
 

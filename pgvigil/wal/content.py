@@ -1,10 +1,9 @@
-"""WAL segments: the arithmetic of their names, and the proof that a stored one is what its name says."""
+"""The proof that a stored segment is what its name says: its content hashed, decompressing on the way."""
 
 from __future__ import annotations
 
 import bz2
 import hashlib
-import re
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,41 +11,12 @@ import lz4.frame
 import zstandard
 
 from pgvigil.reports import Frozen
+from pgvigil.wal.names import SEGMENT_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import re
 
     from pgvigil.pgbackrest import PgBackRest
-
-# pgbackrest user guide, repository layout: segment, sha1 of the uncompressed content, compression suffix.
-SEGMENT_FILE = re.compile(
-    r"^(?P<segment>[0-9A-F]{24})-(?P<sha1>[0-9a-f]{40})(?P<suffix>\.(?:gz|zst|lz4|bz2))?$"
-)
-
-
-def parse_lsn(lsn: str) -> int:
-    """Turn `16/B374D848` into a byte position."""
-    high, low = lsn.split("/")
-    return (int(high, 16) << 32) | int(low, 16)
-
-
-def segment_number(segment: str, segment_size: int) -> int:
-    """Return a segment's number on its timeline; sizes are bytes, a power of two from 1 MB to 1 GB."""
-    per_log = 0x100000000 // segment_size
-    return int(segment[8:16], 16) * per_log + int(segment[16:24], 16)
-
-
-def segment_name(timeline: int, number: int, segment_size: int) -> str:
-    """Return the file name of a segment."""
-    per_log = 0x100000000 // segment_size
-    return f"{timeline:08X}{number // per_log:08X}{number % per_log:08X}"
-
-
-def segment_range(start: str, stop: str, segment_size: int) -> Iterator[str]:
-    """Yield every segment name from start to stop, both included, on start's timeline."""
-    timeline = int(start[:8], 16)
-    for number in range(segment_number(start, segment_size), segment_number(stop, segment_size) + 1):
-        yield segment_name(timeline, number, segment_size)
 
 
 class SegmentProof(Frozen):
@@ -101,10 +71,15 @@ def _content_fault(
 
 
 class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
 class _Plain:
+    eof = True
+
     def decompress(self, data: bytes, /) -> bytes:
         return data
 
@@ -127,16 +102,21 @@ _BROKEN = (zlib.error, zstandard.ZstdError, OSError, EOFError, RuntimeError, Val
 
 
 class SegmentHash:
-    """Hashes a stored segment chunk by chunk, decompressing on the way, in constant memory."""
+    """Hashes a stored segment chunk by chunk, decompressing on the way, in constant memory.
+
+    `read` counts stored bytes, `size` those of the content.
+    """
 
     def __init__(self, suffix: str) -> None:
         self.size = 0
+        self.read = 0
         self.fault = ""
         self._hash = hashlib.sha1(usedforsecurity=False)
         self._decompressor: _Decompressor = _decompressor(suffix)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk; content that does not decompress becomes the fault, not an exception."""
+        self.read += len(chunk)
         if self.fault:
             return
         try:
@@ -151,3 +131,8 @@ class SegmentHash:
     def sha1(self) -> str:
         """The digest of what was decompressed so far."""
         return self._hash.hexdigest()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stored file ended where its compression says that it ends."""
+        return self._decompressor.eof

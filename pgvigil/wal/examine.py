@@ -1,0 +1,488 @@
+"""Judge one archive from its evidence; pure: facts in, faults and facts out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pgvigil.reports import Finding, Severity
+from pgvigil.wal.continuity import Base, Loss, Verdicts, assign, judge, lay, loss_of, make_line
+from pgvigil.wal.facts import ArchiveFacts, BackupMark, Gap, TimelineFacts, Window
+from pgvigil.wal.names import lsn_text, parse_lsn, segment_name, segment_number, segment_timeline
+from pgvigil.wal.ranges import count, ranges_of, run_from, union, without
+from pgvigil.wal.timelines import Fate, Tree, fates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from pgvigil.fleet import WalPolicy
+    from pgvigil.pgbackrest import Backup
+    from pgvigil.wal.continuity import Line, Reach
+    from pgvigil.wal.inventory import Inventory
+    from pgvigil.wal.ranges import Range
+    from pgvigil.wal.reading import Judged
+    from pgvigil.wal.server import Server
+
+Ranges = dict[int, list["Range"]]
+
+_TIME = "%Y-%m-%d %H:%M:%S"
+_MOST = 100  # findings of one code; the rest is one more that counts them
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A finding, the check that it belongs to, and whether it refutes that check."""
+
+    check: str
+    finding: Finding
+    is_refuting: bool = True
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of one archive id; `server` is None where it is not the server's own.
+
+    `server` was read before the listing and `timeline` after it, so that nothing that happens meanwhile
+    looks like a fault. `lacking` maps backups to the manifests that they lack.
+    """
+
+    repo: int
+    inventory: Inventory
+    histories: Mapping[int, str]
+    backups: Sequence[Backup]
+    lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bad: Sequence[Judged] = ()
+    server: Server | None = None
+    timeline: int | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What came out: facts for the report, faults for the checks, what is stored for comparisons."""
+
+    facts: ArchiveFacts
+    faults: tuple[Fault, ...]
+    stored: Ranges
+    waiting: int = 0
+
+
+def examine(evidence: Evidence, policy: WalPolicy, now: datetime) -> Examined:
+    """Judge timelines, backups, continuity, delay and content of one archive."""
+    return _Examination(evidence, policy, now).run()
+
+
+class _Examination:
+    """The judgement of one archive in progress."""
+
+    def __init__(self, evidence: Evidence, policy: WalPolicy, now: datetime) -> None:
+        self.evidence = evidence
+        self.policy = policy
+        self.now = now
+        self.inventory = evidence.inventory
+        self.size = evidence.inventory.segment_size
+        self.tree = Tree.read(evidence.histories)
+        self.stored: Ranges = {t: track.ranges() for t, track in sorted(self.inventory.tracks.items())}
+        self.live = evidence.timeline or max([*self.stored, *self.tree.ancestry], default=1)
+        self.fates = fates(self.tree, {*self.stored, *self.inventory.histories}, self.live)
+        self.waiting = evidence.server.waiting() if evidence.server else {}
+        self.known = self._known_losses()
+        self.faults: list[Fault] = []
+        self.gaps: list[Gap] = []
+
+    def run(self) -> Examined:
+        self.faults += self._timelines()
+        self.faults += self._backups()
+        bad = self._bad()
+        verdicts = self._verdicts(bad)
+        self.reaches = [reach for found in verdicts for reach in found.reaches]
+        for found in verdicts:
+            self._missing(found)
+        for code, ranges in bad.items():
+            self._damaged(code, ranges, verdicts)
+        self.faults += self._delay()
+        self.faults += self._foreign()
+        return Examined(
+            facts=self._facts(verdicts),
+            faults=tuple(_bounded(self.faults)),
+            stored=self.stored,
+            waiting=len(self._late()),
+        )
+
+    def _finding(self, code: str, severity: Severity, message: str, hint: str, subject: str = "") -> Finding:
+        return Finding(
+            code=code,
+            severity=severity,
+            message=f"repository {self.evidence.repo}: {message}",
+            hint=hint,
+            subject=subject,
+        )
+
+    # timelines
+
+    def _timelines(self) -> Iterator[Fault]:
+        for timeline, fate in self.fates.items():
+            if fate is Fate.STRAY:
+                yield Fault("timelines", self._stray(timeline))
+            elif timeline in self.tree.unreadable:
+                yield Fault("timelines", self._no_history(timeline, f"is {self.tree.unreadable[timeline]}"))
+            elif self._lacks_history(timeline):
+                yield Fault("timelines", self._no_history(timeline, "is missing"))
+
+    def _lacks_history(self, timeline: int) -> bool:
+        """Ask for the file of every timeline but the first, which may be older than the archive."""
+        waits = self.evidence.server and any(
+            item.name == f"{timeline:08X}.history" for item in self.evidence.server.ready
+        )
+        is_first = timeline <= min(self.stored, default=timeline)
+        return not (is_first or waits or timeline in self.inventory.histories)
+
+    def _stray(self, timeline: int) -> Finding:
+        parent = self.tree.parent(timeline)
+        where = f", branched off {parent.timeline} at LSN {lsn_text(parent.lsn)}" if parent else ""
+        return self._finding(
+            "timeline-stray",
+            Severity.ERROR,
+            f"timeline {timeline}{where} is not of this server, which is on timeline {self.live}: "
+            f"somebody else archives here, perhaps a restored copy",
+            f"stop its archiving; until its files are removed, restore with --target-timeline={self.live}, "
+            "for a default restore follows the stray",
+            f"timeline {timeline}",
+        )
+
+    def _no_history(self, timeline: int, what: str) -> Finding:
+        return self._finding(
+            "history-missing",
+            Severity.ERROR,
+            f"the history file of timeline {timeline} {what}: no backup from before it can be restored to "
+            f"points on it; on timelines before it restore points survive as listed",
+            f"copy {timeline:08X}.history from the server's pg_wal into the archive, or take a full backup",
+            f"timeline {timeline}",
+        )
+
+    # backups
+
+    def _backups(self) -> Iterator[Fault]:
+        for label, files in self.evidence.lacking.items():
+            dependants = [b.label for b in self.evidence.backups if label in (b.reference or ())]
+            dead = ", ".join([label, *dependants])
+            is_dead = len(files) > 1
+            yield Fault(
+                "backups",
+                self._finding(
+                    "manifest-missing",
+                    Severity.ERROR if is_dead else Severity.WARNING,
+                    f"backup {label} lacks {' and '.join(files)}"
+                    + (f", though pgbackrest lists it: {dead} cannot be restored" if is_dead else ""),
+                    "take a new full backup now, and see who deletes in the repository by hand",
+                    label,
+                ),
+                is_refuting=is_dead,
+            )
+
+    def _bases(self) -> list[Base]:
+        dead = {label for label, files in self.evidence.lacking.items() if len(files) > 1}
+        fulls = [b.label for b in self.evidence.backups if b.type == "full"]
+        kept = fulls[-(self.policy.continuous_fulls or len(fulls) or 1) :]
+        return [
+            Base(
+                label=b.label,
+                timeline=b.timeline,
+                start=segment_number(b.archive.start, self.size),
+                stop=segment_number(b.archive.stop, self.size),
+                stop_lsn=parse_lsn(b.lsn.stop)
+                if b.lsn
+                else segment_number(b.archive.stop, self.size) * self.size,
+                is_usable=not dead & {b.label, *(b.reference or ())},
+                is_pitr=not kept or b.full_label >= kept[0],
+            )
+            for b in self.evidence.backups
+        ]
+
+    # continuity
+
+    def _bad(self) -> dict[str, Ranges]:
+        """Collect damaged segments by code; a duplicate is one fault, whatever its files hold."""
+        twice = {t: set(track.duplicates) for t, track in self.inventory.tracks.items() if track.duplicates}
+        found: dict[str, dict[int, set[int]]] = {}
+        if twice:
+            found["wal-duplicate"] = twice
+        for item in self.evidence.bad:
+            timeline, number = item.file.timeline, item.file.number
+            if number not in twice.get(timeline, ()):
+                found.setdefault(item.code, {}).setdefault(timeline, set()).add(number)
+        return {
+            code: {t: ranges_of(sorted(numbers)) for t, numbers in by.items()} for code, by in found.items()
+        }
+
+    def _verdicts(self, bad: Mapping[str, Ranges]) -> list[Verdicts]:
+        broken: Ranges = {}
+        for by in bad.values():
+            for timeline, ranges in by.items():
+                broken[timeline] = union(broken.get(timeline, ()), ranges)
+        bases = self._bases()
+        live = make_line(self.tree, self.live, self.size, self.stored, broken)
+        tips = sorted({base.timeline for base in bases if not live.holds(base)})
+        lines = [live, *(make_line(self.tree, tip, self.size, self.stored, broken) for tip in tips)]
+        return [
+            judge(line, own, lay(line.stretches, self.waiting), self._until(line), self.size)
+            for line, own in zip(lines, assign(bases, lines), strict=True)
+        ]
+
+    def _until(self, line: Line) -> int:
+        server = self.evidence.server
+        return server.finished if server and server.timeline == line.tip == self.live else -1
+
+    def _missing(self, found: Verdicts) -> None:
+        known = lay(found.line.stretches, {t: [r for r, _ in items] for t, items in self.known.items()})
+        for lost in without(found.lost, known):
+            loss = loss_of(found, lost, self.size)
+            self._note_gap("wal-missing", found.line, lost, loss)
+            self.faults.append(Fault("continuity", self._lost(found.line, lost, loss)))
+        for lost in without(found.lost, without(found.lost, known)):
+            self._note_known("wal-missing", found, lost)
+
+    def _note_known(self, code: str, found: Verdicts, broken: Range) -> None:
+        timeline = found.line.timeline_of(broken[0])
+        reason = next(
+            (r for (first, last), r in self.known.get(timeline, ()) if first <= broken[0] <= last), "known"
+        )
+        self._note_gap(code, found.line, broken, loss_of(found, broken, self.size), reason)
+
+    def _lost(self, line: Line, lost: Range, loss: Loss) -> Finding:
+        first, last = self._name(line, lost[0]), self._name(line, lost[1])
+        server, timeline = self.evidence.server, line.timeline_of(lost[0])
+        counted = (
+            ", though PostgreSQL counts it as archived"
+            if (server and server.counts_archived(timeline, lost[1]))
+            else ""
+        )
+        return self._finding(
+            "wal-missing",
+            Severity.ERROR,
+            f"WAL {_range_text(first, last, lost)} is in neither the repository nor the "
+            f"server's queue{counted}; " + self._loss_text(loss),
+            "look for the segments in another repository, on a standby or in the server's pg_wal; if they "
+            "are gone, take a full backup now, and acknowledge the loss under wal.known_losses",
+            first,
+        )
+
+    def _damaged(self, code: str, by: Ranges, verdicts: Sequence[Verdicts]) -> None:
+        for timeline, ranges in by.items():
+            known = [item for item, _ in self.known.get(timeline, ())]
+            for broken in ranges:
+                found = _on(verdicts, timeline, broken)
+                loss = loss_of(found, broken, self.size) if found else Loss(0, 0, ())
+                if not without([broken], known):
+                    if found:
+                        self._note_known(code, found, broken)
+                    continue
+                if found:
+                    self._note_gap(code, found.line, broken, loss)
+                self.faults.append(Fault("content", self._bad_finding(code, timeline, broken, loss)))
+
+    def _bad_finding(self, code: str, timeline: int, broken: Range, loss: Loss) -> Finding:
+        first, last = (segment_name(timeline, number, self.size) for number in broken)
+        inside = [
+            item.fault
+            for item in self.evidence.bad
+            if item.file.timeline == timeline and broken[0] <= item.file.number <= broken[1]
+        ]
+        what = {
+            "wal-duplicate": "is stored more than once with different content",
+            "wal-empty": "is empty",
+            "wal-truncated": "is truncated",
+            "wal-corrupt": "is damaged",
+            "wal-unreadable": "cannot be read",
+        }[code]
+        return self._finding(
+            code,
+            Severity.WARNING if loss.is_empty else Severity.ERROR,
+            f"WAL {_range_text(first, last, broken)} {what}"
+            + (f": {'; '.join(inside[:3])}" if inside else "")
+            + f"; {self._loss_text(loss)}",
+            "replace the file by a good copy from another repository, a standby or pg_wal; else take a full "
+            "backup now"
+            if code != "wal-duplicate"
+            else "find out which server pushed which copy, keep the one of this cluster and remove the other",
+            first,
+        )
+
+    def _loss_text(self, loss: Loss) -> str:
+        if loss.is_empty:
+            return "no restore point depends on it"
+        points = f"restore points from LSN {lsn_text(loss.from_lsn)} to {lsn_text(loss.to_lsn)} are lost"
+        dead = f", and backup {', '.join(loss.backups)} cannot be restored" if loss.backups else ""
+        alive = "; ".join(
+            f"LSN {s.from_lsn} to {s.to_lsn} ({s.from_time:{_TIME}} to {s.to_time:{_TIME}})"
+            for s in self._spans(self.reaches)[-3:]
+        )
+        return f"{points}{dead}; these survive: {alive or 'none'}"
+
+    # delay
+
+    def _late(self) -> list[str]:
+        server = self.evidence.server
+        if server is None:
+            return []
+        return [item.name for item in server.late(self._is_stored)]
+
+    def _is_stored(self, timeline: int, number: int) -> bool:
+        return run_from(self.stored.get(timeline, ()), number) is not None
+
+    def _delay(self) -> Iterator[Fault]:
+        server, late, policy = self.evidence.server, self._late(), self.policy
+        if server is None or not late:
+            return
+        since = min(item.since for item in server.ready if item.name == late[0])
+        age = server.now - since
+        if len(late) <= policy.max_delayed_segments and age <= policy.max_delay:
+            return
+        why = f"; the archiver fails at {server.last_failed_wal}" if server.archiver_fails else ""
+        yield Fault(
+            "delay",
+            self._finding(
+                "wal-delayed",
+                Severity.ERROR,
+                f"{len(late)} finished segments wait at the server, the oldest, {late[0]}, for "
+                f"{age.total_seconds():.0f} s; expected at most {policy.max_delayed_segments} and "
+                f"{policy.max_delay.total_seconds():g} s{why}; nothing is lost while the server's disk lives",
+                "see the server log for pgbackrest's message; 'pgbackrest check' reproduces it",
+                late[0],
+            ),
+        )
+
+    def _foreign(self) -> Iterator[Fault]:
+        if self.inventory.foreign:
+            names = ", ".join(self.inventory.foreign[:3])
+            yield Fault(
+                "listed",
+                self._finding(
+                    "foreign-file",
+                    Severity.INFO,
+                    f"{self.inventory.classes['foreign']} files in the archive are not pgbackrest's: {names}",
+                    "find out who puts files there",
+                    self.inventory.archive_id,
+                ),
+                is_refuting=False,
+            )
+
+    # facts
+
+    def _facts(self, verdicts: Sequence[Verdicts]) -> ArchiveFacts:
+        usable = {reach.label for reach in self.reaches}
+        return ArchiveFacts(
+            archive_id=self.inventory.archive_id,
+            is_current=self.evidence.server is not None,
+            classes=dict(self.inventory.classes),
+            stored_bytes=self.inventory.stored_bytes(),
+            timelines=tuple(self._timeline_facts()),
+            backups=tuple(
+                BackupMark(label=b.label, type=b.type, at=b.timestamp.stop, is_usable=b.label in usable)
+                for b in self.evidence.backups
+            ),
+            windows=tuple(self._window(reach, reach.from_lsn, reach) for reach in self.reaches),
+            spans=tuple(span for found in verdicts for span in self._spans(found.reaches)),
+            gaps=tuple(self.gaps),
+        )
+
+    def _timeline_facts(self) -> Iterator[TimelineFacts]:
+        for timeline, fate in self.fates.items():
+            parent = self.tree.parent(timeline)
+            ranges = self.stored.get(timeline, [])
+            yield TimelineFacts(
+                id=timeline,
+                fate=fate,
+                parent=parent.timeline if parent else None,
+                switch_lsn=lsn_text(parent.lsn) if parent else "",
+                first=segment_name(timeline, ranges[0][0], self.size) if ranges else "",
+                last=segment_name(timeline, ranges[-1][1], self.size) if ranges else "",
+                segments=count(ranges),
+            )
+
+    def _spans(self, reaches: Iterable[Reach]) -> list[Window]:
+        """Join windows that overlap: what can be restored at all, by whichever backup."""
+        spans: list[list[Reach]] = []
+        for reach in sorted(reaches, key=lambda reach: (reach.timeline, reach.from_lsn)):
+            if spans and spans[-1][-1].timeline == reach.timeline and spans[-1][-1].to_lsn >= reach.from_lsn:
+                last = spans[-1][-1]
+                spans[-1].append(reach if reach.to_lsn > last.to_lsn else last)
+            else:
+                spans.append([reach])
+        return [self._window(span[0], span[0].from_lsn, span[-1]) for span in spans]
+
+    def _window(self, first: Reach, from_lsn: int, last: Reach) -> Window:
+        begins = next(b.timestamp.stop for b in self.evidence.backups if b.label == first.label)
+        return Window(
+            label=first.label,
+            timeline=last.timeline,
+            from_lsn=lsn_text(from_lsn),
+            to_lsn=lsn_text(last.to_lsn),
+            from_time=begins,
+            to_time=max(self._stored_at(last.last) or begins, begins),
+        )
+
+    def _note_gap(self, code: str, line: Line, broken: Range, loss: Loss, acknowledged: str = "") -> None:
+        has_points = loss.from_lsn < loss.to_lsn
+        self.gaps.append(
+            Gap(
+                code=code,
+                first=self._name(line, broken[0]),
+                last=self._name(line, broken[1]),
+                segments=broken[1] - broken[0] + 1,
+                from_lsn=lsn_text(loss.from_lsn) if has_points else "",
+                to_lsn=lsn_text(loss.to_lsn) if has_points else "",
+                from_time=self._stored_at(broken[0] - 1) or self._stored_at(broken[0]),
+                to_time=self._stored_at(loss.to_lsn // self.size) or self.now,
+                dead_backups=loss.backups,
+                acknowledged=acknowledged,
+            )
+        )
+
+    def _stored_at(self, number: int) -> datetime | None:
+        """Return when a segment of this number came into the repository."""
+        for timeline in sorted(self.inventory.tracks, reverse=True):
+            at = self.inventory.tracks[timeline].stored_at(number)
+            if at is not None:
+                return datetime.fromtimestamp(at, tz=UTC)
+        return None
+
+    def _name(self, line: Line, number: int) -> str:
+        return segment_name(line.timeline_of(number), number, self.size)
+
+    def _known_losses(self) -> dict[int, list[tuple[Range, str]]]:
+        found: dict[int, list[tuple[Range, str]]] = {}
+        for loss in self.policy.known_losses:
+            if loss.repo in {None, self.evidence.repo} and self.now.date() <= loss.until:
+                span = segment_number(loss.first, self.size), segment_number(loss.last, self.size)
+                found.setdefault(segment_timeline(loss.first), []).append((span, loss.reason))
+        return {timeline: sorted(items) for timeline, items in found.items()}
+
+
+def _on(verdicts: Sequence[Verdicts], timeline: int, broken: Range) -> Verdicts | None:
+    """Find the line that takes a damaged range from its timeline."""
+    for found in verdicts:
+        for stretch in found.line.stretches:
+            if stretch.timeline == timeline and stretch.first <= broken[0] and broken[1] <= stretch.last:
+                return found
+    return None
+
+
+def _range_text(first: str, last: str, numbers: Range) -> str:
+    many = numbers[1] - numbers[0] + 1
+    return first if many == 1 else f"{first} to {last} ({many} segments)"
+
+
+def _bounded(faults: Iterable[Fault]) -> Iterator[Fault]:
+    """Tell at most so many faults of one code one by one."""
+    seen: dict[str, int] = {}
+    for fault in faults:
+        code = fault.finding.code
+        seen[code] = seen.get(code, 0) + 1
+        if seen[code] <= _MOST:
+            yield fault
+        elif seen[code] == _MOST + 1:
+            more = fault.finding.model_copy(
+                update={"message": f"more findings of {code} than {_MOST}: see gaps in the report"}
+            )
+            yield Fault(fault.check, more, fault.is_refuting)

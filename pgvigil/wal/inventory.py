@@ -1,0 +1,250 @@
+"""What lies in an archive: every entry of its listing classified, a million of them in a few arrays."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from binascii import unhexlify
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from pgvigil.errors import ToolFailed
+from pgvigil.wal.names import BACKUP_FILE, HISTORY_FILE, PARTIAL_FILE, SUFFIXES, segment_name
+from pgvigil.wal.ranges import ranges_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgvigil.wal.ranges import Range
+
+_SUFFIX_CODE = {suffix.encode(): code for code, suffix in enumerate(SUFFIXES)}
+_NAMED = 100  # so many foreign files are named, the rest are counted
+
+
+class StoredSegment(NamedTuple):
+    """One segment file: size in bytes as stored, time in epoch seconds as the store has it."""
+
+    timeline: int
+    number: int
+    sha1: str
+    suffix: str
+    size: int
+    time: int
+
+    def path(self, segment_size: int) -> str:
+        """Return its path below the archive id."""
+        name = segment_name(self.timeline, self.number, segment_size)
+        return f"{name[:16]}/{name}-{self.sha1}{self.suffix}"
+
+
+class Track:
+    """The segment files of one timeline, by number; 45 bytes each."""
+
+    def __init__(self, timeline: int) -> None:
+        self.timeline = timeline
+        self.numbers = array("Q")
+        self.sizes = array("Q")
+        self.times = array("q")
+        self.suffixes = array("B")
+        self.hashes = bytearray()
+        self.ordered = True
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def add(self, number: int, sha1: bytes, suffix: int, size: int, time: int) -> None:
+        """Take one file; `suffix` is an index into SUFFIXES."""
+        if self.numbers and number < self.numbers[-1]:
+            self.ordered = False
+        self.numbers.append(number)
+        self.hashes += sha1
+        self.suffixes.append(suffix)
+        self.sizes.append(size)
+        self.times.append(time)
+
+    def sort(self) -> None:
+        """Bring the files into the order of their numbers; a listing usually is in it already."""
+        if self.ordered:
+            return
+        order = sorted(range(len(self)), key=self.numbers.__getitem__)
+        self.hashes = bytearray(b"".join(bytes(self.hashes[20 * i : 20 * i + 20]) for i in order))
+        self.numbers = array("Q", [self.numbers[i] for i in order])
+        self.sizes = array("Q", [self.sizes[i] for i in order])
+        self.times = array("q", [self.times[i] for i in order])
+        self.suffixes = array("B", [self.suffixes[i] for i in order])
+        self.ordered = True
+
+    def file(self, index: int) -> StoredSegment:
+        """Return one file."""
+        return StoredSegment(
+            self.timeline,
+            self.numbers[index],
+            self.hashes[20 * index : 20 * index + 20].hex(),
+            SUFFIXES[self.suffixes[index]],
+            self.sizes[index],
+            self.times[index],
+        )
+
+    def ranges(self) -> list[Range]:
+        """Return which numbers are stored."""
+        numbers = self.numbers
+        if numbers and numbers[-1] - numbers[0] + 1 == len(numbers) and not self.duplicates:
+            return [(numbers[0], numbers[-1])]
+        return ranges_of(numbers)
+
+    def stored_at(self, number: int) -> int | None:
+        """Return the time at which a segment was stored, in epoch seconds."""
+        index = bisect_left(self.numbers, number)
+        found = index < len(self) and self.numbers[index] == number
+        return self.times[index] if found else None
+
+    @cached_property
+    def duplicates(self) -> list[int]:
+        """The numbers that are stored more than once."""
+        return sorted({a for a, b in pairwise(self.numbers) if a == b})
+
+
+@dataclass
+class Inventory:
+    """All of one archive id, such as 15-1; `foreign` counts what has no business there."""
+
+    archive_id: str
+    segment_size: int
+    tracks: dict[int, Track] = field(default_factory=dict)
+    histories: set[int] = field(default_factory=set)
+    partials: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    classes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def segments(self) -> int:
+        """How many segment files there are."""
+        return sum(map(len, self.tracks.values()))
+
+    def files(self) -> Iterator[StoredSegment]:
+        """Yield every segment file, by timeline and number."""
+        for timeline in sorted(self.tracks):
+            track = self.tracks[timeline]
+            for index in range(len(track)):
+                yield track.file(index)
+
+    def stored_bytes(self) -> int:
+        """Sum up the sizes of the segment files."""
+        return sum(sum(track.sizes) for track in self.tracks.values())
+
+
+# One entry of `repo-ls --output=json`: a key, then a flat object. The first form is a segment's.
+_ENTRY = re.compile(
+    rb'[{,]?"(?:([^/"]+)/([0-9A-F]{16})/(?:(?=\2)([0-9A-F]{24}))-([0-9a-f]{40})(\.(?:gz|zst|lz4|bz2))?"'
+    rb':\{"type":"file","size":(\d+),"time":(\d+)[^{}]*\}'
+    rb'|((?:[^"\\]|\\.)*)"\s*:\s*(\{[^{}]*\}))\s*'
+)
+_END = re.compile(rb"\s*\}?\s*$")
+_LONGEST_ENTRY = 1 << 20
+
+
+class ListingReader:
+    """Reads the listing of `archive/<stanza>` chunk by chunk, in constant memory beside the arrays."""
+
+    def __init__(self, segment_size: int) -> None:
+        self.segment_size = segment_size
+        self.archives: dict[str, Inventory] = {}
+        self.strays: list[str] = []
+        self._per_log = 0x100000000 // segment_size
+        self._tracks: dict[tuple[bytes, bytes], Track] = {}
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk; raises ToolFailed for what is no listing."""
+        text = self._rest + chunk
+        position = 0
+        for match in _ENTRY.finditer(text, 0, text.rfind(b"}") + 1):
+            if match.start() != position:
+                break
+            position = match.end()
+            folder, _, name, sha1, suffix, size, time, key, value = match.groups()
+            if name is None:
+                self._take_other(json.loads(b'"' + key + b'"'), json.loads(value))
+            else:
+                self._take(folder, name, sha1, suffix, size, time)
+        self._rest = text[position:]
+        if len(self._rest) > _LONGEST_ENTRY:
+            raise _unreadable(self._rest)
+
+    def close(self) -> dict[str, Inventory]:
+        """Return an inventory per archive id; raises ToolFailed when the listing did not come whole."""
+        if not _END.fullmatch(self._rest) or b"}" not in self._rest:
+            raise _unreadable(self._rest)
+        for archive in self.archives.values():
+            for track in archive.tracks.values():
+                track.sort()
+            copies = sum(len(track.duplicates) for track in archive.tracks.values())
+            archive.classes |= Counter(segment=archive.segments, duplicate=copies)
+        return self.archives
+
+    def _take(  # noqa: PLR0913 - the parts of one entry, taken a million times
+        self, folder: bytes, name: bytes, sha1: bytes, suffix: bytes | None, size: bytes, time: bytes
+    ) -> None:
+        low = int(name[16:], 16)
+        if low >= self._per_log:
+            self._note_foreign(self._archive(folder.decode()), name.decode())
+            return
+        track = self._tracks.get((folder, name[:8])) or self._track(folder, name[:8])
+        number = int(name[8:16], 16) * self._per_log + low
+        track.add(number, unhexlify(sha1), _SUFFIX_CODE[suffix or b""], int(size), int(time))
+
+    def _track(self, folder: bytes, timeline: bytes) -> Track:
+        track = self._tracks[folder, timeline] = Track(int(timeline, 16))
+        self._archive(folder.decode()).tracks[track.timeline] = track
+        return track
+
+    def _take_other(self, path: str, item: dict[str, object]) -> None:
+        if path == "." or item.get("type") == "path":
+            return
+        archive_id, slash, inside = path.partition("/")
+        if not slash:
+            if path not in {"archive.info", "archive.info.copy"}:
+                self.strays.append(path)
+            return
+        self._classify(self._archive(archive_id), inside)
+
+    def _classify(self, archive: Inventory, path: str) -> None:
+        folder, _, name = path.rpartition("/")
+        history = HISTORY_FILE.match(path)
+        if history:
+            archive.histories.add(int(history["timeline"], 16))
+            archive.classes["history"] += 1
+        elif BACKUP_FILE.match(name) and folder == name[:16]:
+            archive.classes["backup"] += 1
+        elif PARTIAL_FILE.match(name) and folder == name[:16]:
+            archive.partials.append(name)
+            archive.classes["partial"] += 1
+        elif name.endswith(".pgbackrest.tmp"):
+            archive.classes["arriving"] += 1  # pgBackRest gives a posix file its name when it is whole
+        else:
+            self._note_foreign(archive, path)
+
+    def _note_foreign(self, archive: Inventory, path: str) -> None:
+        archive.classes["foreign"] += 1
+        if len(archive.foreign) < _NAMED:
+            archive.foreign.append(path)
+
+    def _archive(self, archive_id: str) -> Inventory:
+        if archive_id not in self.archives:
+            self.archives[archive_id] = Inventory(archive_id, self.segment_size)
+        return self.archives[archive_id]
+
+
+def _unreadable(rest: bytes) -> ToolFailed:
+    return ToolFailed(
+        f"pgbackrest's listing of the archive ends in something unreadable: {rest[:80]!r}",
+        hint="a command prefix or login script may write to standard output, or the listing was cut off",
+    )

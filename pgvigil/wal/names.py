@@ -1,0 +1,54 @@
+"""The names and numbers of WAL: segments, positions, and the classes of files in an archive."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUFFIXES = ("", ".gz", ".zst", ".lz4", ".bz2")
+_SUFFIX = r"(?P<suffix>\.(?:gz|zst|lz4|bz2))?"
+
+# pgbackrest user guide, repository layout: segment, sha1 of the uncompressed content, compression suffix.
+SEGMENT_FILE = re.compile(rf"^(?P<segment>[0-9A-F]{{24}})-(?P<sha1>[0-9a-f]{{40}}){_SUFFIX}$")
+PARTIAL_FILE = re.compile(rf"^(?P<segment>[0-9A-F]{{24}})\.partial-(?P<sha1>[0-9a-f]{{40}}){_SUFFIX}$")
+BACKUP_FILE = re.compile(r"^[0-9A-F]{24}\.[0-9A-F]{8}\.backup$")
+HISTORY_FILE = re.compile(r"^(?P<timeline>[0-9A-F]{8})\.history$")
+SEGMENT_NAME = re.compile(r"^[0-9A-F]{24}$")
+
+
+def parse_lsn(lsn: str) -> int:
+    """Turn `16/B374D848` into a byte position."""
+    high, low = lsn.split("/")
+    return (int(high, 16) << 32) | int(low, 16)
+
+
+def lsn_text(position: int) -> str:
+    """Turn a byte position into `16/B374D848`."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def segment_number(segment: str, segment_size: int) -> int:
+    """Return a segment's number on its timeline; sizes are bytes, a power of two from 1 MB to 1 GB."""
+    per_log = 0x100000000 // segment_size
+    return int(segment[8:16], 16) * per_log + int(segment[16:24], 16)
+
+
+def segment_timeline(segment: str) -> int:
+    """Return the timeline of a segment's name."""
+    return int(segment[:8], 16)
+
+
+def segment_name(timeline: int, number: int, segment_size: int) -> str:
+    """Return the file name of a segment."""
+    per_log = 0x100000000 // segment_size
+    return f"{timeline:08X}{number // per_log:08X}{number % per_log:08X}"
+
+
+def segment_range(start: str, stop: str, segment_size: int) -> Iterator[str]:
+    """Yield every segment name from start to stop, both included, on start's timeline."""
+    timeline = int(start[:8], 16)
+    for number in range(segment_number(start, segment_size), segment_number(stop, segment_size) + 1):
+        yield segment_name(timeline, number, segment_size)

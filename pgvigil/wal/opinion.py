@@ -1,0 +1,43 @@
+"""The second opinion: what `pgbackrest verify` says, read from its text, never from its exit code."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field
+
+from pgvigil.reports import Frozen
+
+_STATUS = re.compile(r"^\s*status: (ok|error)", re.MULTILINE)
+_ITEM = re.compile(
+    r"(?P<kind>archiveId|backup): (?P<name>\S+?),(?: status: (?P<status>[^,\n]+),)?"
+    r"[^\n]*?checked: (?P<checked>\d+), total valid[^\n:]*: (?P<valid>\d+)"
+    r"(?:\n\s*missing: (?P<missing>\d+), checksum invalid: (?P<checksum>\d+), "
+    r"size invalid: (?P<size>\d+), other: (?P<other>\d+))?"
+)
+_BAD_BACKUP = re.compile(r"backup: (\S+), status: (invalid|manifest missing)")
+
+
+class Opinion(Frozen):
+    """What verify found: whether it looked at anything, bad WAL files per archive id, bad backups."""
+
+    is_told: bool
+    bad_wal: dict[str, int] = Field(default_factory=dict)
+    bad_backups: dict[str, str] = Field(default_factory=dict)
+    checked: int = 0
+
+
+def read_opinion(text: str) -> Opinion:
+    """Parse the text; more checked than valid is bad, whatever the four counters say."""
+    items = list(_ITEM.finditer(text))
+    archives = [item for item in items if item["kind"] == "archiveId"]
+    return Opinion(
+        is_told=bool(_STATUS.search(text)) and bool(items),
+        bad_wal={
+            item["name"]: int(item["checked"]) - int(item["valid"])
+            for item in archives
+            if int(item["checked"]) > int(item["valid"])
+        },
+        bad_backups={match[1]: match[2] for match in _BAD_BACKUP.finditer(text)},
+        checked=sum(int(item["checked"]) for item in items),
+    )

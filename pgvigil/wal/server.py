@@ -1,0 +1,90 @@
+"""What the server says of its WAL: where it writes, what it still holds, what it believes archived."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pgvigil import postgres
+from pgvigil.reports import Frozen
+from pgvigil.sql import query
+from pgvigil.wal.names import SEGMENT_NAME, parse_lsn, segment_number, segment_timeline
+from pgvigil.wal.ranges import ranges_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgvigil.wal.ranges import Range
+
+
+class Ready(Frozen):
+    """A file that waits for the archiver."""
+
+    name: str
+    since: datetime
+
+
+class Server(Frozen):
+    """The server at one moment; `ready` was read after the position."""
+
+    now: datetime
+    in_recovery: bool
+    system_id: int
+    timeline: int
+    lsn: str | None
+    segment_size: int
+    archive_mode: str
+    last_archived_wal: str | None
+    last_archived_time: datetime | None
+    last_failed_wal: str | None
+    last_failed_time: datetime | None
+    ready: tuple[Ready, ...] = ()
+
+    @property
+    def finished(self) -> int:
+        """The number of the last segment that it has finished; -1 when that is not its own to say."""
+        if self.in_recovery or self.lsn is None:
+            return -1
+        return parse_lsn(self.lsn) // self.segment_size - 1
+
+    @property
+    def archiver_fails(self) -> bool:
+        """Whether the last attempt to archive failed."""
+        failed, archived = self.last_failed_time, self.last_archived_time
+        return failed is not None and (archived is None or failed > archived)
+
+    def counts_archived(self, timeline: int, number: int) -> bool:
+        """Tell whether it has counted this segment, or a later one of the timeline, as archived."""
+        name = (self.last_archived_wal or "")[:24]
+        return (
+            SEGMENT_NAME.match(name) is not None
+            and segment_timeline(name) == timeline
+            and segment_number(name, self.segment_size) >= number
+        )
+
+    def waiting(self) -> dict[int, list[Range]]:
+        """Return the segments that wait for the archiver, by timeline."""
+        found: dict[int, list[int]] = {}
+        for item in self.ready:
+            if SEGMENT_NAME.match(item.name):
+                number = segment_number(item.name, self.segment_size)
+                found.setdefault(segment_timeline(item.name), []).append(number)
+        return {timeline: ranges_of(sorted(numbers)) for timeline, numbers in found.items()}
+
+    def late(self, is_stored: Callable[[int, int], bool]) -> list[Ready]:
+        """Return the segments that wait and are not in the repository, oldest first."""
+        late = (
+            item
+            for item in self.ready
+            if SEGMENT_NAME.match(item.name)
+            and not is_stored(segment_timeline(item.name), segment_number(item.name, self.segment_size))
+        )
+        return sorted(late, key=lambda item: item.since)
+
+
+def read_server(dsn: str, application_name: str) -> Server:
+    """Ask for the position first, then for what waits: the other way round, WAL could fall between."""
+    with postgres.connect(dsn, application_name) as connection:
+        row = connection.execute(query("wal", "position")).fetchone() or {}
+        ready = connection.execute(query("wal", "ready")).fetchall()
+    return Server.model_validate({**row, "ready": ready})

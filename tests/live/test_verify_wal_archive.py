@@ -1,0 +1,249 @@
+"""Each fault of a WAL archive alone and exactly, and none where there is none, on live servers."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pgvigil.reports import Verdict
+from pgvigil.wal.facts import WalReport
+from tests.fixtures.wal import Vault
+
+
+def codes(report: WalReport) -> list[str]:
+    return [finding.code for finding in report.findings]
+
+
+def refuted(report: WalReport) -> list[str]:
+    return [check.id for check in report.checks if check.verdict is Verdict.REFUTED]
+
+
+def between_backups(vault: Vault) -> Path:
+    """A segment after the first full's end and before the incr's start."""
+    info = yaml.safe_load(vault.pgbackrest("info", "--output=json"))[0]["backup"]
+    stop, start = info[0]["archive"]["stop"], info[1]["archive"]["start"]
+    inside = [path for path in vault.segments() if stop < path.name[:24] < start]
+    return inside[len(inside) // 2]
+
+
+def of_a_backup(vault: Vault) -> Path:
+    """The first segment of the incr."""
+    info = yaml.safe_load(vault.pgbackrest("info", "--output=json"))[0]["backup"]
+    return next(path for path in vault.segments() if path.name.startswith(info[1]["archive"]["start"]))
+
+
+def first(vault: Vault) -> Path:
+    return vault.segments()[0]
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def double(path: Path) -> None:
+    path.with_name(re.sub(r"-[0-9a-f]{40}", "-" + "0" * 40, path.name)).write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("where", [between_backups, of_a_backup])
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (delete, "wal-missing"),
+        (flip, "wal-corrupt"),
+        (empty, "wal-empty"),
+        (truncate, "wal-truncated"),
+        (double, "wal-duplicate"),
+    ],
+)
+def test_damage_to_one_segment_is_one_finding_with_its_cost(
+    vault: Vault, where: Callable[[Vault], Path], damage: Callable[[Path], None], code: str
+) -> None:
+    """Between backups or inside one: refuted, the segment named, with what is lost and what survives."""
+    path = where(vault)
+    damage(path)
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, [code]) == (report.verdict, codes(report))
+    assert path.name[:24] in report.findings[0].message
+    assert "these survive: LSN" in report.findings[0].message
+    labels = vault.labels()
+    lost = "cannot be restored" in report.findings[0].message
+    assert lost == (where is of_a_backup)
+    archive = report.repositories[0].archives[0]
+    usable = [label for label in labels if label != labels[1] or not lost]
+    assert usable == [mark.label for mark in archive.backups if mark.is_usable]
+    assert 2 == len(archive.spans)
+
+
+def test_an_unreadable_first_segment_ends_nothing(vault: Vault) -> None:
+    """Pgbackrest's own verify gives up there; here the other segments are all read."""
+    empty(first(vault))
+    vault.policy(second_opinion=True)
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["wal-empty"]) == (report.verdict, codes(report)), report.findings
+    assert len(vault.segments()) == report.repositories[0].read_now
+
+
+def test_several_lost_segments_in_a_row_are_one_finding(vault: Vault) -> None:
+    """One contiguous range is one fault."""
+    victims = [path for path in vault.segments() if path.name[:24] >= between_backups(vault).name[:24]][:2]
+    for path in victims:
+        path.unlink()
+
+    report = vault.prove()
+
+    assert ["wal-missing"] == codes(report)
+    assert "(2 segments)" in report.findings[0].message
+
+
+def test_removed_manifests_of_a_full_refute_though_info_lists_it(vault: Vault) -> None:
+    """The full and its dependant are named as lost."""
+    labels = vault.labels()
+    for name in ("backup.manifest", "backup.manifest.copy"):
+        (vault.repository / "backup" / "demo" / labels[0] / name).unlink()
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["manifest-missing"]) == (report.verdict, codes(report))
+    assert f"{labels[0]}, {labels[1]} cannot be restored" in report.findings[0].message
+    assert [labels[2]] == [w.label for w in report.repositories[0].archives[0].windows]
+
+
+def test_a_stray_timeline_is_told(vault: Vault) -> None:
+    """History and WAL of a timeline that the server has never been on: a default restore would follow it."""
+    own = vault.segments()[-1]
+    stray = own.parent.with_name("00000002" + own.parent.name[8:])
+    stray.mkdir()
+    (stray / ("00000002" + own.name[8:])).write_bytes(own.read_bytes())
+    (vault.archive / "00000002.history").write_text("1\t0/5000000\tno recovery target specified\n")
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["timeline-stray"]) == (report.verdict, codes(report))
+    assert "--target-timeline=1" in report.findings[0].hint
+
+
+def test_an_acknowledged_loss_is_told_without_alarm_and_hides_no_other(vault: Vault) -> None:
+    """One old gap, known until a day, does not mute the next one."""
+    old, new = between_backups(vault), of_a_backup(vault)
+    old.unlink()
+    name = old.name[:24]
+    known = {"timeline": 1, "first": name, "last": name, "reason": "disk swap", "until": "2999-01-01"}
+    vault.policy(known_losses=[known])
+    quiet = vault.prove()
+    new.unlink()
+    loud = vault.prove()
+    vault.policy(known_losses=[known | {"until": "2001-01-01"}])
+    expired = vault.prove()
+
+    assert (Verdict.VERIFIED, []) == (quiet.verdict, codes(quiet))
+    assert ["disk swap"] == [gap.acknowledged for gap in quiet.repositories[0].archives[0].gaps]
+    assert ["wal-missing"] == codes(loud)
+    assert new.name[:24] in loud.findings[0].message
+    assert ["wal-missing", "wal-missing"] == codes(expired)
+
+
+def test_a_second_run_reads_only_what_is_new_or_changed(vault: Vault) -> None:
+    """What was proven is remembered in the report store; a changed file is read at once."""
+    reports = [vault.prove(), vault.prove()]
+    flip(between_backups(vault))
+    reports += [vault.prove(), vault.prove()]
+
+    assert [len(vault.segments()), 0, 1, 1] == [r.repositories[0].read_now for r in reports]
+    assert [[], [], ["wal-corrupt"], ["wal-corrupt"]] == [codes(r) for r in reports]
+
+
+def test_what_a_run_has_no_time_to_read_is_not_called_proven(vault: Vault) -> None:
+    """A run whose time is over is inconclusive, and says how much is left."""
+    vault.policy(prove_for="0s")
+
+    report = vault.prove()
+
+    assert (Verdict.INCONCLUSIVE, []) == (report.verdict, codes(report))
+    assert f"{len(vault.segments())} not yet read" in next(
+        c.actual for c in report.checks if c.id == "repo1.content"
+    )
+
+
+def test_the_second_opinion_is_read_not_trusted_by_exit_code(vault: Vault) -> None:
+    """Healthy: both agree. A damaged data file, which only verify reads, is told though it exits with 0."""
+    vault.policy(second_opinion=True)
+    healthy = vault.prove()
+    label = vault.labels()[-1]
+    flip(next((vault.repository / "backup" / "demo" / label / "bundle").iterdir()))
+    vault.policy(prove_every="1ms")
+    report = vault.prove()
+
+    assert (Verdict.VERIFIED, []) == (healthy.verdict, codes(healthy))
+    assert "repo1.second-opinion" in [c.id for c in healthy.checks if c.verdict is Verdict.VERIFIED]
+    assert ["second-opinion"] == codes(report)
+    assert label in report.findings[0].message
+
+
+def test_an_empty_archive_is_never_healthy(vault: Vault) -> None:
+    """All WAL gone though backups are listed: every restore point is lost, in one finding."""
+    for path in vault.segments():
+        path.unlink()
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["wal-missing"]) == (report.verdict, codes(report))
+    assert "these survive: none" in report.findings[0].message
+
+
+def test_the_picture_shows_windows_gap_and_backups(vault: Vault) -> None:
+    """The drawing is in the report and beside it; red where WAL is lost."""
+    healthy = vault.prove()
+    between_backups(vault).unlink()
+    broken = vault.prove()
+
+    assert "#d33b3b" not in healthy.picture
+    assert "#d33b3b" in broken.picture
+    assert all(label in broken.picture for label in vault.labels())
+    assert any(uri.endswith("windows.svg") for uri in broken.evidence)
+    assert "data:image/svg+xml;base64," in broken.section()
+
+
+def unknown_stanza(vault: Vault) -> None:
+    data = yaml.safe_load(vault.fleet_file.read_text())
+    data["clusters"]["demo"]["pgbackrest"]["stanza"] = "nope"
+    vault.fleet_file.write_text(yaml.safe_dump(data))
+
+
+def repository_gone(vault: Vault) -> None:
+    vault.repository.rename(vault.repository.with_name("away"))
+    (vault.repository).write_text("not a directory")
+
+
+@pytest.mark.parametrize(("fault", "told"), [(unknown_stanza, "stanza 'nope'"), (repository_gone, "demo")])
+def test_what_cannot_be_looked_at_is_inconclusive(
+    vault: Vault, fault: Callable[[Vault], None], told: str
+) -> None:
+    """Could not look: one finding with a hint, exit code 2, and no proof."""
+    fault(vault)
+
+    report = vault.prove()
+
+    assert (Verdict.INCONCLUSIVE, 1) == (report.verdict, len(report.findings))
+    assert told in report.findings[0].message
+    assert report.findings[0].hint
+    assert not [proof for proof in report.proofs if proof.verdict is Verdict.VERIFIED]

@@ -1,0 +1,123 @@
+"""What is remembered of a WAL proof, what pgBackRest says of it, and the policy that asks for it."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgvigil.errors import EvidenceError, StorageFailed
+from pgvigil.fleet import KnownLoss, S3Settings
+from pgvigil.reportstore import open_report_store
+from pgvigil.wal.inventory import Inventory, ListingReader
+from pgvigil.wal.ledger import Ledger, LedgerBook
+from pgvigil.wal.names import segment_name
+from pgvigil.wal.opinion import read_opinion
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+PERIOD = timedelta(days=30)
+MB = 2**20
+
+
+def archive(*files: tuple[int, int, int]) -> Inventory:
+    """An inventory of number, size and time."""
+    reader = ListingReader(16 * MB)
+    names = [segment_name(1, number, 16 * MB) for number, _, _ in files]
+    entries = {
+        f"15-1/{name[:16]}/{name}-{number:040x}.zst": {"type": "file", "size": size, "time": time}
+        for name, (number, size, time) in zip(names, files, strict=True)
+    }
+    reader.feed(json.dumps({".": {"type": "path"}} | entries, separators=(",", ":")).encode())
+    return reader.close()["15-1"]
+
+
+def due(ledger: Ledger, *files: tuple[int, int, int], at: datetime = NOW) -> list[int]:
+    return [file.number for _, file in ledger.due(archive(*files), at, PERIOD)]
+
+
+def remembered(place: Path, *files: tuple[int, int, int], at: datetime = NOW) -> LedgerBook:
+    place.mkdir(exist_ok=True)
+    book = LedgerBook(open_report_store(place.as_uri(), S3Settings()), "Ä/1", 1, "15-1")
+    book.write(f"run-{at:%d}", [mark for mark, _ in Ledger().due(archive(*files), at, PERIOD)], at)
+    return book
+
+
+def test_what_was_proven_is_not_due_and_what_changed_is(tmp_path: Path) -> None:
+    """New name, other size or other time: read again; the same: not."""
+    book = remembered(tmp_path / "store", (1, 10, 5), (2, 10, 5), (3, 10, 5))
+
+    ledger = book.read(NOW + timedelta(hours=1), PERIOD)
+
+    assert [2, 3, 4] == due(ledger, (1, 10, 5), (2, 11, 5), (3, 10, 6), (4, 10, 5))
+
+
+@given(st.integers(0, 60))
+def test_everything_is_due_again_within_the_period_and_nothing_in_its_first_half(days: int) -> None:
+    """A rolling pass: proofs fall due between half of the period and its end."""
+    files = [(number, 10, 5) for number in range(200)]
+    marks = [mark for mark, _ in Ledger().due(archive(*files), NOW, PERIOD)]
+    ledger = Ledger(proven=dict.fromkeys(marks, int(NOW.timestamp())))
+
+    found = len(due(ledger, *files, at=NOW + timedelta(days=days)))
+
+    assert found == 0 if days <= 15 else found == 200 if days > 30 else 0 <= found <= 200
+
+
+def test_notes_older_than_the_period_prove_nothing(tmp_path: Path) -> None:
+    """They are not even read."""
+    book = remembered(tmp_path / "store", (1, 10, 5), at=NOW - timedelta(days=31))
+
+    assert {} == book.read(NOW, PERIOD).proven
+
+
+def test_a_garbled_note_is_named(tmp_path: Path) -> None:
+    """Evidence that cannot be read is an error that says which, not a proof."""
+    book = remembered(tmp_path / "store", (1, 10, 5))
+    note = next((tmp_path / "store").rglob("*run-01.json"))
+    note.write_text("{}")
+
+    with pytest.raises(EvidenceError, match=r"run-01\.json"):
+        book.read(NOW, PERIOD)
+
+
+def test_a_report_store_that_is_away_is_told(tmp_path: Path) -> None:
+    """No proof is taken for remembered that could not be written."""
+    book = LedgerBook(open_report_store((tmp_path / "no" / "store").as_uri(), S3Settings()), "c", 1, "15-1")
+
+    with pytest.raises(StorageFailed):
+        book.write("run", [1], NOW)
+
+
+VERIFY = """stanza: demo
+status: {status}
+  archiveId: 15-1, total WAL checked: {checked}, total valid WAL: {valid}
+    missing: 0, checksum invalid: 0, size invalid: 0, other: 0
+  backup: 20261122-172532F, status: {backup}, total files checked: 1263, total valid files: 1263
+    missing: 0, checksum invalid: 0, size invalid: 0, other: 0
+"""
+
+
+def test_verify_is_believed_by_its_numbers() -> None:
+    """More checked than valid is bad though every counter is 0, as for a duplicate."""
+    good = read_opinion(VERIFY.format(status="ok", checked=17, valid=17, backup="valid"))
+    bad = read_opinion(VERIFY.format(status="error", checked=18, valid=17, backup="manifest missing"))
+
+    assert (True, {}, {}, 17 + 1263) == (good.is_told, good.bad_wal, good.bad_backups, good.checked)
+    assert {"15-1": 1} == bad.bad_wal
+    assert {"20261122-172532F": "manifest missing"} == bad.bad_backups
+
+
+def test_silence_of_verify_is_no_approval() -> None:
+    """No text, or nothing checked, told nothing."""
+    assert [False, False] == [read_opinion(text).is_told for text in ("", "stanza: demo\nstatus: ok\n")]
+
+
+def test_a_known_loss_names_segments_of_its_timeline() -> None:
+    """A slip in the fleet file must not mute more than was meant."""
+    facts = {"timeline": 1, "reason": "x", "until": "2027-01-01", "first": "0" * 7 + "1" + "0" * 16}
+
+    KnownLoss.model_validate(facts | {"last": "0" * 7 + "1" + "0" * 15 + "1"})
+    with pytest.raises(ValueError, match="ascending segment names of timeline 1"):
+        KnownLoss.model_validate(facts | {"last": "0" * 7 + "2" + "0" * 15 + "1"})
