@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pgvigil import audit, postgres
+from pgvigil.reports import Verdict
 from pgvigil.status import Expectation, ProofStatus, State, assess
 
 if TYPE_CHECKING:
@@ -26,11 +27,22 @@ def read_status(fleet: Fleet) -> list[ProofStatus]:
 
 
 def expectations(fleet: Fleet, claims: Iterable[Claim]) -> Iterator[Expectation]:
-    """Want a fresh backup in every repository of every cluster that any run has told of, and in the first."""
-    told = {(claim.subject, claim.proof) for claim in claims if claim.flow == _BACKUP and claim.proof}
+    """Want a fresh backup in every repository that a cluster's runs tell of; before any, in the first."""
+    own: dict[str, list[Claim]] = {}
+    for claim in claims:
+        if claim.flow == _BACKUP:
+            own.setdefault(claim.subject, []).append(claim)
     for name, cluster in fleet.clusters.items():
-        for proof in sorted({_FIRST} | {proof for subject, proof in told if subject == name}):
+        for proof in sorted(_told(own.get(name, ())) or {_FIRST}):
             yield Expectation(subject=name, flow=_BACKUP, proof=proof, max_age=cluster.backup.fresh)
+
+
+def _told(claims: Sequence[Claim]) -> set[str]:
+    """Name the proofs since the last run that verified all it had to; one cut short may leave some out."""
+    whole = [claim.at for claim in claims if claim.proof is None and claim.verdict is Verdict.VERIFIED]
+    since = max(whole, default=None)
+    recent = {claim.proof for claim in claims if claim.proof and (since is None or claim.at >= since)}
+    return recent or {claim.proof for claim in claims if claim.proof}
 
 
 def exit_code(statuses: Sequence[ProofStatus]) -> int:
