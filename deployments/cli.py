@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import io
 import os
 import signal
 import sys
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from uuid import UUID  # noqa: TC003 - Typer reads annotations when the program runs
 
 import typer
+from typing_extensions import override
 
 from pgvigil.errors import PgvigilError
 from pgvigil.processes import redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from typing_extensions import Buffer
 
     from pgvigil.sandbox import Sandbox
 
@@ -58,7 +62,45 @@ Dir = Annotated[Path | None, typer.Option(help="Its directory; without it one pe
 def main() -> None:
     """Be the program: never a stack trace, always an exit code that means something."""
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    output = _Output(1)
+    sys.stdout, sys.stderr = output.text(), _Output(2).text()
+    try:
+        app()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.exit(_settle(end.code, output.fault))
+
+
+class _Output(io.FileIO):
+    """A standard stream that notes its first fault and drops the rest: a reader that left ends no run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.fault: OSError | None = None
+
+    def text(self) -> io.TextIOWrapper:
+        """Wrap it as Python wraps its own: encoding of the locale, terminals and errors line by line."""
+        lines = self.fileno() == 2 or self.isatty()
+        return io.TextIOWrapper(
+            io.BufferedWriter(self), sys.stdout.encoding, "backslashreplace", line_buffering=lines
+        )
+
+    @override
+    def write(self, data: Buffer, /) -> int:
+        if self.fault is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.fault = error
+        return memoryview(data).nbytes
+
+
+def _settle(code: str | int | None, fault: OSError | None) -> str | int | None:
+    """Keep the exit code for a reader that left early; output lost in any other way makes it 2."""
+    if fault is None:
+        return code
+    _say(f"cannot write to standard output: {fault.strerror}", "'pgvigil audit list' shows what ran")
+    return code if isinstance(fault, BrokenPipeError) else COULD_NOT_RUN
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

@@ -52,6 +52,7 @@ _ANNOUNCE_SECONDS = 30.0
 _READY_SECONDS = 120.0
 _ANSWER_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+_WITH_CREDENTIALS = {401, 403}  # Prefect has them and sends them; this question does not
 
 
 class StartingServer:
@@ -96,7 +97,7 @@ class PrivateServer(StartingServer):
 
 
 def require_answer(url: str) -> None:
-    """Raise ConfigError when the Prefect server of PREFECT_API_URL is away; what else it says is its own."""
+    """Raise ConfigError when the Prefect server of PREFECT_API_URL is away or is another server."""
     try:
         _ask(url, _ANSWER_SECONDS)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -122,10 +123,16 @@ def _ask(url: str, patience: float) -> None:
     request = urllib.request.Request(f"{url.rstrip('/')}/health")  # noqa: S310 - the operator's own address
     try:
         with urllib.request.urlopen(request, timeout=patience) as answer:  # noqa: S310 - as above
-            answer.read()
+            if answer.read(16).strip() != b"true":
+                raise http.client.HTTPException("what answers there is no Prefect server")
     except urllib.error.HTTPError as refusal:
-        if refusal.code >= 500:
-            raise
+        if refusal.code in _WITH_CREDENTIALS:
+            return
+        if refusal.code < 500:
+            raise http.client.HTTPException(
+                f"what answers there is no Prefect server (HTTP {refusal.code})"
+            ) from refusal
+        raise
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
             raise error.reason from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pgvigil import audit, postgres
+from pgvigil.reports import Verdict
 from pgvigil.status import Expectation, ProofStatus, State, assess
 
 if TYPE_CHECKING:
@@ -30,13 +31,22 @@ def read_status(fleet: Fleet) -> list[ProofStatus]:
 
 
 def expectations(fleet: Fleet, claims: Iterable[Claim]) -> Iterator[Expectation]:
-    """Want each proof fresh in every cluster's first repository, and in all that any run has told of."""
-    told = {(claim.flow, claim.subject, claim.proof) for claim in claims if claim.proof}
+    """Want each proof fresh in every repository that a cluster's runs tell of; before any, in the first."""
+    own: dict[tuple[str, str], list[Claim]] = {}
+    for claim in claims:
+        own.setdefault((claim.subject, claim.flow), []).append(claim)
     for name, cluster in fleet.clusters.items():
         for flow, (first, fresh) in _PROOFS.items():
-            own = {proof for at, subject, proof in told if (at, subject) == (flow, name) and proof}
-            for proof in sorted({first} | own):
+            for proof in sorted(_told(own.get((name, flow), ())) or {first}):
                 yield Expectation(subject=name, flow=flow, proof=proof, max_age=fresh(cluster))
+
+
+def _told(claims: Sequence[Claim]) -> set[str]:
+    """Name the proofs since the last run that verified all it had to; one cut short may leave some out."""
+    whole = [claim.at for claim in claims if claim.proof is None and claim.verdict is Verdict.VERIFIED]
+    since = max(whole, default=None)
+    recent = {claim.proof for claim in claims if claim.proof and (since is None or claim.at >= since)}
+    return recent or {claim.proof for claim in claims if claim.proof}
 
 
 def exit_code(statuses: Sequence[ProofStatus]) -> int:

@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from typing_extensions import override
 
 from pgvigil.errors import ConfigError
+from pgvigil.postgres import has_password
 from pgvigil.reports import Frozen
 
 Item = TypeVar("Item")
@@ -23,33 +33,72 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$")
 _UNITS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
+_SHORTEST = timedelta(milliseconds=1)  # less would reach the server as 0, which it takes for no limit at all
+_LONGEST = timedelta(days=36500)
+_LONGEST_WAIT = timedelta(days=12)  # twice that is a statement timeout, milliseconds in 31 bits
+
+
 def _read_duration(value: object) -> object:
-    if not isinstance(value, str):
+    if isinstance(value, timedelta):
         return value
+    if not isinstance(value, str):
+        raise ValueError("a duration is text with a unit: write '7d'")  # noqa: TRY004 - pydantic collects these
     match = _DURATION.match(value.lower())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"a duration is a number and one of {', '.join(_UNITS)}, as in '7d' or '90s'")
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    try:
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        return timedelta.max
+
+
+def _require_bounds(value: timedelta) -> timedelta:
+    if not _SHORTEST <= value <= _LONGEST:
+        raise ValueError(f"a duration is at least 1ms and at most {_LONGEST.days}d")
+    return value
 
 
 def _write_duration(value: timedelta) -> str:
-    return f"{value.total_seconds():g}s"
+    return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
 
 
 Duration = Annotated[
     timedelta,
     BeforeValidator(_read_duration),
+    AfterValidator(_require_bounds),
     PlainSerializer(_write_duration),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h|d|w)$", "examples": ["7d"]}),
 ]
 
 
+def _require_server_timeout(value: timedelta) -> timedelta:
+    if value > _LONGEST_WAIT:
+        raise ValueError(f"a wait is at most {_LONGEST_WAIT.days}d for a lock")
+    return value
+
+
+def _require_absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f"'{value}' must be an absolute path: it is read elsewhere than this file")
+    return value
+
+
+def _refuse_password(value: str) -> str:
+    if has_password(value):
+        raise ValueError("it holds a password; put that into the password file (PGPASSFILE) or service file")
+    return value
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_require_absolute)]
+Dsn = Annotated[str, AfterValidator(_refuse_password)]
+
+
 class AuditSettings(Frozen):
     """Where evidence lives: a database other than those operated on, a report store, and a spool."""
 
-    dsn: str = Field(description="libpq connection string of the audit store, without a password")
+    dsn: Dsn = Field(description="libpq connection string of the audit store, without a password")
     reports: str = Field(description="s3://bucket/prefix or file:///path of the report store")
-    spool: Path = Field(
+    spool: AbsolutePath = Field(
         default=Path("/var/lib/pgvigil/spool"),
         description="directory that takes audit events while the audit store is away",
     )
@@ -63,7 +112,7 @@ class S3Settings(Frozen):
     sse: Literal["aws:kms", "AES256"] | None = None
     kms_key_id: str | None = None
     storage_class: str | None = None
-    ca_file: Path | None = Field(
+    ca_file: AbsolutePath | None = Field(
         default=None, description="certificates that the endpoint is checked against"
     )
 
@@ -72,7 +121,7 @@ class PgBackRestSettings(Frozen):
     """How pgBackRest is started for this cluster, on this host or through a command prefix."""
 
     stanza: str
-    config: Path | None = None
+    config: AbsolutePath | None = None
     command: tuple[str, ...] = Field(
         default=("pgbackrest",),
         min_length=1,
@@ -105,7 +154,9 @@ class BackupPolicy(Frozen):
     )
     retention: Retention | None = Field(default=None, description="without it pgvigil expires nothing")
     fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
-    wait: Duration = Field(default=timedelta(minutes=1), description="how long to wait for a busy stanza")
+    wait: Annotated[Duration, AfterValidator(_require_server_timeout)] = Field(
+        default=timedelta(minutes=1), description="how long to wait for a busy stanza"
+    )
     max_ready: int = Field(
         default=64, ge=0, description="WAL files waiting for the archiver that call for a warning"
     )
@@ -168,7 +219,7 @@ class DatabaseSettings(Frozen):
 class ClusterSettings(Frozen):
     """One PostgreSQL instance with one pgBackRest stanza."""
 
-    dsn: str
+    dsn: Dsn
     pgbackrest: PgBackRestSettings
     backup: BackupPolicy = BackupPolicy()
     wal: WalPolicy = WalPolicy()
@@ -233,13 +284,7 @@ def load_fleet(path: Path | None = None) -> Fleet:
         raise ConfigError(
             f"cannot read fleet file '{file}': {error}", hint="check its owner, mode and encoding (UTF-8)"
         ) from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"fleet file '{file}'{place}: {problem}", hint="it must be valid YAML") from error
+    data = _parse(file, text)
     if not isinstance(data, dict):
         raise ConfigError(
             f"fleet file '{file}' holds {type(data).__name__}, not keys and values",
@@ -248,7 +293,47 @@ def load_fleet(path: Path | None = None) -> Fleet:
     try:
         return Fleet.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(*_explain(file, error)) from error
+        raise ConfigError(*_explain(file, error)) from None  # it quotes its input, which may be a password
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML like its base, and refuses what that would guess at or stumble over."""
+
+    @override
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key.value}' stands there twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return node
+
+    @override
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError):  # PyYAML's own, for a bad scalar
+            raise yaml.MarkedYAMLError(
+                problem=f"cannot read '{str(node.value)[:40]}': quote it if it is text",
+                problem_mark=node.start_mark,
+            ) from None
+
+
+def _parse(file: Path, text: str) -> object:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"fleet file '{file}'{place}: {problem}", hint="it must be valid YAML") from error
+    except RecursionError:
+        raise ConfigError(
+            f"fleet file '{file}' is nested too deeply", hint="look for brackets that are not closed"
+        ) from None
 
 
 def _explain(file: Path, error: ValidationError) -> tuple[str]:
@@ -263,7 +348,8 @@ def _fault(location: tuple[int | str, ...], kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         known = _fields_at(location[:-1])
         return f"{path} is unknown" + (f"; {_suggest(str(location[-1]), known)}" if known else "")
-    return f"{path}: {message[0].lower()}{message[1:]}"
+    told = message.removeprefix("Value error, ")
+    return f"{path}: {told[0].lower()}{told[1:]}"
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

@@ -136,6 +136,15 @@ def describe(dsn: str) -> str:
     return f"postgresql {host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
+def has_password(dsn: str) -> bool:
+    """Tell whether a secret stands in a connection string; one that libpq cannot read has none to use."""
+    try:
+        options = psycopg.pq.Conninfo.parse(dsn.encode())
+    except psycopg.Error:
+        return False
+    return any(option.val and option.dispchar.startswith(b"*") for option in options)
+
+
 def _hint(sqlstate: str, text: str) -> str:
     if sqlstate:
         return _CURES.get(sqlstate) or _CURES.get(sqlstate[:2], "")

@@ -84,7 +84,8 @@ def conduct(  # noqa: PLR0913 - what a run is, and nothing else
 ) -> ReportType:
     """Run the steps and return the report, whatever became of them.
 
-    Any PgvigilError, also one of fleet file or audit store, becomes an inconclusive report that names it;
+    Any PgvigilError, also one of fleet file or audit store, becomes an inconclusive report that names it.
+    A subject whose cluster is unknown leaves no trace in audit log and report store: nothing was touched;
     only cancellation and defects leave as exceptions, after the audit log has them.
     """
     identity = RunIdentity(run_id=uuid4(), flow=flow, subject=subject, actor=_actor())
@@ -92,6 +93,7 @@ def conduct(  # noqa: PLR0913 - what a run is, and nothing else
     redact = redactor()
     try:
         fleet = load_fleet()
+        fleet.cluster(subject.partition("/")[0])
         with _run_directory(fleet, identity) as directory, _audit_log(fleet, identity, redact) as log:
             run = Run(identity, fleet, log, directory)
             return _conduct(kind, run, steps, started, dry_run=dry_run, context=context or {})

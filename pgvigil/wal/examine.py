@@ -188,15 +188,15 @@ class _Examination:
             Base(
                 label=b.label,
                 timeline=b.timeline,
-                start=segment_number(b.archive.start, self.size),
-                stop=segment_number(b.archive.stop, self.size),
-                stop_lsn=parse_lsn(b.lsn.stop)
-                if b.lsn
-                else segment_number(b.archive.stop, self.size) * self.size,
+                start=segment_number(start, self.size),
+                stop=segment_number(stop, self.size),
+                stop_lsn=parse_lsn(b.lsn.stop) if b.lsn else segment_number(stop, self.size) * self.size,
                 is_usable=not dead & {b.label, *(b.reference or ())},
                 is_pitr=not kept or b.full_label >= kept[0],
             )
             for b in self.evidence.backups
+            # A backup taken offline has no WAL and needs none.
+            if (start := b.archive.start) and (stop := b.archive.stop)
         ]
 
     # continuity

@@ -30,7 +30,7 @@ def prefect_sandbox() -> Iterator[Sandbox]:
 @pytest.fixture(scope="session")
 def command() -> list[str]:
     """How the program is started: as the console script does, from this checkout."""
-    return [sys.executable, "-m", "deployments.cli"]
+    return [sys.executable, "-m", "deployments"]
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,15 @@
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -24,13 +29,14 @@ def test_a_verified_run_prints_its_report_and_nothing_else(proven: Done) -> None
 
 
 def test_a_run_that_could_not_is_told_as_a_report_as_well(pgvigil: Pgvigil) -> None:
-    """An unknown cluster: exit code 2, a report that names it and the ones there are."""
+    """An unknown cluster: exit code 2, a report that names it and the ones there are; nothing on record."""
     done = pgvigil("run", "nightly-backup", "dmeo", "--json")
 
     (finding,) = json.loads(done.stdout)["findings"]
     assert finding["message"] == "unknown cluster 'dmeo'"
     assert "demo" in finding["hint"]
     assert done.returncode == 2
+    assert json.loads(pgvigil("audit", "list", "--subject", "dmeo", "--json").stdout) == []
 
 
 def test_a_report_is_shown_as_a_page(pgvigil: Pgvigil) -> None:
@@ -71,6 +77,87 @@ def test_a_server_that_is_away_is_told_at_once(pgvigil: Pgvigil) -> None:
     assert "does not answer" in done.stderr
     assert "--local" in done.stderr
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_another_server_is_not_taken_for_prefect(pgvigil: Pgvigil, tmp_path: Path) -> None:
+    """Whatever answers with something else than Prefect's word of health is told like a server away."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        done = pgvigil("run", "nightly-backup", "demo", PREFECT_API_URL=url)
+        server.shutdown()
+
+    assert "no Prefect server (HTTP 404)" in done.stderr
+    assert "--local" in done.stderr
+    assert done.returncode == 2
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files, as `python -m http.server` does, without its log."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("arguments", [["fleet", "schema"], ["status"], ["audit", "list"]])
+def test_a_reader_that_left_changes_no_exit_code(
+    command: list[str], environment: dict[str, str], proven: Done, arguments: list[str]
+) -> None:
+    """A closed pipe is one message, and what the command found still stands."""
+    assert proven.returncode == 0
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*command, *arguments],
+        env=environment,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+
+    assert "error: cannot write to standard output: Broken pipe" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert done.returncode == 0
+
+
+def test_output_that_was_lost_is_exit_code_2(command: list[str], environment: dict[str, str]) -> None:
+    """A full disk is one message, and no answer."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "fleet", "schema"],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.stderr.startswith("error: cannot write to standard output: No space left on device\nhint:")
+    assert done.returncode == 2
+
+
+def test_an_interrupt_while_loading_is_one_message(environment: dict[str, str], tmp_path: Path) -> None:
+    """SIGINT before any command was read: exit code 2 and no stack trace."""
+    (tmp_path / "typer.py").write_text("import signal; print('loading', flush=True); signal.pause()")
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from deployments.__main__ import main; main()"
+    path = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**environment, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as loading:
+        assert loading.stdout is not None
+        assert loading.stdout.readline() == "loading\n"
+        loading.send_signal(signal.SIGINT)
+        _, said = loading.communicate(timeout=10)
+
+    assert (loading.returncode, said) == (2, "error: interrupted; nothing was begun\n")
 
 
 def test_the_same_run_goes_without_the_server(pgvigil: Pgvigil) -> None:

@@ -43,6 +43,96 @@ def test_an_unknown_key_is_named_with_its_path_and_nearest_name(tmp_path: Path) 
     assert "clusters.orders-1.backup.full_evry is unknown; did you mean 'full_every'?" in message
 
 
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    """The second of two equal keys would silently replace the first."""
+    message = refusal(tmp_path, GOOD + "  orders-1: {dsn: service=other, pgbackrest: {stanza: other}}\n")
+
+    assert "line 9" in message
+    assert "key 'orders-1' stands there twice" in message
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    """A YAML merge is no repetition: own keys win over merged ones."""
+    text = (
+        GOOD
+        + """  orders-2:
+    <<: {dsn: service=one}
+    dsn: service=two
+    pgbackrest: {stanza: two}
+"""
+    )
+
+    assert load_fleet(write(tmp_path, text)).cluster("orders-2").dsn == "service=two"
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://pgvigil:s3cret@orders-1/postgres",
+        "postgresql://orders-1/postgres?password=s3cret",
+        "host=orders-1 password=s3cret",
+        "host=orders-1 sslpassword=s3cret",
+    ],
+)
+@pytest.mark.parametrize(
+    "place", ["postgresql://pgvigil@ops:5432/ops", "postgresql://pgvigil@orders-1:5432/postgres"]
+)
+def test_a_password_in_a_dsn_is_refused_unspoken(tmp_path: Path, place: str, dsn: str) -> None:
+    """The message names key and cure, and does not repeat the secret."""
+    message = refusal(tmp_path, GOOD.replace(f'"{place}"', place).replace(place, f'"{dsn}"'))
+
+    assert "dsn: it holds a password; put that into the password file" in message
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("full_every: 7", "write '7d'"),
+        ("full_every: 7.5", "write '7d'"),
+        ("full_every: 0d", "at least 1ms"),
+        ("full_every: 999999999999999d", "at most 36500d"),
+        ("wait: 0s", "at least 1ms"),
+        ("wait: 0.5ms", "at least 1ms"),
+        ("wait: 13d", "at most 12d"),
+    ],
+)
+def test_a_duration_without_sense_is_refused(tmp_path: Path, written: str, told: str) -> None:
+    """Without a unit, without length (a server takes 0 for no limit at all), or beyond all calendars."""
+    assert told in refusal(tmp_path, GOOD.replace("full_every: 7d", written))
+
+
+def test_durations_survive_being_written_and_read(tmp_path: Path) -> None:
+    """What a dump holds is a duration as people write it, also a long one."""
+    fleet = load_fleet(write(tmp_path, GOOD.replace("7d", "36500d")))
+
+    assert Fleet.model_validate(fleet.model_dump()) == fleet
+
+
+@pytest.mark.parametrize(
+    "scalar", ["2026-02-30", "9" * 5000, "[" * 3000, "!!int ''", "!!bool maybe", "!!timestamp soon"]
+)
+def test_what_yaml_stumbles_over_is_one_message(tmp_path: Path, scalar: str) -> None:
+    """Values that the parser itself fails on are faults of the file like any other."""
+    message = refusal(tmp_path, GOOD.replace("stanza: orders", f"stanza: {scalar}"))
+
+    assert "fleet.yaml" in message
+    assert "Error" not in message
+
+
+@pytest.mark.parametrize(
+    ("good", "relative"),
+    [
+        ("stanza: orders", "stanza: orders, config: pgbackrest.conf"),
+        ("audit: {", "audit: {spool: spool, "),
+        ("clusters:", "s3: {ca_file: ca.pem}\nclusters:"),
+    ],
+)
+def test_a_relative_path_is_refused(tmp_path: Path, good: str, relative: str) -> None:
+    """Nobody can say what it would be relative to, least of all on another host."""
+    assert "must be an absolute path" in refusal(tmp_path, GOOD.replace(good, relative))
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     """A required key that is absent is named with its path."""
     assert "clusters.orders-1.pgbackrest.stanza is missing" in refusal(
