@@ -297,7 +297,7 @@ def audit_show(
 @audit_app.command("verify")
 @answers
 def audit_verify(json: Json = False) -> int:
-    """Recompute the whole chain against its anchors outside; exit 1 at the first broken link."""
+    """Recompute the whole chain against its anchors outside; exit 1 at a broken link, 2 without anchors."""
     from deployments import show  # noqa: PLC0415
     from pgvigil.audit import Head, verify  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
@@ -307,7 +307,10 @@ def audit_verify(json: Json = False) -> int:
     anchors = open_report_store(fleet.audit.reports, fleet.s3).anchors()
     found = verify(fleet.audit.dsn, [Head(seq=seq, hash=digest) for seq, digest in anchors])
     (show.as_json if json else show.chain)(found)
-    return 0 if found.ok else 1
+    if not found.ok:
+        return 1
+    # Without an anchor a cut tail, or a log emptied and begun anew, cannot be told from a true one.
+    return 0 if found.anchors else 2
 
 
 @app.command()

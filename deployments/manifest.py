@@ -74,6 +74,7 @@ def load_manifest(clusters: Iterable[str], file: Path = FILE) -> Manifest:
     for deployment in document.get("deployments") or ():
         if isinstance(deployment, dict) and isinstance(deployment.get("schedules"), list):
             deployment["schedules"] = _per_cluster(deployment["schedules"], tuple(clusters))
+            _share_only_parameters(deployment)
     try:
         return Manifest.model_validate(fill(document, {**os.environ, "PGVIGIL_HOME": home}))
     except ValidationError as error:
@@ -101,6 +102,17 @@ def _per_cluster(schedules: list[Any], clusters: tuple[str, ...]) -> list[Any]:
         for schedule in schedules
         for name in (clusters if CLUSTER in str(schedule) else ("",))
     ]
+
+
+def _share_only_parameters(deployment: dict[str, Any]) -> None:
+    """Give a deployment with one schedule that schedule's parameters as well.
+
+    They fill its form, and they stand when Prefect's server drops the schedule's own: 3.8.8 does that to
+    every schedule that is paused and resumed by itself.
+    """
+    schedules = deployment["schedules"]
+    if len(schedules) == 1 and isinstance(schedules[0], dict) and "parameters" not in deployment:
+        deployment["parameters"] = dict(schedules[0].get("parameters") or {})
 
 
 def fill(value: Any, names: Mapping[str, str]) -> Any:

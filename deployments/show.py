@@ -91,6 +91,10 @@ def chain(found: ChainReport) -> None:
         fault = found.fault
         line = f"broken at {fault.seq}: {fault.what}; expected {fault.expected}, found {fault.actual}"
         _console().print(line, style="red", markup=False, soft_wrap=True)
+    elif not found.anchors:
+        line = f"inconclusive: {found.length} links follow one another, but no anchor outside the store says "
+        line += "that none is missing (hint: check audit.reports; each run leaves an anchor there)"
+        _console().print(line, style="yellow", markup=False, soft_wrap=True)
     else:
         text = (
             f"verified: {found.length} events in one chain, {found.anchors} anchors outside the store agree"

@@ -12,8 +12,10 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import yaml
 
 from pgvigil.processes import marked_processes
+from pgvigil.sandbox import Sandbox
 from tests.acceptance.conftest import Pgvigil
 
 Done = subprocess.CompletedProcess[str]
@@ -259,6 +261,21 @@ def test_the_audit_log_is_verified_against_its_anchors(pgvigil: Pgvigil) -> None
 
     assert "verified" in done.stdout
     assert done.returncode == 0
+
+
+def test_a_chain_without_anchors_is_not_called_verified(
+    pgvigil: Pgvigil, prefect_sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """A cut tail cannot be seen without anchors, so a wrong report store is exit code 2, not 0."""
+    fleet = yaml.safe_load(prefect_sandbox.fleet_file.read_text(encoding="utf-8"))
+    fleet["audit"]["reports"] = f"file://{tmp_path}/elsewhere"
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump(fleet), encoding="utf-8")
+
+    done = pgvigil("audit", "verify", PGVIGIL_FLEET=str(file))
+
+    assert "no anchor" in done.stdout
+    assert done.returncode == 2
 
 
 def test_an_edited_audit_log_is_named(pgvigil: Pgvigil, own_audit_store: str) -> None:
