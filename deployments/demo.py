@@ -6,21 +6,28 @@ python -m deployments.demo DIR
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from pgvigil.errors import PgvigilError, ToolFailed
+from pgvigil.fleet import load_fleet
+from pgvigil.objectstore import connect
 from pgvigil.processes import Command, run
-from pgvigil.reports import Frozen
+from pgvigil.reports import Frozen, Verdict
 from pgvigil.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pgvigil.objectstore import ObjectStore
 
 WIDE = 240
 PATIENCE = timedelta(minutes=5)
@@ -57,6 +64,8 @@ RUNS = (
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=incr",)),
     Run(flow="verify-wal-archive", subject="demo"),
 )
+# The same archive with a hole in it: a watch that never saw red has proven nothing about its alarm.
+BROKEN = Run(flow="verify-wal-archive", subject="broken-copy")
 
 
 def main(directory: Path) -> int:
@@ -69,10 +78,60 @@ def main(directory: Path) -> int:
         code, row = _do(each, sandbox.environment)
         codes.append(code)
         rows.append(row)
+    out.print(f"$ pgvigil {' '.join(BROKEN.argv)}   # one segment less", highlight=False, soft_wrap=True)
+    code, row = _do(BROKEN, {**sandbox.environment, "PGVIGIL_FLEET": str(break_copy(sandbox))})
+    rows.append(row)
+    if code != Verdict.REFUTED.exit_code:
+        raise ToolFailed(
+            f"the copy without a WAL segment ended with {code}, expected {Verdict.REFUTED.exit_code}",
+            hint="the alarm does not ring: look at the report above",
+        )
     # In a terminal the table folds to fit; in a file or a CI log an address stays in one piece.
     (out if out.is_terminal else Console(width=WIDE)).print(_table(rows))
     out.print(_where(sandbox), highlight=False, soft_wrap=True)
     return max(codes)
+
+
+def break_copy(sandbox: Sandbox) -> Path:
+    """Copy the repository beside itself, take one WAL segment out, and return a fleet file that names it.
+
+    The segment is the middle one of those that the newest backup's recovery needs after the first's start.
+    """
+    fleet = yaml.safe_load(sandbox.fleet_file.read_text(encoding="utf-8"))
+    settings = load_fleet(sandbox.fleet_file).s3.model_copy(update={"ca_file": sandbox.ca_file})
+    os.environ.update({name: sandbox.environment[name] for name in _CREDENTIALS})
+    store = connect(settings)
+    copies = [_copy(store, item.uri) for item in list(store.list(f"{_REPOSITORY}/"))]
+    segments = sorted(uri for uri in copies if _SEGMENT.search(uri))
+    store.delete(segments[len(segments) // 2])
+    conf = sandbox.give(_write(sandbox.directory / "broken.conf", _moved(sandbox.pgbackrest_conf)))
+    cluster = fleet["clusters"].pop("demo")
+    cluster["pgbackrest"]["config"] = str(conf)
+    # A mark that is committed now goes to the living archive, never into the copy.
+    cluster["wal"] = {"heartbeat": False}
+    fleet["clusters"] = {BROKEN.subject: cluster}
+    return _write(sandbox.directory / "broken.yaml", yaml.safe_dump(fleet))
+
+
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+_REPOSITORY = "s3://pgbackrest/demo"
+_SEGMENT = re.compile(r"/[0-9A-F]{24}-[0-9a-f]{40}\.\w+$")
+
+
+def _copy(store: ObjectStore, uri: str) -> str:
+    copy = uri.replace(_REPOSITORY, f"{_REPOSITORY}-broken", 1)
+    store.put(copy, store.get(uri))
+    return copy
+
+
+def _moved(conf: Path) -> str:
+    return conf.read_text(encoding="utf-8").replace("repo1-path=/demo", "repo1-path=/demo-broken")
+
+
+def _write(file: Path, text: str) -> Path:
+    file.write_text(text, encoding="utf-8")
+    file.chmod(0o600)
+    return file
 
 
 def _do(each: Run, environment: dict[str, str]) -> tuple[int, Shown]:
@@ -97,7 +156,7 @@ def read(each: Run, report: dict[str, object]) -> Shown:
         pipeline=each.flow,
         subject=each.subject,
         verdict=str(report["verdict"]),
-        proved=", ".join([*map(_backup, backups), _checks(_list(report, "checks"))]),
+        proved=", ".join([*map(_backup, backups), *_missing(report), _checks(_list(report, "checks"))]),
         evidence=str(best[0]) if best else "none",
     )
 
@@ -105,6 +164,11 @@ def read(each: Run, report: dict[str, object]) -> Shown:
 def _list(report: dict[str, object], key: str) -> list[dict[str, str]]:
     value = report.get(key)
     return value if isinstance(value, list) else []
+
+
+def _missing(report: dict[str, object]) -> list[str]:
+    """Name what a refuted run found."""
+    return [finding["message"] for finding in _list(report, "findings") if finding["severity"] == "error"]
 
 
 def _backup(backup: dict[str, str]) -> str:
