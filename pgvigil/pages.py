@@ -46,8 +46,13 @@ def cell(value: object) -> str:
 def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return "No findings."
-    rows = ((f"{_LOUD[f.severity]} {f.severity}", f.message, f.hint, f.code) for f in findings)
-    return "## Findings\n\n" + table(("severity", "what", "what to do", "code"), rows)
+    # No table: Prefect's page cuts a long cell off, and these sentences are what people came for.
+    return "## Findings\n\n" + "\n".join(_finding(finding) for finding in findings)
+
+
+def _finding(finding: Finding) -> str:
+    said = f"- {_LOUD[finding.severity]} **{finding.severity}** `{finding.code}`: {cell(finding.message)}"
+    return f"{said}\n  - what to do: {cell(finding.hint)}" if finding.hint else said
 
 
 def _checks(checks: Sequence[Check]) -> str:
