@@ -101,7 +101,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.mark.parametrize("arguments", [["fleet", "schema"], ["status"], ["audit", "list"]])
+@pytest.mark.parametrize("arguments", [["fleet", "schema"], ["audit", "list"]])
 def test_a_reader_that_left_changes_no_exit_code(
     command: list[str], environment: dict[str, str], proven: Done, arguments: list[str]
 ) -> None:
