@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import zstandard
 from measure import RUNS, Row, paired
 
-from pgvigil.fleet import WalPolicy
+from pgvigil.policies.wal import WalPolicy
 from pgvigil.wal.examine import Evidence, examine
 from pgvigil.wal.inventory import ListingReader
 from pgvigil.wal.ledger import Ledger

@@ -4,93 +4,24 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import Field, ValidationError
 from typing_extensions import override
 
 from pgvigil.errors import ConfigError
-from pgvigil.postgres import has_password
+from pgvigil.policies.backup import BackupPolicy
+from pgvigil.policies.drill import DrillPolicy
+from pgvigil.policies.units import AbsolutePath, Dsn, Duration
+from pgvigil.policies.wal import WalPolicy
 from pgvigil.reports import Frozen
 
 Item = TypeVar("Item")
 
 DEFAULT_FILE = "./fleet.yaml"
-
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$")
-_UNITS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-_SHORTEST = timedelta(milliseconds=1)  # less would reach the server as 0, which it takes for no limit at all
-_LONGEST = timedelta(days=36500)
-_LONGEST_WAIT = timedelta(days=12)  # twice that is a statement timeout, milliseconds in 31 bits
-
-
-def _read_duration(value: object) -> object:
-    if isinstance(value, timedelta):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("a duration is text with a unit: write '7d'")  # noqa: TRY004 - pydantic collects these
-    match = _DURATION.match(value.lower())
-    if match is None or match[2] not in _UNITS:
-        raise ValueError(f"a duration is a number and one of {', '.join(_UNITS)}, as in '7d' or '90s'")
-    try:
-        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-    except OverflowError:
-        return timedelta.max
-
-
-def _require_bounds(value: timedelta) -> timedelta:
-    if not _SHORTEST <= value <= _LONGEST:
-        raise ValueError(f"a duration is at least 1ms and at most {_LONGEST.days}d")
-    return value
-
-
-def _write_duration(value: timedelta) -> str:
-    return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_read_duration),
-    AfterValidator(_require_bounds),
-    PlainSerializer(_write_duration),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h|d|w)$", "examples": ["7d"]}),
-]
-
-
-def _require_server_timeout(value: timedelta) -> timedelta:
-    if value > _LONGEST_WAIT:
-        raise ValueError(f"a wait is at most {_LONGEST_WAIT.days}d for a lock")
-    return value
-
-
-def _require_absolute(value: Path) -> Path:
-    if not value.is_absolute():
-        raise ValueError(f"'{value}' must be an absolute path: it is read elsewhere than this file")
-    return value
-
-
-def _refuse_password(value: str) -> str:
-    if has_password(value):
-        raise ValueError("it holds a password; put that into the password file (PGPASSFILE) or service file")
-    return value
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_require_absolute)]
-Dsn = Annotated[str, AfterValidator(_refuse_password)]
 
 
 class AuditSettings(Frozen):
@@ -134,84 +65,6 @@ class PgBackRestSettings(Frozen):
     )
 
 
-class Retention(Frozen):
-    """What is kept at least: so many proven full backups, and every full younger than `days`."""
-
-    fulls: int = Field(default=2, ge=1)
-    days: int = Field(default=0, ge=0)
-
-
-class BackupPolicy(Frozen):
-    """When which backup type is taken, and what a proof is worth."""
-
-    full_every: Duration = timedelta(days=7)
-    diff_every: Duration | None = None
-    max_chain: int = Field(default=14, ge=1, description="backups that may depend on one full")
-    wal_ratio: float = Field(
-        default=1.0,
-        gt=0,
-        description="WAL since the last full, in sizes of that full, that calls for a new one",
-    )
-    retention: Retention | None = Field(default=None, description="without it pgvigil expires nothing")
-    fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
-    wait: Annotated[Duration, AfterValidator(_require_server_timeout)] = Field(
-        default=timedelta(minutes=1), description="how long to wait for a busy stanza"
-    )
-    max_ready: int = Field(
-        default=64, ge=0, description="WAL files waiting for the archiver that call for a warning"
-    )
-    clock_skew: Duration = timedelta(seconds=5)
-
-
-class KnownLoss(Frozen):
-    """WAL that is known to be lost: told in the report until a day, but no alarm."""
-
-    timeline: int = Field(ge=1)
-    first: str = Field(pattern=r"^[0-9A-F]{24}$", description="name of the first lost segment, in quotes")
-    last: str = Field(pattern=r"^[0-9A-F]{24}$", description="name of the last lost segment, in quotes")
-    reason: str = Field(min_length=1)
-    until: date = Field(description="from the day after on it is an alarm again")
-    repo: int | None = Field(default=None, description="the repository that lacks it; all, if not given")
-
-    @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        if {int(self.first[:8], 16), int(self.last[:8], 16)} != {self.timeline} or self.first > self.last:
-            raise ValueError(f"first and last must be ascending segment names of timeline {self.timeline}")
-        return self
-
-
-class WalPolicy(Frozen):
-    """What the WAL archive must hold, and how often its content is proven again."""
-
-    max_delay: Duration = Field(
-        default=timedelta(minutes=15), description="longest time that finished WAL may wait for the archiver"
-    )
-    max_delayed_segments: int = Field(default=64, ge=0, description="segments that may wait at once")
-    prove_every: Duration = Field(
-        default=timedelta(days=30),
-        description="every segment's content is read again within this time; new and changed ones at once",
-    )
-    prove_for: Duration = Field(
-        default=timedelta(hours=6), description="longest time that one run reads content; the next goes on"
-    )
-    readers: int = Field(default=2, ge=1, le=32, description="segments that are read at the same time")
-    continuous_fulls: int | None = Field(
-        default=None,
-        ge=1,
-        description="so many newest fulls can be restored to any later point (repo-retention-archive); "
-        "older backups need their own WAL only. Without it, all of them",
-    )
-    heartbeat: bool = Field(
-        default=True, description="commit a mark, switch WAL and measure until it is stored"
-    )
-    heartbeat_wait: Duration = Field(default=timedelta(minutes=1), description="how long to wait for it")
-    second_opinion: bool = Field(
-        default=True, description="run 'pgbackrest verify' once per prove_every and compare"
-    )
-    known_losses: tuple[KnownLoss, ...] = ()
-    fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
-
-
 class DatabaseSettings(Frozen):
     """One database of a cluster; its pipelines add their own keys here."""
 
@@ -223,6 +76,7 @@ class ClusterSettings(Frozen):
     pgbackrest: PgBackRestSettings
     backup: BackupPolicy = BackupPolicy()
     wal: WalPolicy = WalPolicy()
+    drill: DrillPolicy = DrillPolicy()
     databases: dict[str, DatabaseSettings] = Field(default_factory=dict)
 
 

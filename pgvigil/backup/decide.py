@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from pgvigil.fleet import BackupPolicy
     from pgvigil.pgbackrest import Backup, PgBackRest, StanzaInfo
     from pgvigil.pgbackrest.info import BackupType
+    from pgvigil.policies.backup import BackupPolicy
 
 
 SMALL_WAL = 1024**3  # bytes that replay in a minute or so: no reason for a new full, however small that is

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from pgvigil.fleet import Retention
     from pgvigil.pgbackrest import Backup, PgBackRest
+    from pgvigil.policies.backup import Retention
 
 
 def plan_expire(backups: Sequence[Backup], repo: int, retention: Retention, now: datetime) -> ExpirePlan:

@@ -24,9 +24,10 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pgvigil.fleet import BackupPolicy, ClusterSettings, PgBackRestSettings
+    from pgvigil.fleet import ClusterSettings, PgBackRestSettings
     from pgvigil.pgbackrest import PgBackRest, RepositoryStatus, StanzaInfo
     from pgvigil.pgbackrest.argv import Version
+    from pgvigil.policies.backup import BackupPolicy
 
 CLOCK_REFUSED = timedelta(hours=1)
 

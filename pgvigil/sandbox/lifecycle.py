@@ -168,6 +168,7 @@ def _create_roles(sandbox: Sandbox, passwords: dict[str, str]) -> None:
     with connect(sandbox.primary_admin_dsn, APPLICATION) as session:
         session.execute(ROLES.read_bytes())
         session.execute("CREATE ROLE shop LOGIN")
+        session.execute("GRANT shop TO pgvigil")  # what infra/roles.sql tells owners to do
         for role in ("pgvigil", "shop"):
             _set_password(session, role, passwords[role])
 

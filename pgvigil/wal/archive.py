@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from pgvigil.wal.server import Server, read_server
 
 if TYPE_CHECKING:
-    from pgvigil.fleet import ClusterSettings, WalPolicy
+    from pgvigil.fleet import ClusterSettings
     from pgvigil.pgbackrest import PgBackRest, StanzaInfo
+    from pgvigil.policies.wal import WalPolicy
     from pgvigil.runs import Run
 
 

@@ -16,8 +16,8 @@ from pgvigil.wal.timelines import Fate, Tree, fates
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pgvigil.fleet import WalPolicy
     from pgvigil.pgbackrest import Backup
+    from pgvigil.policies.wal import WalPolicy
     from pgvigil.wal.continuity import Line, Reach
     from pgvigil.wal.inventory import Inventory
     from pgvigil.wal.ranges import Range

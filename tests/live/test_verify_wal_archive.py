@@ -178,10 +178,10 @@ def test_what_a_run_has_no_time_to_read_is_not_called_proven(vault: Vault) -> No
 
     report = vault.prove()
 
+    left = len(vault.segments()) - report.repositories[0].read_now
     assert (Verdict.INCONCLUSIVE, []) == (report.verdict, codes(report))
-    assert f"{len(vault.segments())} not yet read" in next(
-        c.actual for c in report.checks if c.id == "repo1.content"
-    )
+    assert left > 0
+    assert f"{left} not yet read" in next(c.actual for c in report.checks if c.id == "repo1.content")
 
 
 def test_the_second_opinion_is_read_not_trusted_by_exit_code(vault: Vault) -> None:

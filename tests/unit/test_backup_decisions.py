@@ -9,8 +9,8 @@ from pgvigil.backup.decide import decide
 from pgvigil.backup.expire import plan_expire
 from pgvigil.backup.facts import PROOF_NOTE, ServerFacts, Survey
 from pgvigil.backup.take import ProgressMeter
-from pgvigil.fleet import BackupPolicy, Retention
 from pgvigil.pgbackrest.info import Backup, StanzaInfo
+from pgvigil.policies.backup import BackupPolicy, Retention
 
 NOW = datetime(2027, 3, 1, 3, 30, tzinfo=UTC)
 POLICY = BackupPolicy(full_every="7d", max_chain=3)

@@ -17,9 +17,10 @@ from pgvigil.errors import (
     PreconditionFailed,
     VersionUnsupported,
 )
-from pgvigil.fleet import BackupPolicy, PgBackRestSettings
+from pgvigil.fleet import PgBackRestSettings
 from pgvigil.pgbackrest import StanzaInfo
 from pgvigil.pgbackrest.info import read_info
+from pgvigil.policies.backup import BackupPolicy
 from pgvigil.reports import Verdict
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

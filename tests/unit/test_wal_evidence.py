@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgvigil.errors import EvidenceError, StorageFailed
-from pgvigil.fleet import KnownLoss, S3Settings
+from pgvigil.fleet import S3Settings
+from pgvigil.policies.wal import KnownLoss
 from pgvigil.reportstore import open_report_store
 from pgvigil.wal.inventory import Inventory, ListingReader
 from pgvigil.wal.ledger import Ledger, LedgerBook

@@ -1,0 +1,37 @@
+"""The policy of nightly_backup."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from pgvigil.policies.units import Duration, ServerWait
+from pgvigil.reports import Frozen
+
+
+class Retention(Frozen):
+    """What is kept at least: so many proven full backups, and every full younger than `days`."""
+
+    fulls: int = Field(default=2, ge=1)
+    days: int = Field(default=0, ge=0)
+
+
+class BackupPolicy(Frozen):
+    """When which backup type is taken, and what a proof is worth."""
+
+    full_every: Duration = timedelta(days=7)
+    diff_every: Duration | None = None
+    max_chain: int = Field(default=14, ge=1, description="backups that may depend on one full")
+    wal_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        description="WAL since the last full, in sizes of that full, that calls for a new one",
+    )
+    retention: Retention | None = Field(default=None, description="without it pgvigil expires nothing")
+    fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
+    wait: ServerWait = Field(default=timedelta(minutes=1), description="how long to wait for a busy stanza")
+    max_ready: int = Field(
+        default=64, ge=0, description="WAL files waiting for the archiver that call for a warning"
+    )
+    clock_skew: Duration = timedelta(seconds=5)

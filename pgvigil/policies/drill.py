@@ -1,0 +1,53 @@
+"""The policy of restore_drill."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pgvigil.policies.units import AbsolutePath, Dsn, Duration
+from pgvigil.reports import Frozen
+
+
+class Assertion(Frozen):
+    """A statement about the restored data that must come out true: one row, one boolean column."""
+
+    name: str = Field(min_length=1)
+    database: str
+    sql: str = Field(min_length=1)
+    role: str | None = Field(default=None, description="the role it is run as, such as the application's")
+
+
+class DrillPolicy(Frozen):
+    """Where and how a restore is drilled, and what it must reach."""
+
+    scratch: AbsolutePath = Field(
+        default=Path("/var/lib/pgvigil/drill"),
+        description="directory for the copies, on the host where pgvigil runs",
+    )
+    standby: Dsn | None = Field(default=None, description="a standby whose replay may be paused for the mark")
+    mark: Literal["auto", "standby", "slot", "fence"] = Field(
+        default="auto", description="how the compared point is fixed; auto takes the gentlest that works"
+    )
+    fence: Duration = Field(default=timedelta(milliseconds=200), description="longest that writers may wait")
+    fence_for: Duration = Field(default=timedelta(minutes=5), description="how long to try for a fence")
+    hash_for: Duration = Field(
+        default=timedelta(hours=1), description="longest time that hashing may hold a snapshot on the source"
+    )
+    hash_rate: int | None = Field(default=None, ge=1, description="megabytes per second read on the source")
+    hash_workers: int = Field(default=2, ge=1, le=32)
+    archive_wait: Duration = Field(
+        default=timedelta(minutes=5), description="how long the mark may take into the repository"
+    )
+    shared_buffers_mb: int = Field(default=128, ge=1)
+    preload: tuple[str, ...] = Field(
+        default=(), description="libraries that the copy needs in shared_preload_libraries"
+    )
+    assertions: tuple[Assertion, ...] = ()
+    rto: Duration | None = Field(default=None, description="longest time that a restore may take")
+    keep_for: Duration = Field(default=timedelta(hours=24), description="deadline of a copy that is kept")
+    deadline: Duration = Field(default=timedelta(hours=24), description="longest time of one phase")
+    fresh: Duration = Field(default=timedelta(days=35), description="older proof is stale in pgvigil status")

@@ -1,0 +1,75 @@
+"""Durations, paths and connection strings as the fleet file writes them."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+
+from pgvigil.postgres import has_password
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$")
+_UNITS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+_SHORTEST = timedelta(milliseconds=1)  # less would reach the server as 0, which it takes for no limit at all
+_LONGEST = timedelta(days=36500)
+_LONGEST_WAIT = timedelta(days=12)  # twice that is a statement timeout, milliseconds in 31 bits
+
+
+def _read_duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("a duration is text with a unit: write '7d'")  # noqa: TRY004 - pydantic collects these
+    match = _DURATION.match(value.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"a duration is a number and one of {', '.join(_UNITS)}, as in '7d' or '90s'")
+    try:
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        return timedelta.max
+
+
+def _require_bounds(value: timedelta) -> timedelta:
+    if not _SHORTEST <= value <= _LONGEST:
+        raise ValueError(f"a duration is at least 1ms and at most {_LONGEST.days}d")
+    return value
+
+
+def _write_duration(value: timedelta) -> str:
+    return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_read_duration),
+    AfterValidator(_require_bounds),
+    PlainSerializer(_write_duration),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h|d|w)$", "examples": ["7d"]}),
+]
+
+
+def _require_server_timeout(value: timedelta) -> timedelta:
+    if value > _LONGEST_WAIT:
+        raise ValueError(f"a wait is at most {_LONGEST_WAIT.days}d for a lock")
+    return value
+
+
+def _require_absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f"'{value}' must be an absolute path: it is read elsewhere than this file")
+    return value
+
+
+def _refuse_password(value: str) -> str:
+    if has_password(value):
+        raise ValueError("it holds a password; put that into the password file (PGPASSFILE) or service file")
+    return value
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_require_absolute)]
+Dsn = Annotated[str, AfterValidator(_refuse_password)]
+ServerWait = Annotated[Duration, AfterValidator(_require_server_timeout)]
