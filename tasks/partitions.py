@@ -1,13 +1,14 @@
-"""Steps of rolling partitions: each one call into the library, with retries and progress."""
+"""Steps of rolling and restoring partitions: each one call into the library, with retries and progress."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
 
-from pgvigil.partitions import operation
+from pgvigil.partitions import operation, returning
 from tasks.policy import CHANGE, READ
 from tasks.progress import ProgressBar
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pgvigil.archive.manifest import Manifest
     from pgvigil.partitions.facts import Creation, Departure, Plan
     from pgvigil.partitions.operation import Managed
+    from pgvigil.partitions.returning import Archived
+    from pgvigil.runs import Run
 
 tables = operation.tables
 alone = operation.alone
@@ -82,3 +85,46 @@ def drop(managed: Managed, made: Plan, departure: Departure) -> None:
 def conclude(managed: Managed, made: Plan) -> None:
     """Look again and judge the table."""
     operation.conclude_table(managed, made)
+
+
+# --- and back -----------------------------------------------------------------------------------------
+
+
+@task(name="find", **READ)
+def find(run: Run, partition: str) -> Archived:
+    """Find the copy in the archive and read its manifest."""
+    found = returning.find(run, partition)
+    get_run_logger().info("%s of %s, %s", found.name, found.manifest.exported_at, found.manifest.digest)
+    return found
+
+
+@contextmanager
+def hold_archived(found: Archived) -> Iterator[Archived]:
+    """Hold the lock of the copy's table while the block runs."""
+    with operation.hold_table(found.managed) as held:
+        yield replace(found, managed=held)
+
+
+@task(name="plan", **READ)
+def plan_return(found: Archived, *, attach: bool, keep: bool) -> None:
+    """Say what will be done, and refuse what would double a range."""
+    returning.plan(found, attach=attach, keep=keep)
+
+
+@task(name="rebuild", task_run_name="rebuild {found.name}", **CHANGE)
+def rebuild(found: Archived, *, keep: bool) -> bool:
+    """Build and prove the table in one transaction."""
+    bar = ProgressBar(f"{found.managed.run.identity.subject}-{found.name}-restore")
+    return returning.rebuild(found, keep=keep, on_progress=bar.show)
+
+
+@task(name="foreign keys", **CHANGE)
+def refer(found: Archived) -> tuple[str, ...]:
+    """Add and check what the table refers to."""
+    return returning.refer(found)
+
+
+@task(name="settle", **CHANGE)
+def settle(found: Archived, broken: tuple[str, ...], *, attach: bool) -> None:
+    """Attach the table, or leave it standing."""
+    returning.settle(found, broken, attach=attach)

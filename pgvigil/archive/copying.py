@@ -110,10 +110,11 @@ def make(
     session = sessions.export
     with translated(sessions.dsn):
         origin = session.execute(query("archive", "origin")).fetchall()[0]
-        for each in (sessions.export, sessions.digest):
-            digest.pin(each, origin["encoding"])
+        digest.pin(session)
         shape = read_shape(session, where.entry.relation)
         size = session.execute(query("archive", "table"), {"oid": where.entry.relation}).fetchall()[0]["size"]
+        for each in (sessions.export, sessions.digest):
+            digest.pin(each, origin["encoding"])
     uri = place.data_uri(where.folder, where.id, run_id)
     meter = Meter(size, on_progress)
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool:

@@ -56,9 +56,10 @@ class Digest(Frozen):
         return f"{self.rows} rows, digest {self.value}"
 
 
-def pin(session: Connection, encoding: str) -> None:
-    """Set everything that the text of a value depends on."""
-    for name, value in {**SETTINGS, "client_encoding": encoding}.items():
+def pin(session: Connection, encoding: str | None = None) -> None:
+    """Set everything that the text of a value depends on, and the encoding that it travels in."""
+    encodings = {"client_encoding": encoding} if encoding else {}
+    for name, value in {**SETTINGS, **encodings}.items():
         session.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
 
 

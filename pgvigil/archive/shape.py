@@ -124,7 +124,7 @@ def _raw(text: str) -> sql.SQL:
 
 def create_table(shape: Shape, table: sql.Identifier) -> sql.Composed:
     """Compose the bare table: columns, defaults, NOT NULL, storage settings."""
-    columns = sql.SQL(", ").join(_column(column) for column in shape.columns)
+    columns = sql.SQL(", ").join(map(column_definition, shape.columns))
     options = sql.SQL("")
     if shape.options:
         options = sql.SQL(" WITH ({})").format(sql.SQL(", ").join(map(_option, shape.options)))
@@ -136,7 +136,8 @@ def _option(text: str) -> sql.Composed:
     return sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
 
 
-def _column(column: Column) -> sql.Composed:
+def column_definition(column: Column) -> sql.Composed:
+    """Compose one column as CREATE TABLE and ADD COLUMN take it."""
     words: list[sql.Composable] = [sql.Identifier(column.name), _raw(column.type)]
     if column.compression:
         words.append(_raw("COMPRESSION " + {"p": "pglz", "l": "lz4"}[column.compression]))

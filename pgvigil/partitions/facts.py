@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from pgvigil.archive.manifest import Manifest
-from pgvigil.pages import table
+from pgvigil.pages import cell, table
 from pgvigil.partitions.axis import Range
 from pgvigil.reports import Frozen, Report
 
@@ -235,4 +235,33 @@ class RollReport(Report):
             done = ((o.action, o.partition, o.rows, o.bytes, o.manifest, o.detail) for o in self.outcomes)
             head = ("done", "partition", "rows", "bytes in S3", "manifest", "detail")
             parts.append("## Done\n\n" + table(head, done))
+        return "\n\n".join(parts)
+
+
+class RestoreReport(Report):
+    """What `restore_partition` returns."""
+
+    partition: str = ""
+    manifest: str = ""
+    exported_at: datetime | None = None
+    rows: int | None = None
+    bound: str = ""
+    became: str = ""
+    adapted: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+
+    def section(self) -> str:
+        """Render what came back, and how it was made to fit."""
+        facts_ = (
+            ("partition", self.partition),
+            ("bound", self.bound),
+            ("rows", self.rows),
+            ("archived", self.exported_at),
+            ("manifest", self.manifest),
+            ("is now", self.became or "not brought back"),
+        )
+        parts = ["## What came back\n\n" + table(("what", "value"), facts_)]
+        parts += ["## Steps\n\n" + "\n".join(f"- {cell(step)}" for step in self.steps)] if self.steps else []
+        if self.adapted:
+            parts.append("## Adapted\n\n" + "\n".join(f"- {cell(line)}" for line in self.adapted))
         return "\n\n".join(parts)

@@ -14,7 +14,7 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from pgvigil.partitions.facts import Departure
+    from pgvigil.partitions.facts import Departure, Entry
     from pgvigil.postgres import Connection
 
 TRIGGERS = ("pgvigil_no_write", "pgvigil_no_truncate")
@@ -58,7 +58,9 @@ def begin(session: Connection, id_: UUID, departure: Departure, parent: int) -> 
         "bound": departure.bound,
         "condition": departure.condition,
     }
-    session.execute(query("partitions", "ledger_begin"), row)
+    with session.transaction():
+        session.execute(query("partitions", "ledger_forget_return"), {"relation": departure.relation})
+        session.execute(query("partitions", "ledger_begin"), row)
 
 
 def end(session: Connection, id_: UUID) -> None:
@@ -120,3 +122,15 @@ def read_fence(session: Connection, relation: int) -> dict[str, Any] | None:
 def refence(session: Connection, old: UUID, new: UUID) -> None:
     """Begin anew with a table whose fence was opened: what was copied of it proves nothing any more."""
     session.execute(query("partitions", "ledger_renew"), {"old": old, "new": new})
+
+
+def returning(session: Connection, entry: Entry) -> None:
+    """Note a table that was rebuilt from its copy, in the transaction that builds it."""
+    row = entry.model_dump(exclude={"name", "since", "detached_at", "fence", "state"})
+    names = {"schema": entry.name.schema_, "name": entry.name.name}
+    session.execute(query("partitions", "ledger_returning"), {**row, **names})
+
+
+def returned(session: Connection, id_: UUID) -> None:
+    """Note that it is a partition again."""
+    session.execute(query("partitions", "ledger_returned"), {"id": id_})

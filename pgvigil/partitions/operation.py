@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pgvigil.runs import Run
 
 CLOCK_SKEW = timedelta(minutes=5)
+LEAVING = ("leaving", "fenced", "archived")
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _announce(managed: Managed, made: Plan, departure: Departure) -> Entry | Non
 
 def _entry(managed: Managed, made: Plan, departure: Departure) -> Entry:
     table, _ = look(managed)
-    found = [e for e in table.entries if e.relation == departure.relation]
+    found = [e for e in table.entries if e.relation == departure.relation and e.state in LEAVING]
     if not found:
         raise PreconditionFailed(f"the work state of '{departure.name}' is gone", hint="plan again")
     return found[0]

@@ -159,6 +159,9 @@ SELECT id, state, relation, schema, name, parent, bound, condition, since, detac
 INSERT INTO pgvigil.departure (id, state, relation, schema, name, parent, bound, condition)
 VALUES (%(id)s, 'leaving', %(relation)s, %(schema)s, %(name)s, %(parent)s, %(bound)s, %(condition)s)
 
+-- ledger_forget_return: a partition that had come back leaves again
+DELETE FROM pgvigil.departure WHERE relation = %(relation)s AND state = 'returned'
+
 -- ledger_fenced: note that no writer can reach it any more
 UPDATE pgvigil.departure SET state = 'fenced', detached_at = clock_timestamp(), fence = %(fence)s
  WHERE id = %(id)s
@@ -195,3 +198,15 @@ SELECT jsonb_build_object(
                          FROM pg_attribute WHERE attrelid = child.oid AND attnum > 0)
        ) AS fence
   FROM pg_class AS child WHERE child.oid = %(oid)s
+
+-- relation: a relation of this name, whatever it is
+SELECT relation.oid::bigint AS oid, relation.relispartition AS is_partition
+  FROM pg_class AS relation JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+ WHERE namespace.nspname = %(schema)s AND relation.relname = %(name)s
+
+-- may_become: whether this role may act as another
+SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s AND pg_has_role(oid, 'MEMBER')) AS may
+
+-- unproven_keys: foreign keys of a table that were not checked yet
+SELECT conname AS name FROM pg_constraint
+ WHERE conrelid = %(oid)s AND contype = 'f' AND NOT convalidated AND conparentid = 0
