@@ -14,6 +14,7 @@ from tasks.partitions import (
     create,
     detach,
     drop,
+    finish,
     hold_table,
     plan,
     prove,
@@ -53,10 +54,11 @@ def roll(run: Run, table: str | None, approve: str, *, dry_run: bool) -> None:
                 continue
             with hold_table(managed) as held:
                 made = plan(held, approve)
+                finish(held, made)
                 release(held, made)
                 for creation in made.creations:
                     with alone(held, str(creation.name)):
-                        create(held, made, creation)
+                        create(held, creation)
                 leave(held, made)
                 conclude(held, made)
 

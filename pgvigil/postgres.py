@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from pgvigil.errors import DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from psycopg.sql import Composed
 
@@ -92,7 +92,7 @@ def in_database(dsn: str, database: str) -> str:
         return dsn  # unreadable: opening it tells why
 
 
-def copy_out(connection: Connection, statement: Composed) -> Iterator[bytes]:
+def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:
     """Give the bytes of a COPY … TO STDOUT in pieces of a few hundred kilobytes; errors as in `connect`."""
     waiting: list[bytes] = []
     size = 0

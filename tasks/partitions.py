@@ -43,6 +43,12 @@ def plan(managed: Managed, approved: str = "") -> Plan:
     return made
 
 
+@task(name="finish detaches", **CHANGE)
+def finish(managed: Managed, made: Plan) -> None:
+    """Finish detaches that were interrupted."""
+    operation.finish(managed, made)
+
+
 @task(name="release", **CHANGE)
 def release(managed: Managed, made: Plan) -> None:
     """Let writers into tables that somebody attached again."""
@@ -50,9 +56,9 @@ def release(managed: Managed, made: Plan) -> None:
 
 
 @task(name="create", task_run_name="create {creation.name}", **CHANGE)
-def create(managed: Managed, made: Plan, creation: Creation) -> None:
+def create(managed: Managed, creation: Creation) -> None:
     """Make one partition ahead."""
-    operation.create(managed, made, creation)
+    operation.create(managed, creation)
 
 
 @task(name="detach", task_run_name="detach {departure.name}", **CHANGE)

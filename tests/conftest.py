@@ -6,6 +6,7 @@ from collections.abc import Generator
 import pytest
 
 from tests.fixtures.backup import night
+from tests.fixtures.partitions import shop, shop_sandbox
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, own_vault, vault
@@ -17,6 +18,8 @@ __all__ = [
     "night",
     "own_vault",
     "sandbox",
+    "shop",
+    "shop_sandbox",
     "ssh_prefix",
     "vault",
     "workplace",

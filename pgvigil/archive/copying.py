@@ -244,9 +244,7 @@ def _check(name: str, expected: str, actual: str, *, is_equal: bool) -> Check:
     return Check(id=name, verdict=verdict, expected=expected, actual=actual)
 
 
-def compare_reloaded(
-    session: Connection, store: ObjectStore, copy: Copy, table: sql.Identifier
-) -> list[Check]:
+def compare_reloaded(session: Connection, store: ObjectStore, copy: Copy) -> list[Check]:
     """Load the copy into a temporary table and compare it with the original both ways."""
     shape = copy.manifest.shape
     digest.pin(session, copy.manifest.origin.encoding)
@@ -270,7 +268,8 @@ def _difference(
 ) -> int:
     # Types without equality (json, xml, point) have none here either: rows are compared by their text.
     statement = sql.SQL(
-        "SELECT count(*) AS rows FROM (SELECT ROW({c})::text FROM {one} EXCEPT ALL SELECT ROW({c})::text FROM {other}) AS more"
+        "SELECT count(*) AS rows FROM (SELECT ROW({c})::text FROM {one}"
+        " EXCEPT ALL SELECT ROW({c})::text FROM {other}) AS more"
     ).format(c=columns, one=one, other=other)
     row = session.execute(statement).fetchone()
     return int(row["rows"]) if row else -1

@@ -69,7 +69,8 @@ def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column
         "SELECT count(*) AS rows,"
         " coalesce(sum(('x' || substr(hash, 1, {half}))::bit({bits})::bigint), 0) AS high,"
         " coalesce(sum(('x' || substr(hash, {second}, {half}))::bit({bits})::bigint), 0) AS low"
-        " FROM (SELECT encode(sha256(convert_to({line}, {encoding})), 'hex') AS hash FROM {table} OFFSET 0) AS hashes"
+        " FROM (SELECT encode(sha256(convert_to({line}, {encoding})), 'hex') AS hash"
+        "         FROM {table} OFFSET 0) AS hashes"
     ).format(
         half=sql.Literal(_HALF_DIGITS),
         second=sql.Literal(_HALF_DIGITS + 1),

@@ -11,8 +11,7 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import LiteralString
+    from collections.abc import Iterator, Sequence
 
     from pgvigil.postgres import Connection
 
@@ -118,22 +117,22 @@ def read_shape(session: Connection, oid: int) -> Shape:
 
 # Definitions come from this server's catalog, or from a manifest whose digest was proven; they are SQL.
 def _raw(text: str) -> sql.SQL:
-    literal: LiteralString = text  # type: ignore[assignment]
-    return sql.SQL(literal)
+    return sql.SQL(text)
 
 
 def create_table(shape: Shape, table: sql.Identifier) -> sql.Composed:
     """Compose the bare table: columns, defaults, NOT NULL, storage settings."""
     columns = sql.SQL(", ").join(map(column_definition, shape.columns))
-    options = sql.SQL("")
-    if shape.options:
-        options = sql.SQL(" WITH ({})").format(sql.SQL(", ").join(map(_option, shape.options)))
-    return sql.SQL("CREATE TABLE {} ({}){}").format(table, columns, options)
+    return sql.SQL("CREATE TABLE {} ({}){}").format(table, columns, with_options(shape.options))
 
 
-def _option(text: str) -> sql.Composed:
-    name, _, value = text.partition("=")
-    return sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
+def with_options(options: Sequence[str]) -> sql.Composable:
+    """Compose the WITH of a table from its reloptions, `name=value` each; nothing without any."""
+    if not options:
+        return sql.SQL("")
+    parts = (option.partition("=") for option in options)
+    pairs = (sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, _, value in parts)
+    return sql.SQL(" WITH ({})").format(sql.SQL(", ").join(pairs))
 
 
 def column_definition(column: Column) -> sql.Composed:

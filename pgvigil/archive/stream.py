@@ -75,7 +75,7 @@ def column_list(shape: Shape) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(column.name) for column in shape.stored_columns)
 
 
-def export(
+def export(  # noqa: PLR0913 - both ends, and what passes between
     session: Connection,
     shape: Shape,
     store: ObjectStore,

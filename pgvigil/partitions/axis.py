@@ -148,7 +148,7 @@ class Axis(Frozen):
         if self.every.unit in {"month", "year"}:
             return self._position(_month(index * count * (12 if self.every.unit == "year" else 1)))
         days = index * count * (7 if self.every.unit == "week" else 1)
-        return self._position(datetime.fromordinal(days + 1))  # noqa: DTZ002 - a wall clock's day
+        return self._position(datetime.fromordinal(days + 1))
 
     def _local(self, position: int) -> datetime:
         moment = EPOCH + position * MICROSECOND

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from pgvigil.archive.shape import Grant, bound_clause, grant_statement
+from pgvigil.archive.shape import Grant, bound_clause, grant_statement, with_options
 from pgvigil.errors import PreconditionFailed
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.envelope import CANCELED
@@ -74,22 +74,14 @@ def _build(session: Connection, table: Table, creation: Creation) -> None:
     child = identifier(creation.name)
     settings = session.execute(query("partitions", "settings"), {"oid": table.oid, "child": 0}).fetchone()
     assert settings is not None  # noqa: S101 - the table was just checked
-    options = sql.SQL("")
-    if settings["options"]:
-        options = sql.SQL(" WITH ({})").format(sql.SQL(", ").join(map(_option, settings["options"])))
-    place = sql.SQL("")
+    place: sql.Composable = sql.SQL("")
     if settings["tablespace"]:
         place = sql.SQL(" TABLESPACE {}").format(sql.Identifier(settings["tablespace"]))
     session.execute(
         sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING IDENTITY EXCLUDING COMMENTS){}{}").format(
-            child, identifier(table.name), options, place
+            child, identifier(table.name), with_options(settings["options"] or ()), place
         )
     )
-
-
-def _option(text: str) -> sql.Composed:
-    name, _, value = text.partition("=")
-    return sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
 
 
 def _drain_default(session: Connection, table: Table, creation: Creation) -> int:
@@ -105,7 +97,8 @@ def _drain_default(session: Connection, table: Table, creation: Creation) -> int
     )
     moved = session.execute(
         sql.SQL(
-            "WITH moved AS (DELETE FROM {default} WHERE {key} >= {lower} AND {key} < {upper} RETURNING {columns})"
+            "WITH moved AS (DELETE FROM {default} WHERE {key} >= {lower} AND {key} < {upper}"
+            " RETURNING {columns})"
             " INSERT INTO {child} ({columns}) SELECT {columns} FROM moved"
         ).format(
             default=default,

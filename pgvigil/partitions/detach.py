@@ -104,18 +104,19 @@ def _begin(
 def _await_quiet(session: Connection, table: Table, departure: Departure, policy: PartitionPolicy) -> None:
     """Wait until no old transaction holds the table: once begun, a detach is pending until they end."""
     deadline = time.monotonic() + policy.wait.total_seconds()
-    asked = {"oids": [table.oid, departure.relation], "older": policy.block}
+    oids = [table.oid, departure.relation]
+    asked = {"oids": oids, "older": policy.block}
     while session.execute(query("partitions", "lockers"), asked).fetchone():
         if time.monotonic() >= deadline:
             away = DatabaseFailed("somebody holds the table", sqlstate=LOCK_TIMEOUT)
-            raise explain_wait(session, away, asked["oids"], f"the detach of '{departure.name}'")  # type: ignore[arg-type]
+            raise explain_wait(session, away, oids, f"the detach of '{departure.name}'")
         time.sleep(POLL_SECONDS)
 
 
 def _finalize(
     session: Connection, dsn: str, table: Table, departure: Departure, policy: PartitionPolicy
 ) -> None:
-    """Finish a pending detach; while it waits for old snapshots it holds up readers of the partition alone."""
+    """Finish a pending detach; while it waits for old snapshots it holds up its own readers alone."""
     statement = sql.SQL("ALTER TABLE {} DETACH PARTITION {} FINALIZE").format(
         identifier(table.name), identifier(departure.name)
     )
@@ -139,7 +140,7 @@ def _explain(
         raise explain_wait(session, error, [table.oid, departure.relation], what) from error
     if error.sqlstate == STILL_REFERENCED:
         raise PreconditionFailed(
-            f"rows of '{departure.name}' are referred to by {', '.join(table.referenced_by)}: {error.message}",
+            f"{', '.join(table.referenced_by)} refer to rows of '{departure.name}': {error.message}",
             hint="archive or delete the referring rows first",
         ) from error
     raise error

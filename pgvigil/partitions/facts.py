@@ -161,6 +161,7 @@ class Plan(Frozen):
     table: Name
     oid: int
     made_at: datetime
+    unfinished: tuple[Departure, ...] = ()
     releases: tuple[Entry, ...] = ()
     creations: tuple[Creation, ...] = ()
     departures: tuple[Departure, ...] = ()
@@ -168,7 +169,8 @@ class Plan(Frozen):
 
     def steps(self) -> tuple[Step, ...]:
         """Give every step in the order of its doing."""
-        steps = [
+        steps = [next(each.steps()) for each in self.unfinished]
+        steps += [
             Step(
                 action="release",
                 partition=e.name,

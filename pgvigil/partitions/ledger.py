@@ -128,7 +128,12 @@ def returning(session: Connection, entry: Entry) -> None:
     """Note a table that was rebuilt from its copy, in the transaction that builds it."""
     row = entry.model_dump(exclude={"name", "since", "detached_at", "fence", "state"})
     names = {"schema": entry.name.schema_, "name": entry.name.name}
-    session.execute(query("partitions", "ledger_returning"), {**row, **names})
+    noted = session.execute(query("partitions", "ledger_returning"), {**row, **names}).fetchone()
+    if noted is None:
+        raise PreconditionFailed(
+            f"the table that '{entry.name}' was copied from is detached, but not dropped yet",
+            hint="it needs no bringing back: attach it again by hand",
+        )
 
 
 def returned(session: Connection, id_: UUID) -> None:

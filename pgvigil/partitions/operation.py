@@ -10,8 +10,9 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from pgvigil import postgres
 from pgvigil.archive import copying
@@ -20,10 +21,8 @@ from pgvigil.errors import (
     ConfigError,
     DatabaseFailed,
     EvidenceError,
-    ObjectMissing,
     PgvigilError,
     PreconditionFailed,
-    StorageFailed,
 )
 from pgvigil.lock import hold
 from pgvigil.objectstore import connect as connect_store
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from pgvigil.archive.stream import Progress
     from pgvigil.lock import HeldLock
     from pgvigil.objectstore import ObjectStore
-    from pgvigil.partitions.axis import Axis
+    from pgvigil.partitions.axis import Axis, Range
     from pgvigil.partitions.facts import Action, Creation, Table
     from pgvigil.policies.partitions import PartitionPolicy
     from pgvigil.postgres import Connection
@@ -75,9 +74,9 @@ class Managed:
         ) as session:
             yield session
 
-    @property
+    @cached_property
     def store(self) -> ObjectStore:
-        """The object store of the fleet file."""
+        """The object store of the fleet file, opened once."""
         return connect_store(self.run.fleet.s3)
 
     def check_lock(self) -> None:
@@ -133,10 +132,8 @@ def _is_lock_lost(managed: Managed, error: PgvigilError) -> bool:
     return isinstance(error, Busy) and managed.lock is not None and managed.lock.what in error.message
 
 
-def _note(
-    run: Run, name: str, verdict: Verdict, expected: str, actual: str, *, required: bool = True
-) -> None:
-    run.checks.append(Check(id=name, verdict=verdict, expected=expected, actual=actual, required=required))
+def _note(run: Run, name: str, verdict: Verdict, expected: str, actual: str) -> None:
+    run.checks.append(Check(id=name, verdict=verdict, expected=expected, actual=actual))
 
 
 # --- plan ---------------------------------------------------------------------------------------------
@@ -166,6 +163,16 @@ def look(managed: Managed) -> tuple[Table, Axis]:
     return table, axis
 
 
+def finish(managed: Managed, made: Plan) -> None:
+    """Finish detaches that were interrupted: until then no other partition can be detached or made there."""
+    table, _ = look(managed)
+    for each in (*made.unfinished, *(d for d in made.departures if d.is_pending)):
+        managed.check_lock()
+        with managed.run.step("finish detach", {"partition": str(each.name)}), managed.session() as session:
+            detaching.detach(session, managed.dsn, table, each, managed.policy)
+        _done(managed, "finalize", each.name.name, each.bound)
+
+
 # --- create -------------------------------------------------------------------------------------------
 
 
@@ -174,8 +181,7 @@ def release(managed: Managed, made: Plan) -> None:
     for entry in made.releases:
         managed.check_lock()
         with managed.run.step("release", {"partition": str(entry.name), "id": str(entry.id)}):
-            with managed.session() as session:
-                bounded(session, managed.dsn, managed.policy, lambda s=session, e=entry: _release(s, e))
+            _take_down(managed, entry)
         if entry.state != "leaving":
             _find(
                 managed,
@@ -185,13 +191,19 @@ def release(managed: Managed, made: Plan) -> None:
             )
 
 
+def _take_down(managed: Managed, entry: Entry) -> None:
+    with managed.session() as session:
+        bounded(session, managed.dsn, managed.policy, partial(_release, session, entry))
+
+
 def _release(session: Connection, entry: Entry) -> None:
     with session.transaction():
-        ledger.drop_fence(session, identifier(entry.name))
+        if entry.fence is not None:
+            ledger.drop_fence(session, identifier(entry.name))
         ledger.end(session, entry.id)
 
 
-def create(managed: Managed, made: Plan, creation: Creation) -> None:
+def create(managed: Managed, creation: Creation) -> None:
     """Make one partition; that it is there already, as planned, is no error."""
     table, axis = look(managed)
     if creation.range not in missing(table, axis, managed.policy):
@@ -224,19 +236,20 @@ def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | No
     with managed.session() as session:
         now = detaching.standing(session, departure, made.oid)
         if now == "gone":
-            return _vanished(managed, departure, entry)
+            _vanished(managed, departure, entry)
+            return None
         is_fenced = entry.fence is not None and ledger.read_fence(session, departure.relation) == entry.fence
     if now == "detached" and is_fenced:
         return departure.model_copy(update={"entry": entry, "is_attached": False})
     if now == "detached" and entry.fence is not None:
         entry = _renew(managed, entry)
     managed.check_lock()
-    with managed.run.step("detach", {"partition": str(departure.name), "method": departure.method}):
-        with managed.session() as session:
-            detaching.detach(session, managed.dsn, table, departure, managed.policy)
-            _fence(session, managed, departure, entry)
+    intent = {"partition": str(departure.name), "method": departure.method}
+    with managed.run.step("detach", intent), managed.session() as session:
+        detaching.detach(session, managed.dsn, table, departure, managed.policy)
+        _fence(session, managed, departure, entry)
     _done(managed, "detach", departure.name.name, departure.bound, detail=departure.method)
-    return departure.model_copy(update={"entry": _entry(managed, made, departure), "is_attached": False})
+    return departure.model_copy(update={"entry": _entry(managed, departure), "is_attached": False})
 
 
 def _announce(managed: Managed, made: Plan, departure: Departure) -> Entry | None:
@@ -249,10 +262,10 @@ def _announce(managed: Managed, made: Plan, departure: Departure) -> Entry | Non
         if now == "detached":
             raise PreconditionFailed(f"'{departure.name}' was detached meanwhile", hint="plan again")
         ledger.begin(session, uuid4(), departure, made.oid)
-    return _entry(managed, made, departure)
+    return _entry(managed, departure)
 
 
-def _entry(managed: Managed, made: Plan, departure: Departure) -> Entry:
+def _entry(managed: Managed, departure: Departure) -> Entry:
     table, _ = look(managed)
     found = [e for e in table.entries if e.relation == departure.relation and e.state in LEAVING]
     if not found:
@@ -276,9 +289,9 @@ def _vanished(managed: Managed, departure: Departure, entry: Entry) -> None:
 
 def _renew(managed: Managed, entry: Entry) -> Entry:
     new = uuid4()
-    with managed.run.step("fence again", {"partition": str(entry.name), "id": str(new)}):
-        with managed.session() as session:
-            ledger.refence(session, entry.id, new)
+    intent = {"partition": str(entry.name), "id": str(new)}
+    with managed.run.step("fence again", intent), managed.session() as session:
+        ledger.refence(session, entry.id, new)
     _find(
         managed,
         "fence-opened",
@@ -329,12 +342,19 @@ def archive(
 def prove(
     managed: Managed, departure: Departure, copy: copying.Copy, *, on_progress: Callable[[Progress], None]
 ) -> Manifest | None:
-    """Read the copy back and compare; then, and only then, commit its manifest. None when refuted."""
+    """Read the copy back and compare; then, and only then, commit its manifest. None when refuted.
+
+    A committed copy is read back again before its table is dropped; until then its size is looked at.
+    """
     entry = _require_entry(departure)
+    if copy.is_committed and departure.drop != "now":
+        copying.require(managed.store, copy.place.manifest)
+        _remember(managed, entry, copy)
+        return copy.manifest
     checks = copying.prove(managed.store, copy, managed.run.fleet.s3, on_progress)
     if managed.policy.verify == "reload" and conclude(checks) is Verdict.VERIFIED:
         with managed.session(patient=True) as session:
-            checks += copying.compare_reloaded(session, managed.store, copy, identifier(departure.name))
+            checks += copying.compare_reloaded(session, managed.store, copy)
     run = managed.run
     run.checks += [check.model_copy(update={"id": f"{departure.name}.{check.id}"}) for check in checks]
     if conclude(checks) is not Verdict.VERIFIED:
@@ -346,13 +366,17 @@ def prove(
     ) as noted:
         if not copy.is_committed:
             manifest = copying.commit(managed.store, copy, managed.policy.lock)
-        with managed.session() as session:
-            ledger.archived(session, entry.id, copy.place.manifest)
-        noted |= manifest.model_dump(mode="json", exclude={"shape", "ddl", "settings"})
+        _remember(managed, entry, copy)
+        noted.update(manifest.model_dump(mode="json", exclude={"shape", "ddl", "settings"}))
     run.facts["manifests"] = (*run.facts.get("manifests", ()), manifest)
     if not copy.is_committed:
         _done_copy(managed, departure, copy, manifest)
     return manifest
+
+
+def _remember(managed: Managed, entry: Entry, copy: copying.Copy) -> None:
+    with managed.session() as session:
+        ledger.archived(session, entry.id, copy.place.manifest)
 
 
 def _done_copy(managed: Managed, departure: Departure, copy: copying.Copy, manifest: Manifest) -> None:
@@ -371,8 +395,8 @@ def _done_copy(managed: Managed, departure: Departure, copy: copying.Copy, manif
 
 
 def drop(managed: Managed, departure: Departure, made: Plan) -> None:
-    """Drop one table whose copy was proven in this run, if the policy says now; else say what it waits for."""
-    entry = _entry(managed, made, departure)
+    """Drop one table whose copy this run proved, if the policy says now; else say what it waits for."""
+    entry = _entry(managed, departure)
     if departure.drop != "now":
         _not_dropped(managed, departure)
         return
@@ -445,8 +469,8 @@ def _is_of(check: Check, made: Plan) -> bool:
     return any(check.id.startswith(f"{departure.name}.") for departure in made.departures)
 
 
-def _ranges(axis: Axis, holes: list[object]) -> str:
-    told = [f"{axis.literal(h.lower)} to {axis.literal(h.upper)}" for h in holes[:3]]  # type: ignore[attr-defined]
+def _ranges(axis: Axis, holes: list[Range]) -> str:
+    told = [f"{axis.literal(h.lower or 0)} to {axis.literal(h.upper or 0)}" for h in holes[:3]]
     return ", ".join(told) + (f" and {len(holes) - 3} more" if len(holes) > 3 else "")
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from pgvigil.partitions.axis import Range
 from pgvigil.partitions.facts import Creation, Departure, Name, Plan, Step
-from pgvigil.policies.partitions import DropAfter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
 
     from pgvigil.partitions.axis import Axis
     from pgvigil.partitions.facts import Entry, Partition, Table
-    from pgvigil.policies.partitions import PartitionPolicy
+    from pgvigil.policies.partitions import DropAfter, PartitionPolicy
 
 LONGEST_NAME = 63
-CONCURRENTLY_SINCE = 140000
 
 Drop = tuple[Literal["now", "approve", "later", "never"], str]
 
@@ -32,6 +30,7 @@ def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: str = "") 
         table=table.name,
         oid=table.oid,
         made_at=table.now,
+        unfinished=tuple(_unfinished(table, axis, policy)),
         releases=tuple(_releases(table)),
         creations=tuple(_creations(table, axis, policy)),
     )
@@ -66,13 +65,17 @@ def _uncovered(slot: Range, covered: list[Range]) -> Iterator[Range]:
     inside = [
         each for each in covered if (each.lower is None or each.lower < upper) and _ends_after(each, lower)
     ]
-    for each in sorted(inside, key=lambda item: item.lower if item.lower is not None else lower):
+    for each in sorted(inside, key=_start):
         if each.lower is not None and each.lower > lower:
             yield Range(lower=lower, upper=each.lower)
         if each.upper is None or each.upper >= upper:
             return
         lower = max(lower, each.upper)
     yield Range(lower=lower, upper=upper)
+
+
+def _start(each: Range) -> tuple[bool, int]:
+    return each.lower is not None, each.lower or 0
 
 
 def _ends_after(each: Range, position: int) -> bool:
@@ -127,8 +130,14 @@ def _expired(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Part
             for each in ranged
             if each.range and each.range.upper is not None and each.range.upper <= cutoff
         ),
-        key=lambda each: (each.range.upper if each.range and each.range.upper is not None else 0, each.oid),
+        key=_age,
     )
+
+
+def _age(each: Partition) -> tuple[bool, int, int]:
+    """Order by age; but while one detach is pending, PostgreSQL takes no other."""
+    upper = each.range.upper if each.range and each.range.upper is not None else 0
+    return not each.is_pending, upper, each.oid
 
 
 def _clock_refusals(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Step]:
@@ -237,6 +246,14 @@ def _resume(entry: Entry, table: Table, policy: PartitionPolicy) -> Departure:
         drop="never",
         drop_reason="",
     )
+
+
+def _unfinished(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Departure]:
+    """Give the partitions whose detach somebody else began: that is finished, and the table left standing."""
+    own = {entry.relation for entry in table.entries} | {each.oid for each in _expired(table, axis, policy)}
+    for each in table.partitions:
+        if each.is_pending and each.oid not in own:
+            yield _leave(each, table, policy)
 
 
 def _over_the_cap(departure: Departure, policy: PartitionPolicy) -> Step:

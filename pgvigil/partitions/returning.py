@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -242,10 +244,8 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
 
     with managed.session(patient=True) as session:
         order = _order(session, found, keep=keep)
-        try:
+        with suppress(_DrillOverError):
             restoring.rebuild(session, managed.store, order, show, finish)
-        except _DrillOverError:
-            pass
     return proven
 
 
@@ -259,7 +259,7 @@ def _order(session: Connection, found: Archived, *, keep: bool) -> restoring.Ord
         _find(
             found.managed.run,
             "owner-away",
-            f"'{found.name}' belonged to role '{owner}', which pgvigil cannot act as: it belongs to pgvigil now",
+            f"'{found.name}' belonged to role '{owner}', as which pgvigil cannot act: it is pgvigil's now",
             f'GRANT "{owner}" TO pgvigil, or ALTER TABLE … OWNER TO whoever shall have it',
         )
         return restoring.Order(found.manifest, found.name.schema_, found.name.name, None)
@@ -292,7 +292,6 @@ def refer(found: Archived) -> tuple[str, ...]:
     if not keys:
         return ()
     managed, table = found.managed, identifier(found.name)
-    broken = []
     with (
         managed.run.step("foreign keys", {"partition": str(found.name)}),
         managed.session(patient=True) as session,
@@ -302,11 +301,10 @@ def refer(found: Archived) -> tuple[str, ...]:
         for each in keys:
             if each.name not in have:
                 add = add_foreign_key(each, table)
-                bounded(session, managed.dsn, managed.policy, lambda s=session, a=add: s.execute(a))
+                bounded(session, managed.dsn, managed.policy, partial(session.execute, add))
         unlimited(session, managed.policy)
-        for row in session.execute(query("partitions", "unproven_keys"), {"oid": oid}).fetchall():
-            if not _validate(session, managed, table, row["name"]):
-                broken.append(row["name"])
+        unproven = session.execute(query("partitions", "unproven_keys"), {"oid": oid}).fetchall()
+        broken = [row["name"] for row in unproven if not _validate(session, managed, table, row["name"])]
     for name in broken:
         _find(
             managed.run,
@@ -348,12 +346,13 @@ def settle(found: Archived, broken: tuple[str, ...], *, attach: bool) -> None:
             f"'{found.name}' cannot be attached: its rows refer to rows that are gone ({', '.join(broken)})",
             hint="it stands for itself now; repair the rows, then run again with attach=true",
         )
-    with run.step("attach" if attach else "leave standing", {"partition": str(found.name)}):
-        with managed.session(patient=True) as session:
-            if attach:
-                _attach(session, found)
-            else:
-                ledger.end(session, found.manifest.id)
+    intent = {"partition": str(found.name)}
+    step = run.step("attach" if attach else "leave standing", intent)
+    with step, managed.session(patient=True) as session:
+        if attach:
+            _attach(session, found)
+        else:
+            ledger.end(session, found.manifest.id)
     run.facts["became"] = f"a partition of {found.table.name}" if attach else "a table for itself"
     if attach:
         _note(run, "attached", found.manifest.origin.bound, "a partition again")

@@ -179,6 +179,11 @@ DELETE FROM pgvigil.departure WHERE id = %(id)s
 INSERT INTO pgvigil.departure (id, state, relation, schema, name, parent, bound, condition, manifest)
 VALUES (%(id)s, 'returning', %(relation)s, %(schema)s, %(name)s, %(parent)s, %(bound)s, %(condition)s,
         %(manifest)s)
+ON CONFLICT (id) DO UPDATE
+   SET state = 'returning', relation = excluded.relation, schema = excluded.schema, name = excluded.name,
+       parent = excluded.parent, since = clock_timestamp()
+ WHERE departure.state IN ('returning', 'returned')
+RETURNING id
 
 -- ledger_returned: note that it is a partition again, so that it is left alone for a while
 UPDATE pgvigil.departure SET state = 'returned', since = clock_timestamp() WHERE id = %(id)s
