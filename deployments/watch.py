@@ -39,6 +39,19 @@ def expectations(fleet: Fleet, claims: Iterable[Claim]) -> Iterator[Expectation]
         for flow, (first, fresh) in _PROOFS.items():
             for proof in sorted(_told(own.get((name, flow), ())) or {first}):
                 yield Expectation(subject=name, flow=flow, proof=proof, max_age=fresh(cluster))
+        yield from _partitions(name, cluster)
+
+
+def _partitions(name: str, cluster: ClusterSettings) -> Iterator[Expectation]:
+    """Want every table of the fleet file rolled."""
+    for database, settings in cluster.databases.items():
+        for policy in settings.partitions:
+            yield Expectation(
+                subject=f"{name}/{database}",
+                flow="roll_partitions",
+                proof=f"partitions {policy.table}",
+                max_age=policy.fresh,
+            )
 
 
 def _told(claims: Sequence[Claim]) -> set[str]:

@@ -79,6 +79,9 @@ def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: t
         "client_connection_check_interval": "10000",  # so that it stops working for a client that died
         "search_path": "pg_catalog",
         "timezone": "UTC",
+        # A role may have others as its own, which the driver cannot read.
+        "datestyle": "ISO, MDY",
+        "intervalstyle": "postgres",
     }
     for name, value in settings.items():
         connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))

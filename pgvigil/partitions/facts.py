@@ -120,6 +120,7 @@ class Departure(Frozen):
 
     relation: int
     name: Name
+    parent: int
     bound: str
     condition: str
     size: int

@@ -30,7 +30,7 @@ from pgvigil.partitions import create as creating
 from pgvigil.partitions import detach as detaching
 from pgvigil.partitions import drop as dropping
 from pgvigil.partitions import ledger
-from pgvigil.partitions.catalog import identifier, read_drift, read_table
+from pgvigil.partitions.catalog import identifier, read_drift, read_entries, read_table
 from pgvigil.partitions.envelope import bounded, explain_wait
 from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
 from pgvigil.partitions.plan import draw, missing
@@ -166,8 +166,11 @@ def look(managed: Managed) -> tuple[Table, Axis]:
 def finish(managed: Managed, made: Plan) -> None:
     """Finish detaches that were interrupted: until then no other partition can be detached or made there."""
     table, _ = look(managed)
-    for each in (*made.unfinished, *(d for d in made.departures if d.is_pending)):
+    due = [departure for departure in made.departures if departure.is_pending]
+    for each in (*made.unfinished, *due):
         managed.check_lock()
+        if each in due:
+            _announced(managed, made, each)
         with managed.run.step("finish detach", {"partition": str(each.name)}), managed.session() as session:
             detaching.detach(session, managed.dsn, table, each, managed.policy)
         _done(managed, "finalize", each.name.name, each.bound)
@@ -228,9 +231,7 @@ def create(managed: Managed, creation: Creation) -> None:
 def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | None:
     """Detach one partition and fence it; returns it with its entry, or None when it is gone."""
     table, _ = look(managed)
-    with managed.session() as session:
-        ledger.prepare(session, managed.dsn)
-    entry = departure.entry or _announce(managed, made, departure)
+    entry = _announced(managed, made, departure)
     if entry is None:
         return None
     with managed.session() as session:
@@ -252,10 +253,16 @@ def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | No
     return departure.model_copy(update={"entry": _entry(managed, departure), "is_attached": False})
 
 
-def _announce(managed: Managed, made: Plan, departure: Departure) -> Entry | None:
-    """Note the departure before it begins; a partition that is not as planned raises PreconditionFailed."""
+def _announced(managed: Managed, made: Plan, departure: Departure) -> Entry | None:
+    """Note the departure before it begins; None for a partition that is gone. Idempotent.
+
+    Raises PreconditionFailed for a partition that is not as planned.
+    """
+    if known := _find_entry(managed, departure):
+        return known
     managed.check_lock()
     with managed.session() as session:
+        ledger.prepare(session, managed.dsn)
         now = detaching.standing(session, departure, made.oid)
         if now == "gone":
             return None
@@ -265,12 +272,17 @@ def _announce(managed: Managed, made: Plan, departure: Departure) -> Entry | Non
     return _entry(managed, departure)
 
 
+def _find_entry(managed: Managed, departure: Departure) -> Entry | None:
+    with managed.session() as session:
+        entries = read_entries(session, departure.parent)
+    return next((e for e in entries if e.relation == departure.relation and e.state in LEAVING), None)
+
+
 def _entry(managed: Managed, departure: Departure) -> Entry:
-    table, _ = look(managed)
-    found = [e for e in table.entries if e.relation == departure.relation and e.state in LEAVING]
-    if not found:
+    found = _find_entry(managed, departure)
+    if found is None:
         raise PreconditionFailed(f"the work state of '{departure.name}' is gone", hint="plan again")
-    return found[0]
+    return found
 
 
 def _vanished(managed: Managed, departure: Departure, entry: Entry) -> None:
@@ -462,7 +474,7 @@ def conclude_table(managed: Managed, made: Plan) -> None:
     _tell_drift(managed, table.oid)
     _tell_approval(managed, table, axis)
     checks = [check for check in run.checks if check.id.startswith(f"{name}.") or _is_of(check, made)]
-    run.proofs.append(Proof(name=f"partitions {name}", verdict=conclude(checks)))
+    run.proofs.append(Proof(name=f"partitions {managed.policy.table}", verdict=conclude(checks)))
 
 
 def _is_of(check: Check, made: Plan) -> bool:

@@ -197,6 +197,7 @@ def _leave(each: Partition, table: Table, policy: PartitionPolicy) -> Departure:
     return Departure(
         relation=each.oid,
         name=each.name,
+        parent=table.oid,
         bound=each.bound,
         condition=each.condition or "",
         size=each.size,
@@ -234,6 +235,7 @@ def _resume(entry: Entry, table: Table, policy: PartitionPolicy) -> Departure:
     return Departure(
         relation=entry.relation,
         name=entry.name,
+        parent=table.oid,
         bound=entry.bound,
         condition=entry.condition,
         size=found.size if found else 0,

@@ -7,7 +7,7 @@ from pgvigil.reports import Verdict
 from tests.fixtures.partitions import Shop, run
 
 AWKWARD = (Path(__file__).parents[1] / "fixtures" / "awkward.sql").read_text(encoding="utf-8")
-NAMES = ['Mixed.Case "quoted"; --', "ünïcode表", "x" * 60, "a/b%2Fc", ".."]
+NAMES = ['Mixed.Case "quoted"; --', "表" * 20, ".."]
 
 
 def archived(shop: Shop) -> str:
@@ -95,13 +95,11 @@ def test_a_table_that_changed_since_is_adapted_to_and_says_so(shop: Shop) -> Non
 
     assert Verdict.VERIFIED == report.verdict, report.findings
     assert 3 == len(report.adapted)
-    assert [{"source": "web"}] == shop.sql(
-        f"SELECT DISTINCT source FROM events WHERE tableoid = '{name}'::regclass"
-    )
+    assert [{"source": "web"}] == shop.sql(f"SELECT DISTINCT source FROM {name}")
 
 
 def test_a_drill_proves_and_leaves_nothing(shop: Shop) -> None:
-    """Without a name it takes the oldest copy; no table, row or object is there afterwards that was not before."""
+    """Without a name it takes the oldest copy; afterwards every relation and object is as it was before."""
     archived(shop)
     listed = "SELECT oid FROM pg_class ORDER BY 1"
     before, objects = shop.sql(listed), shop.objects()
@@ -140,9 +138,6 @@ def test_rows_that_refer_to_what_is_gone_are_told(shop: Shop) -> None:
     """The table stands with its key unproven, and is not attached."""
     shop.sql("ALTER TABLE events ADD FOREIGN KEY (customer_id) REFERENCES customers")
     name = archived(shop)
-    shop.sql(
-        "DELETE FROM customers WHERE id NOT IN (SELECT customer_id FROM events UNION SELECT customer_id FROM orders)"
-    )
     shop.sql("ALTER TABLE events DROP CONSTRAINT events_customer_id_fkey")
     shop.sql("ALTER TABLE orders DROP CONSTRAINT orders_customer_id_fkey")
     shop.sql("DELETE FROM customers")

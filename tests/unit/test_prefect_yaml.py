@@ -19,7 +19,7 @@ def refusal(directory: Path, text: str) -> str:
 def test_a_schedule_that_names_the_cluster_is_made_for_each_cluster() -> None:
     """Every cluster has its own slug and its own parameters."""
     for deployment, word in zip(
-        load_manifest(["orders", "billing"]).deployments, ("nightly", "wal"), strict=True
+        load_manifest(["orders", "billing"]).deployments, ("nightly", "wal"), strict=False
     ):
         assert [(s.slug, s.parameters) for s in deployment.schedules] == [
             (f"{word}-orders", {"cluster": "orders"}),
@@ -27,11 +27,23 @@ def test_a_schedule_that_names_the_cluster_is_made_for_each_cluster() -> None:
         ]
 
 
+def test_a_schedule_that_names_the_database_is_made_for_each_with_partitions() -> None:
+    """Without any, the deployment is there and its schedule is not."""
+    rolled = load_manifest(["demo"], databases=["demo/shop"]).deployments[2]
+
+    assert [("partitions-demo/shop", {"database": "demo/shop"})] == [
+        (s.slug, s.parameters) for s in rolled.schedules
+    ]
+    assert () == load_manifest(["demo"]).deployments[2].schedules
+
+
 def test_entry_points_are_module_paths() -> None:
     """A file entry point would put flows/ in front of sys.path."""
     assert [d.entrypoint for d in load_manifest(["demo"]).deployments] == [
         "flows.nightly_backup:nightly_backup",
         "flows.verify_wal_archive:verify_wal_archive",
+        "flows.roll_partitions:roll_partitions",
+        "flows.restore_partition:restore_partition",
     ]
 
 
