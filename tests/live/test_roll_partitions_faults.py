@@ -283,3 +283,40 @@ def test_a_new_partition_gets_what_postgres_does_not_copy(shop: Shop) -> None:
     assert [{"o": ["fillfactor=71"], "u": "shop"}] == shop.sql(
         f"SELECT reloptions AS o, relowner::regrole::text AS u FROM pg_class WHERE relname = '{made.pop()}'"
     )
+
+
+def test_users_notice_nothing_of_a_whole_roll(shop: Shop) -> None:
+    """Four users write and read through the table all the while; none gets an error or a long wait."""
+    shop.policy(ahead=6, keep="12 months", block="500ms")
+    is_over, failures, written = threading.Event(), [], []
+
+    def use(number: int) -> None:
+        with shop.session() as session:
+            session.execute("SET lock_timeout = '1s'")  # a wait above the bound is an error here
+            while not is_over.wait(0.02):
+                try:
+                    run(
+                        session,
+                        f"INSERT INTO events (customer_id, kind, payload) VALUES ({number}, 'x', '{{}}')",
+                    )
+                    run(session, "SELECT count(*) FROM events WHERE created_at > now() - interval '1 hour'")
+                    written.append(number)
+                except Exception as error:
+                    failures.append(str(error))
+
+    before = count(shop, "events")
+    users = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for user in users:
+        user.start()
+    try:
+        report = shop.roll()
+    finally:
+        is_over.set()
+        for user in users:
+            user.join()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [] == failures
+    assert 3 == sum(outcome.action == "drop" for outcome in report.outcomes)
+    archived = sum(manifest.digest.rows for manifest in report.manifests)
+    assert before + len(written) - archived == count(shop, "events")
