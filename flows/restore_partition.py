@@ -22,7 +22,7 @@ def restore_partition(
 
     Args:
         database: The database as cluster/database, as the fleet file has it.
-        partition: Its name, schema.name, or the address of a manifest; empty takes the oldest copy.
+        partition: Its name, schema.name, or the address of a manifest; empty takes one, each month another.
         attach: Make it a partition of its table again; otherwise it stands for itself.
         keep: Off, it is a drill: the table is built, proven and undone in one transaction.
         dry_run: Look and decide only; nothing is changed.

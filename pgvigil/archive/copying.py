@@ -45,8 +45,8 @@ class Place:
 
     @property
     def manifest(self) -> str:
-        """The address of the manifest: the commit point of the copy."""
-        return place.manifest_uri(self.folder, self.id)
+        """The address of the manifest: the commit point of the copy, wherever it was when that was made."""
+        return self.entry.manifest or place.manifest_uri(self.folder, self.id)
 
     @classmethod
     def of(cls, policy: PartitionPolicy, cluster: str, database: str, parent: Name, entry: Entry) -> Place:

@@ -82,6 +82,10 @@ def raise_fence(session: Connection, id_: UUID, relation: int, table: sql.Identi
     with session.transaction():
         _create_triggers(session, table)
         fence = read_fence(session, relation)
+        if fence is None or len(fence["triggers"] or ()) != len(TRIGGERS):
+            raise PreconditionFailed(
+                f"{table.as_string(None)} is not the table with OID {relation} any more", hint="plan again"
+            )
         session.execute(query("partitions", "ledger_fenced"), {"id": id_, "fence": json.dumps(fence)})
 
 

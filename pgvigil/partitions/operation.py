@@ -7,6 +7,7 @@ connection, or by the next run after a kill, goes on from whatever it finds.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -146,7 +147,9 @@ def plan(managed: Managed, approved: str = "") -> Plan:
     run = managed.run
     run.facts["plans"] = (*run.facts.get("plans", ()), made)
     run.facts["steps"] = (*run.facts.get("steps", ()), *made.steps())
-    _note(run, f"{table.name}.planned", Verdict.VERIFIED, "a table that can be rolled", made.text())
+    counted = Counter(step.action for step in made.steps())
+    told = ", ".join(f"{action} {count}" for action, count in counted.items()) or "nothing to do"
+    _note(run, f"{table.name}.planned", Verdict.VERIFIED, "a table that can be rolled", told)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from pgvigil.archive.manifest import Manifest, read_manifest
 from pgvigil.archive.place import MANIFEST
 from pgvigil.archive.shape import add_foreign_key, bound_clause, foreign_keys, read_shape
 from pgvigil.archive.stream import Progress
-from pgvigil.errors import ConfigError, DatabaseFailed, PreconditionFailed
+from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.envelope import bounded, explain_wait, unlimited
@@ -62,7 +63,8 @@ class Archived:
 def find(run: Run, partition: str) -> Archived:
     """Find the newest copy of a partition: by its name, by schema.name, or by its manifest's address.
 
-    Without a name, of all copies the one that was made longest ago. Raises ConfigError.
+    Without a name it is one of all, each month another, so that a monthly drill goes round. Raises
+    ConfigError.
     """
     candidates = [
         found for managed in tables(run, None) if managed.policy.archive for found in _copies(managed)
@@ -80,8 +82,7 @@ def find(run: Run, partition: str) -> Archived:
             f"'{partition}' may be {', '.join(sorted(str(name) for _, name in named))}",
             hint="name it as schema.name, or by the address of its manifest",
         )
-    chosen = (min if not partition else max)(wanted, key=lambda found: (found.modified, found.item.uri))
-    return _read(run, chosen)
+    return _read(run, max(wanted, key=_newest) if partition else min(wanted, key=_of_the_month))
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,14 @@ class _Listed:
     @property
     def modified(self) -> float:
         return self.item.modified.timestamp() if self.item.modified else 0.0
+
+
+def _newest(found: _Listed) -> tuple[float, str]:
+    return found.modified, found.item.uri
+
+
+def _of_the_month(found: _Listed) -> str:
+    return hashlib.sha256(f"{found.table.now:%Y-%m} {found.item.uri}".encode()).hexdigest()
 
 
 def _copies(managed: Managed) -> Iterator[_Listed]:
@@ -217,6 +226,10 @@ def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], No
             checks = _rebuild(found, keep=keep, on_progress=on_progress)
         except restoring.NotAsArchivedError as error:
             checks = error.checks
+        except StorageFailed as error:
+            if not isinstance(error, ObjectMissing) and error.context.get("s3_code") != "ContentAltered":
+                raise
+            checks = [_broken(found, error)]
         noted["checks"] = [f"{check.id}: {check.verdict}" for check in checks]
     run.checks += checks
     verdict = conclude(checks)
@@ -224,6 +237,12 @@ def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], No
     if not keep and verdict is Verdict.VERIFIED:
         run.facts["became"] = "gone again: a drill leaves nothing"
     return verdict is Verdict.VERIFIED
+
+
+def _broken(found: Archived, error: StorageFailed) -> Check:
+    """Call a copy refuted whose rows are gone or cannot be read as what was stored."""
+    expected = f"{found.manifest.rows.size} bytes with sha256 {found.manifest.rows.sha256}"
+    return Check(id="content", verdict=Verdict.REFUTED, expected=expected, actual=error.message)
 
 
 def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None]) -> list[Check]:

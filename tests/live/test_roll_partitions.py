@@ -1,4 +1,6 @@
+import re
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 
@@ -173,3 +175,50 @@ def test_a_fence_that_was_opened_after_the_proof_stops_the_drop(shop: Shop) -> N
     assert Verdict.INCONCLUSIVE == report.verdict
     assert "PGV-210" in codes(report)
     assert "drop" not in {o.action for o in report.outcomes}
+
+
+KEYS = [
+    ("bigint", {"every": 1000, "keep": 2500}, "3700"),
+    (
+        "bigint",
+        {"every": "1 month", "epoch": "ms", "keep": None, "archive": None},
+        "extract(epoch FROM now()) * 1000",
+    ),
+    ("date", {"every": "1 week", "keep": None, "archive": None}, "now()"),
+    ("timestamp", {"every": "6 hours", "keep": None, "archive": None}, "now()"),
+    (
+        "uuid",
+        {"every": "1 day", "keep": None, "archive": None},
+        "(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || repeat('7', 20))::uuid",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "rules", "now"), KEYS, ids=["integer", "epoch", "date", "timestamp", "uuid"])
+def test_every_kind_of_key_is_made_ahead(shop: Shop, key: str, rules: dict[str, object], now: str) -> None:
+    """After the first run the present finds its partition, and the second run has nothing to do."""
+    shop.policy(table="public.keyed", key="at", zone="Europe/Berlin", **rules)
+    shop.sql(f"SET ROLE shop; CREATE TABLE keyed (at {key} PRIMARY KEY) PARTITION BY RANGE (at)")
+    first = shop.roll()
+    if key == "bigint" and "epoch" not in rules:
+        shop.sql("INSERT INTO keyed VALUES (2999)")
+        assert {"create"} == {outcome.action for outcome in shop.roll().outcomes}
+    shop.sql(f"INSERT INTO keyed VALUES ({now})")
+    settled = [shop.roll(), shop.roll()][1]
+
+    assert Verdict.VERIFIED == first.verdict, first.findings
+    assert (Verdict.VERIFIED, ()) == (settled.verdict, settled.outcomes), settled.findings
+
+
+def test_bounds_mean_the_same_in_every_session(shop: Shop) -> None:
+    """Months of Berlin are contiguous across its clock changes, whatever zone the role has."""
+    shop.sql("SET ROLE shop; CREATE TABLE keyed (at timestamptz) PARTITION BY RANGE (at)")
+    shop.sql(f"ALTER ROLE pgvigil IN DATABASE {shop.database} SET timezone = 'America/New_York'")
+    rules = {"key": "at", "zone": "Europe/Berlin", "ahead": 13, "keep": None, "archive": None}
+    shop.policy(table="public.keyed", **rules)
+    report = shop.roll()
+    bounds = [re.findall(r"'([^']+)'", bound) for bound in shop.partitions("keyed").values()]
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert all(one[1] == two[0] for one, two in pairwise(sorted(bounds)))
+    assert {"22:00:00+00", "23:00:00+00"} == {bound[0][11:] for bound in bounds}
