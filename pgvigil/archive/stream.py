@@ -89,7 +89,12 @@ def export(  # noqa: PLR0913 - both ends, and what passes between
     What fails leaves no object and no unfinished upload. The session's settings are those of `digest.pin`.
     """
     statement = sql.SQL("COPY {} ({}) TO STDOUT").format(shape.table, column_list(shape))
-    with closing(copy_out(session, statement)) as rows, ahead(_compressed(rows, meter)) as chunks:
+    # A thread each for reading, compressing and sending: the last two leave the interpreter to the first.
+    with (
+        closing(copy_out(session, statement)) as rows,
+        ahead(rows) as text,
+        ahead(_compressed(text, meter)) as chunks,
+    ):
         stored = store.upload(uri, chunks, content_type="application/zstd", only_if_absent=True, lock=lock)
     return Sent(
         uri=uri,
