@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pgvigil.fleet import S3Settings
     from pgvigil.objectstore import ObjectStore
     from pgvigil.partitions.facts import Entry, Name
-    from pgvigil.policies.partitions import PartitionPolicy, Retention
+    from pgvigil.policies.partitions import ObjectLockPolicy, PartitionPolicy
     from pgvigil.postgres import Connection
 
 
@@ -41,7 +41,7 @@ class Place:
     database: str
     parent: Name
     entry: Entry
-    lock: Retention | None
+    lock: ObjectLockPolicy | None
 
     @property
     def manifest(self) -> str:
@@ -172,10 +172,10 @@ def _origin(where: Place, found: dict[str, object]) -> Origin:
     )
 
 
-def _object_lock(wanted: Retention | None) -> ObjectLock | None:
+def _object_lock(wanted: ObjectLockPolicy | None) -> ObjectLock | None:
     if wanted is None:
         return None
-    until = datetime.now(tz=UTC) + wanted.for_ if wanted.for_ else None
+    until = datetime.now(tz=UTC) + wanted.retain if wanted.retain else None
     return ObjectLock(mode=wanted.mode, retain_until=until, legal_hold=wanted.legal_hold)
 
 
@@ -275,7 +275,7 @@ def _difference(
     return int(row["rows"]) if row else -1
 
 
-def commit(store: ObjectStore, copy: Copy, lock: Retention | None) -> Manifest:
+def commit(store: ObjectStore, copy: Copy, lock: ObjectLockPolicy | None) -> Manifest:
     """Write the manifest of a copy that was proven: from now on the copy counts.
 
     The write is conditional. A manifest that is there already after a lost answer is our own if it is equal.

@@ -263,15 +263,18 @@ def _announced(managed: Managed, made: Plan, departure: Departure) -> Entry | No
     """
     if known := _find_entry(managed, departure):
         return known
-    managed.check_lock()
     with managed.session() as session:
-        ledger.prepare(session, managed.dsn)
         now = detaching.standing(session, departure, made.oid)
-        if now == "gone":
-            return None
-        if now == "detached":
-            raise PreconditionFailed(f"'{departure.name}' was detached meanwhile", hint="plan again")
-        ledger.begin(session, uuid4(), departure, made.oid)
+    if now == "gone":
+        return None
+    if now == "detached":
+        raise PreconditionFailed(f"'{departure.name}' was detached meanwhile", hint="plan again")
+    managed.check_lock()
+    id_ = uuid4()
+    intent = {"partition": str(departure.name), "oid": departure.relation, "id": str(id_)}
+    with managed.run.step("announce", intent), managed.session() as session:
+        ledger.prepare(session, managed.dsn)
+        ledger.begin(session, id_, departure, made.oid)
     return _entry(managed, departure)
 
 
@@ -364,7 +367,9 @@ def prove(
     entry = _require_entry(departure)
     if copy.is_committed and departure.drop != "now":
         copying.require(managed.store, copy.place.manifest)
-        _remember(managed, entry, copy)
+        if entry.state != "archived":
+            with managed.run.step("remember copy", {"manifest": copy.place.manifest}):
+                _remember(managed, entry, copy)
         return copy.manifest
     checks = copying.prove(managed.store, copy, managed.run.fleet.s3, on_progress)
     if managed.policy.verify == "reload" and conclude(checks) is Verdict.VERIFIED:

@@ -212,8 +212,6 @@ def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], No
     A table that an earlier run built and proved, and then died, is taken as it is.
     """
     managed, run = found.managed, found.managed.run
-    with managed.session() as session:
-        ledger.prepare(session, managed.dsn)
     table, _ = look(managed)
     here = _standing(found)
     if keep and here is not None and _resumable(found, table, here):
@@ -262,6 +260,7 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
         ledger.returning(session, _new_entry(session, found))
 
     with managed.session(patient=True) as session:
+        ledger.prepare(session, managed.dsn)
         order = _order(session, found, keep=keep)
         with suppress(_DrillOverError):
             restoring.rebuild(session, managed.store, order, show, finish)

@@ -77,17 +77,17 @@ class DropAfter(Frozen):
     after: Duration
 
 
-class Retention(Frozen):
+class ObjectLockPolicy(Frozen):
     """What protects the archived object from deletion in the store (Object Lock)."""
 
     mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
-    for_: Duration | None = Field(default=None, alias="for", description="how long from the upload on")
+    retain: Duration | None = Field(default=None, description="how long from the upload on")
     legal_hold: bool = False
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if (self.mode is None) != (self.for_ is None):
-            raise ValueError("a retention has both mode and for")
+        if (self.mode is None) != (self.retain is None):
+            raise ValueError("a retention has both mode and retain")
         return self
 
 
@@ -129,7 +129,7 @@ class PartitionPolicy(Frozen):
     verify: Literal["digest", "reload"] = Field(
         default="digest", description="reload also loads the copy back and compares row by row"
     )
-    lock: Retention | None = Field(default=None, description="Object Lock of what is archived")
+    lock: ObjectLockPolicy | None = Field(default=None, description="Object Lock of what is archived")
     restored_for: Duration = Field(
         default=timedelta(days=30), description="how long a partition that was brought back is left alone"
     )

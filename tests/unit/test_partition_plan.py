@@ -5,6 +5,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pgvigil.archive.digest import LineDigest
 from pgvigil.archive.place import folder
@@ -17,7 +18,7 @@ from pgvigil.policies.partitions import PartitionPolicy
 ZONES = ("UTC", "Europe/Berlin", "America/Sao_Paulo", "Asia/Kathmandu", "Australia/Lord_Howe")
 WIDTHS = ("1 hour", "6 hours", "1 day", "3 days", "1 week", "1 month", "1 quarter", "1 year")
 TYPES = ("timestamp with time zone", "timestamp without time zone", "uuid")
-moments = st.integers(0, 4_000_000_000).map(lambda seconds: EPOCH + timedelta(seconds=seconds))
+moments = st.integers(10_000_000, 4_000_000_000).map(lambda seconds: EPOCH + timedelta(seconds=seconds))
 
 
 def policy(**changes: object) -> PartitionPolicy:
@@ -255,3 +256,30 @@ def test_the_digest_depends_on_rows_and_not_on_order_or_pieces(
 def test_two_names_never_share_a_folder(one: list[str], other: list[str]) -> None:
     """Whatever stands in them: slashes, dots, percent signs."""
     assert (one == other) == (folder("s3://a", *one) == folder("s3://a", *other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"keep": "1 year", "archive": None}, "keep needs archive"),
+        ({"every": "5 fortnights"}, "a span is a number and a unit"),
+        ({"zone": "Mars/Base"}, "no IANA time zone"),
+        ({"archive": "/tmp/x"}, "write s3://bucket/prefix"),
+        ({"keep": 5}, "both spans of time, or both key values"),
+        ({"lock": {"mode": "COMPLIANCE"}}, "both mode and retain"),
+        ({"drop": "tomorrow"}, "drop"),
+    ],
+)
+def test_a_policy_without_sense_is_refused(changes: dict[str, object], told: str) -> None:
+    """Each with what to write instead."""
+    with pytest.raises(ValidationError, match=told):
+        policy(**changes)
+
+
+def test_a_policy_survives_its_own_rendering() -> None:
+    """Spans, durations and choices read back as they were."""
+    given = policy(
+        keep="1 quarter", drop={"after": "7d"}, lock={"mode": "GOVERNANCE", "retain": "30d"}, hold=["*"]
+    )
+
+    assert given == PartitionPolicy.model_validate(given.model_dump(mode="json"))
