@@ -187,9 +187,10 @@ def _create_stanza(sandbox: Sandbox, pgbackrest: str) -> None:
 def _create_shop(sandbox: Sandbox, *, empty: bool) -> None:
     with connect(sandbox.primary_admin_dsn, APPLICATION) as session:
         session.execute("CREATE DATABASE shop OWNER shop")
-    if empty:
-        return
     with connect(sandbox.admin_dsn(sandbox.primary_port, "shop"), APPLICATION) as session:
+        session.execute(ROLES.read_bytes())
+        if empty:
+            return
         session.execute("GRANT CREATE ON SCHEMA public TO shop")
         session.execute("SET ROLE shop")
         for statement in blocks("sandbox_shop").values():

@@ -1,0 +1,102 @@
+"""Marking a database: a place in the WAL at which its content is known exactly, while users go on writing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgvigil.drill.facts import Mark, MarkMethod
+from pgvigil.drill.fence import from_fence
+from pgvigil.drill.point import Point, Source, ask, read_source
+from pgvigil.drill.slot import from_slot
+from pgvigil.drill.standby import from_standby
+from pgvigil.errors import DatabaseFailed, PreconditionFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgvigil.drill.tables import Doubt, Inventory
+    from pgvigil.policies.drill import DrillPolicy
+    from pgvigil.postgres import Connection
+
+# The gentlest first.
+_METHODS: dict[MarkMethod, Callable[[Source], AbstractContextManager[Point]]] = {
+    "standby": from_standby,
+    "slot": from_slot,
+    "fence": from_fence,
+}
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A marked database whose snapshot is held, so that its content can be read as it was at the mark."""
+
+    mark: Mark
+    snapshot: str
+    inventory: Inventory
+    doubts: tuple[Doubt, ...]
+    until: float
+    declined: tuple[str, ...]
+    source: Source
+
+    def connect(self) -> AbstractContextManager[Connection]:
+        """Open a session on the server that has the snapshot: the source, or its standby."""
+        return self.source.connect()
+
+
+@contextmanager
+def mark(dsn: str, policy: DrillPolicy, run_name: str) -> Iterator[Marked]:
+    """Mark the database of the dsn, and hold the mark's snapshot during the block.
+
+    `until` (of time.monotonic) is when drill.hash_for is over and the server may drop the snapshot;
+    `declined` says why gentler methods were not taken. Raises PreconditionFailed if none can be had.
+    """
+    source = read_source(dsn, run_name, policy)
+    with ExitStack() as stack:
+        point, declined = _fix(source, stack)
+        until = time.monotonic() + policy.hash_for.total_seconds()
+        yield Marked(
+            mark=_describe(source, point),
+            snapshot=point.snapshot,
+            inventory=point.inventory,
+            doubts=point.doubts,
+            until=until,
+            declined=declined,
+            source=point.source,
+        )
+
+
+def _fix(source: Source, stack: ExitStack) -> tuple[Point, tuple[str, ...]]:
+    """Take the first method that works."""
+    wanted = source.policy.mark
+    declined: list[str] = []
+    for name, method in _METHODS.items():
+        if wanted not in {"auto", name}:
+            continue
+        try:
+            return stack.enter_context(method(source)), tuple(declined)
+        except (PreconditionFailed, DatabaseFailed) as error:
+            if wanted == name:
+                raise
+            declined.append(f"{name}: {error.message}")
+    raise PreconditionFailed(
+        f"database '{source.database}' cannot be marked: {'; '.join(declined)}",
+        hint="name a drill.standby, set wal_level = logical, or drill when fewer users write for long",
+    )
+
+
+def _describe(source: Source, point: Point) -> Mark:
+    with point.source.connect() as connection:
+        timeline = ask(connection, "timeline")["timeline"]
+    return Mark(
+        database=source.database,
+        method=point.method,
+        lsn=point.lsn,
+        name=point.name,
+        timeline=timeline,
+        at=point.at,
+        writers_waited_ms=point.waited_ms,
+        attempts=point.attempts,
+    )
