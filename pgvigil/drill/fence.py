@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +35,9 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 _LAST_TRIES = 5
-_LONGEST_PAUSE = 5.0
+_SHARE_OF_TIME = 5  # attempts take at most this part, 1/n, of the time in which they are made
+_PAUSE = 0.05
+_LOOK = 0.015  # seconds between two looks at what a fence waits for; users' transactions are shorter mostly
 _SHARE_OF_LOCKS = (
     2  # a fence takes at most this part, 1/n, of the server's free locks: users need some as well
 )
@@ -144,7 +145,6 @@ def _besiege(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
     """Try for a fence until it stands, or the time for it is over."""
     deadline = time.monotonic() + siege.source.policy.fence_for.total_seconds()
     last_tries = _LAST_TRIES
-    pause = 0.05
     while last_tries:
         stubborn = _stubborn(siege, watch)
         is_over = time.monotonic() > deadline
@@ -154,12 +154,13 @@ def _besiege(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
                 siege.set_aside(oid, f"not fenced: {holder}")
         if not siege.order:
             break
+        began = time.monotonic()
         if is_over or not stubborn:
             row = _attempt(siege, snapshot, watch)
             if row:
                 return row
-        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        pause = max(_PAUSE, (time.monotonic() - began) * (_SHARE_OF_TIME - 1))
+        time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
     raise _refusal(siege)
 
 
@@ -167,15 +168,15 @@ def _stubborn(siege: _Siege, watch: Connection) -> dict[int, Holder]:
     """Find the tables whose holders will not be gone in the time of a fence: not worth a try."""
     found = {
         holder.oid: holder
-        for holder in reversed(_holders(siege, watch))
+        for holder in reversed(_holders(siege, watch, siege.order))
         if holder.age > siege.half.total_seconds()
     }
     siege.holders |= found
     return found
 
 
-def _holders(siege: _Siege, watch: Connection) -> list[Holder]:
-    parameters = {"database": siege.source.database_oid, "oids": siege.order}
+def _holders(siege: _Siege, watch: Connection, oids: list[int]) -> list[Holder]:
+    parameters = {"database": siege.source.database_oid, "oids": oids}
     rows = watch.execute(query("drill_source", "holders"), parameters)
     return [Holder.model_validate(row) for row in rows]
 
@@ -230,7 +231,7 @@ def _fence(
     began = time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
-            _watch_wait(siege, pool.submit(lock), watch, locker)
+            _await_locks(siege, pool.submit(lock), watch, locker)
             row = ask(snapshot, "fenced", point)
             locker.execute("ROLLBACK")
         finally:
@@ -245,17 +246,23 @@ def _lock_statement(siege: _Siege) -> tuple[sql.Composable, dict[str, Any] | Non
     return sql.SQL("LOCK TABLE {} IN SHARE MODE").format(sql.SQL(", ").join(tables)), None
 
 
-def _watch_wait(siege: _Siege, locking: Future[Any], watch: Connection, locker: Connection) -> None:
-    """Wait for the locks, and look meanwhile which table is waited for: the next attempt begins with it."""
-    try:
-        locking.result(timeout=siege.half.total_seconds() * 0.6)
-    except NotYet:
-        row = ask(watch, "awaited", {"pid": locker.info.backend_pid})
-        if row:
-            siege.order.remove(row["oid"])
-            siege.order.insert(0, row["oid"])
-            siege.holders |= {h.oid: h for h in reversed(_holders(siege, watch)) if h.oid == row["oid"]}
-        locking.result()
+def _await_locks(siege: _Siege, locking: Future[Any], watch: Connection, locker: Connection) -> None:
+    """Wait for the locks, and look meanwhile which table is waited for: the next attempt begins with it.
+
+    Where holder and fence wait for each other, no time is lost on it: the fence gives way at once.
+    """
+    pid = {"pid": locker.info.backend_pid}
+    while not wait([locking], timeout=_LOOK).done:
+        row = ask(watch, "awaited", pid)
+        if not row:
+            continue
+        siege.order.remove(row["oid"])
+        siege.order.insert(0, row["oid"])
+        siege.holders |= {each.oid: each for each in reversed(_holders(siege, watch, [row["oid"]]))}
+        if row["is_mutual"]:
+            locker.cancel_safe()
+            break
+    locking.result()
 
 
 def _late_doubts(siege: _Siege, inventory: Inventory, row: dict[str, Any]) -> Iterator[Doubt]:

@@ -28,6 +28,8 @@ _METHODS: dict[MarkMethod, Callable[[Source], AbstractContextManager[Point]]] = 
     "fence": from_fence,
 }
 
+_PART_FOR_HASHING = 0.95  # of the time for which the server keeps the snapshot; then we stop by ourselves
+
 
 @dataclass(frozen=True)
 class Marked:
@@ -50,13 +52,14 @@ class Marked:
 def mark(dsn: str, policy: DrillPolicy, run_name: str) -> Iterator[Marked]:
     """Mark the database of the dsn, and hold the mark's snapshot during the block.
 
-    `until` (of time.monotonic) is when drill.hash_for is over and the server may drop the snapshot;
+    `until` (of time.monotonic) is when hashing must end, before drill.hash_for is over and the
+    server drops the snapshot;
     `declined` says why gentler methods were not taken. Raises PreconditionFailed if none can be had.
     """
     source = read_source(dsn, run_name, policy)
     with ExitStack() as stack:
         point, declined = _fix(source, stack)
-        until = time.monotonic() + policy.hash_for.total_seconds()
+        until = time.monotonic() + policy.hash_for.total_seconds() * _PART_FOR_HASHING
         yield Marked(
             mark=_describe(source, point),
             snapshot=point.snapshot,

@@ -72,7 +72,10 @@ def exporter(source: Source) -> Iterator[Connection]:
     with source.connect() as connection:
         pin(connection)
         set_timeout(connection, "idle_in_transaction_session_timeout", source.policy.hash_for)
-        yield connection
+        try:
+            yield connection
+        finally:
+            connection.close()  # not ended by a COMMIT, which the server may have come before
 
 
 def set_timeout(connection: Connection, name: str, span: timedelta) -> None:

@@ -146,8 +146,10 @@ SELECT lock.relation::bigint AS oid,
        left(regexp_replace(coalesce(activity.query, ''), '\s+', ' ', 'g'), 120) AS query
   FROM pg_locks AS lock
   LEFT JOIN pg_stat_activity AS activity USING (pid)
-  LEFT JOIN pg_prepared_xacts AS prepared
-    ON lock.pid IS NULL AND lock.virtualtransaction LIKE '%%/' || prepared.transaction::text
+  LEFT JOIN pg_locks AS own  -- what leads from a prepared transaction, which has no process, to its name
+    ON lock.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
+   AND own.virtualtransaction = lock.virtualtransaction
+  LEFT JOIN pg_prepared_xacts AS prepared ON prepared.transaction = own.transactionid
  WHERE lock.locktype = 'relation'
    AND lock.database = %(database)s
    AND lock.relation = ANY (%(oids)s::oid[])
@@ -157,8 +159,12 @@ SELECT lock.relation::bigint AS oid,
                      'AccessExclusiveLock')
  ORDER BY age DESC
 
--- awaited: the table for which a session waits
-SELECT relation::bigint AS oid FROM pg_locks WHERE pid = %(pid)s AND locktype = 'relation' AND NOT granted
+-- awaited: the table for which a session waits, and whether who has it waits for that session in turn
+SELECT relation::bigint AS oid,
+       EXISTS (SELECT FROM unnest(pg_blocking_pids(%(pid)s)) AS blocker (pid)
+                WHERE %(pid)s = ANY (pg_blocking_pids(blocker.pid))) AS is_mutual
+  FROM pg_locks
+ WHERE pid = %(pid)s AND locktype = 'relation' AND NOT granted
 
 -- replay: whether, and where, this standby replays
 SELECT pg_is_in_recovery() AS in_recovery,
