@@ -15,13 +15,13 @@ from pgvigil.drill.digest import (
     pin,
 )
 from pgvigil.drill.facts import Content, Digest, Table, Unproven
+from pgvigil.drill.mark import Marked, mark
 from pgvigil.drill.tables import Doubt, Inventory, list_tables, read_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from pgvigil.drill.digest import Connect, Progress
-    from pgvigil.drill.mark import Marked
     from pgvigil.policies.drill import DrillPolicy
 
 _REWRITTEN = "rewritten since the mark (TRUNCATE and ALTER TABLE look so in an older snapshot)"
@@ -33,6 +33,27 @@ class SourceContent(Content):
     """Content of the source, and for which tables a difference in the copy would prove nothing."""
 
     doubts: tuple[Doubt, ...] = ()
+
+
+def hash_database(
+    dsn: str,
+    policy: DrillPolicy,
+    run_name: str,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None],
+) -> tuple[SourceContent, ...]:
+    """Mark a database and hash it: one content, or one more for each set of tables that cannot share a mark.
+
+    Raises PreconditionFailed if it cannot be marked, and DatabaseFailed when the server is away.
+    """
+    contents: list[SourceContent] = []
+    only: frozenset[int] | None = None
+    while only is None or only:
+        with mark(dsn, policy, run_name, only=only) as marked:
+            contents.append(hash_source(marked, policy, seed=seed, on_progress=on_progress))
+            only = marked.contended
+    return tuple(contents)
 
 
 def hash_source(

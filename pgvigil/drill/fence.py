@@ -6,12 +6,14 @@ each part of a fence itself, so writers wait no longer than drill.fence even if 
 
 Whoever writes to two tables can hold one and wait for the other, which the fence has already. So after a
 failed attempt the table that the fence had to wait for is locked first: its writers then come through.
+Where writers take two tables in both orders that does not help: one of them is left to a mark of its own.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _LAST_TRIES = 5
 _SHARE_OF_TIME = 5  # attempts take at most this part, 1/n, of the time in which they are made
 _PAUSE = 0.05
+_PATIENCE = 12  # times that writers and fence wait for each other, before the tables are parted
 _LOOK = 0.015  # seconds between two looks at what a fence waits for; users' transactions are shorter mostly
 _SHARE_OF_LOCKS = (
     2  # a fence takes at most this part, 1/n, of the server's free locks: users need some as well
@@ -82,6 +85,8 @@ class _Siege:
     is_helped: bool
     doubts: list[Doubt] = field(default_factory=list)
     holders: dict[int, Holder] = field(default_factory=dict)
+    mutual: Counter[int] = field(default_factory=Counter)
+    contended: set[int] = field(default_factory=set)
     attempts: int = 0
     waited: float = 0.0
 
@@ -89,6 +94,14 @@ class _Siege:
     def half(self) -> timedelta:
         """How long the lock may take: half the bound, and less than what calls a user's wait a deadlock."""
         return min(self.source.policy.fence / 2, self.source.deadlock_timeout * 0.8)
+
+    def part(self) -> None:
+        """Leave to another mark the table that most often could not be had together with the others."""
+        if len(self.order) > 1 and self.mutual.total() >= _PATIENCE:
+            oid = self.mutual.most_common(1)[0][0]
+            self.order.remove(oid)
+            self.contended.add(oid)
+            self.mutual.clear()
 
     def set_aside(self, oid: int, reason: str) -> None:
         """Leave a table out of the fence, and say why."""
@@ -115,6 +128,7 @@ def from_fence(source: Source) -> Iterator[Point]:
             at=row["at"],
             waited_ms=siege.waited * 1000,
             attempts=siege.attempts,
+            contended=frozenset(siege.contended),
             doubts=(*siege.doubts, *_late_doubts(siege, inventory, row)),
             source=source,
             inventory=inventory,
@@ -123,17 +137,18 @@ def from_fence(source: Source) -> Iterator[Point]:
 
 def _prepare(source: Source, watch: Connection) -> _Siege:
     rows = watch.execute(query("drill_source", "fence_plan")).fetchall()
+    rows = [row for row in rows if source.only is None or row["oid"] in source.only]
     siege = _Siege(
         source=source,
         names={row["oid"]: (row["schema_name"], row["name"]) for row in rows},
         order=[row["oid"] for row in rows],
-        is_helped=ask(watch, "fence_helper")["is_here"],
+        is_helped=ask(watch, query("drill_source", "fence_helper"))["is_here"],
     )
     if not siege.is_helped:
         for row in rows:
             if not row["may_lock"]:
                 siege.set_aside(row["oid"], _UNLOCKABLE)
-    locks = ask(watch, "lock_room")
+    locks = ask(watch, query("drill_source", "lock_room"))
     room = max((locks["room"] - locks["used"]) // _SHARE_OF_LOCKS, 0)
     for oid in siege.order[room:]:
         siege.set_aside(oid, _NO_ROOM)
@@ -159,6 +174,7 @@ def _besiege(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
             row = _attempt(siege, snapshot, watch)
             if row:
                 return row
+            siege.part()
         pause = max(_PAUSE, (time.monotonic() - began) * (_SHARE_OF_TIME - 1))
         time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
     raise _refusal(siege)
@@ -232,7 +248,7 @@ def _fence(
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
             _await_locks(siege, pool.submit(lock), watch, locker)
-            row = ask(snapshot, "fenced", point)
+            row = ask(snapshot, query("drill_source", "fenced"), point)
             locker.execute("ROLLBACK")
         finally:
             siege.waited = max(siege.waited, time.monotonic() - began)
@@ -253,13 +269,14 @@ def _await_locks(siege: _Siege, locking: Future[Any], watch: Connection, locker:
     """
     pid = {"pid": locker.info.backend_pid}
     while not wait([locking], timeout=_LOOK).done:
-        row = ask(watch, "awaited", pid)
+        row = ask(watch, query("drill_source", "awaited"), pid)
         if not row:
             continue
         siege.order.remove(row["oid"])
         siege.order.insert(0, row["oid"])
         siege.holders |= {each.oid: each for each in reversed(_holders(siege, watch, [row["oid"]]))}
         if row["is_mutual"]:
+            siege.mutual[row["oid"]] += 1
             locker.cancel_safe()
             break
     locking.result()
@@ -268,7 +285,7 @@ def _await_locks(siege: _Siege, locking: Future[Any], watch: Connection, locker:
 def _late_doubts(siege: _Siege, inventory: Inventory, row: dict[str, Any]) -> Iterator[Doubt]:
     """Doubt what appeared while the fence was made, and views that were refreshed right then."""
     refreshed = {*(row["locked_before"] or ()), *(row["locked_after"] or ())}
-    aside = {doubt.oid for doubt in siege.doubts}
+    aside = {doubt.oid for doubt in siege.doubts} | siege.contended
     for listed in inventory.tables:
         oid = listed.table.oid
         if listed.is_view and oid in refreshed:

@@ -13,6 +13,7 @@ from pgvigil.drill.point import Point, Source, ask, read_source
 from pgvigil.drill.slot import from_slot
 from pgvigil.drill.standby import from_standby
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
+from pgvigil.sql import query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ class Marked:
     snapshot: str
     inventory: Inventory
     doubts: tuple[Doubt, ...]
+    contended: frozenset[int]
     until: float
     declined: tuple[str, ...]
     source: Source
@@ -49,22 +51,27 @@ class Marked:
 
 
 @contextmanager
-def mark(dsn: str, policy: DrillPolicy, run_name: str) -> Iterator[Marked]:
+def mark(
+    dsn: str, policy: DrillPolicy, run_name: str, *, only: frozenset[int] | None = None
+) -> Iterator[Marked]:
     """Mark the database of the dsn, and hold the mark's snapshot during the block.
 
+    With `only`, these tables by OID. `contended` are tables that need a mark of their own: what users lock
+    in different orders cannot be fenced together; they are not in the inventory.
     `until` (of time.monotonic) is when hashing must end, before drill.hash_for is over and the
     server drops the snapshot;
     `declined` says why gentler methods were not taken. Raises PreconditionFailed if none can be had.
     """
-    source = read_source(dsn, run_name, policy)
+    source = read_source(dsn, run_name, policy).model_copy(update={"only": only})
     with ExitStack() as stack:
         point, declined = _fix(source, stack)
         until = time.monotonic() + policy.hash_for.total_seconds() * _PART_FOR_HASHING
         yield Marked(
             mark=_describe(source, point),
             snapshot=point.snapshot,
-            inventory=point.inventory,
-            doubts=point.doubts,
+            inventory=_inventory(source, point),
+            doubts=tuple(doubt for doubt in point.doubts if only is None or doubt.oid in only),
+            contended=point.contended,
             until=until,
             declined=declined,
             source=point.source,
@@ -90,9 +97,21 @@ def _fix(source: Source, stack: ExitStack) -> tuple[Point, tuple[str, ...]]:
     )
 
 
+def _inventory(source: Source, point: Point) -> Inventory:
+    """Leave out what this mark is not for."""
+    inventory, only = point.inventory, source.only
+    kept = [
+        listed
+        for listed in inventory.tables
+        if listed.table.oid not in point.contended and (only is None or listed.table.oid in only)
+    ]
+    unproven = inventory.unproven if only is None else ()
+    return inventory.model_copy(update={"tables": tuple(kept), "unproven": unproven})
+
+
 def _describe(source: Source, point: Point) -> Mark:
     with point.source.connect() as connection:
-        timeline = ask(connection, "timeline")["timeline"]
+        timeline = ask(connection, query("drill_source", "timeline"))["timeline"]
     return Mark(
         database=source.database,
         method=point.method,

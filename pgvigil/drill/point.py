@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 from pgvigil import postgres
 from pgvigil.drill.digest import pin
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Source(Frozen):
-    """The database to be marked, and what its server says of itself."""
+    """The database to be marked, or `only` these of its tables, and what its server says of itself."""
 
     dsn: str
     application_name: str
@@ -36,6 +36,7 @@ class Source(Frozen):
     wal_level: str
     may_replicate: bool
     deadlock_timeout: timedelta
+    only: frozenset[int] | None = None
 
     def connect(self) -> AbstractContextManager[Connection]:
         """Open a session in the database."""
@@ -55,13 +56,14 @@ class Point:
     name: str | None = None
     waited_ms: float = 0.0
     attempts: int = 1
-    doubts: tuple[Doubt, ...] = field(default_factory=tuple)
+    doubts: tuple[Doubt, ...] = ()
+    contended: frozenset[int] = frozenset()
 
 
 def read_source(dsn: str, application_name: str, policy: DrillPolicy) -> Source:
     """Ask a server who and what it is; raises DatabaseFailed."""
     with postgres.connect(dsn, application_name) as connection:
-        row = ask(connection, "server")
+        row = ask(connection, query("drill_source", "server"))
     deadlock = timedelta(milliseconds=row.pop("deadlock_ms"))
     return Source(dsn=dsn, application_name=application_name, policy=policy, deadlock_timeout=deadlock, **row)
 
@@ -84,6 +86,8 @@ def set_timeout(connection: Connection, name: str, span: timedelta) -> None:
     connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
 
 
-def ask(connection: Connection, block: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run a named block that gives one row, and return it."""
-    return connection.execute(query("drill_source", block), parameters).fetchone() or {}
+def ask(
+    connection: Connection, statement: LiteralString, parameters: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run a statement that gives one row, and return it; without a row, nothing."""
+    return connection.execute(statement, parameters).fetchone() or {}

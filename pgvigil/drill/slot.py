@@ -16,6 +16,7 @@ from pgvigil import postgres
 from pgvigil.drill.point import Point, Source, ask, exporter
 from pgvigil.drill.tables import list_tables
 from pgvigil.errors import PreconditionFailed
+from pgvigil.sql import query
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def from_slot(source: Source) -> Iterator[Point]:
             snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             imported = sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(slot["snapshot_name"]))
             snapshot.execute(imported)
-            exported = ask(snapshot, "export")
+            exported = ask(snapshot, query("drill_source", "export"))
         _settle(source, exported["visible"])
         yield Point(
             method="slot",
@@ -78,7 +79,7 @@ def _settle(source: Source, visible: str) -> None:
     """
     deadline = time.monotonic() + _SETTLING
     with source.connect() as connection:
-        while early := _unsettled(ask(connection, "visible")["visible"], visible):
+        while early := _unsettled(ask(connection, query("drill_source", "visible"))["visible"], visible):
             if time.monotonic() > deadline:
                 raise PreconditionFailed(
                     f"transactions {sorted(early)} are committed in the WAL and still not visible",

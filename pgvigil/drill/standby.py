@@ -40,8 +40,8 @@ def from_standby(primary: Source) -> Iterator[Point]:
         with _paused(pauser, watch, source):
             _await_pause(watch, source)
             snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            exported = ask(snapshot, "export")
-            replay = ask(watch, "replay")
+            exported = ask(snapshot, query("drill_source", "export"))
+            replay = ask(watch, query("drill_source", "replay"))
             _require_paused(replay, source)
         yield Point(
             method="standby",
@@ -70,7 +70,7 @@ def _find(primary: Source) -> Source:
 
 
 def _require_replaying(watch: Connection, source: Source) -> None:
-    state = ask(watch, "replay")["state"]
+    state = ask(watch, query("drill_source", "replay"))["state"]
     if state != "not paused":
         raise PreconditionFailed(
             f"the replay of {postgres.describe(source.dsn)} is held already: {state}",
@@ -96,7 +96,7 @@ def _paused(pauser: Connection, watch: Connection, source: Source) -> Iterator[N
 
 def _await_pause(watch: Connection, source: Source) -> None:
     deadline = time.monotonic() + _HOLD
-    while (replay := ask(watch, "replay"))["state"] != "paused":
+    while (replay := ask(watch, query("drill_source", "replay")))["state"] != "paused":
         if time.monotonic() > deadline:
             _require_paused(replay, source)
         time.sleep(0.002)

@@ -205,7 +205,7 @@ def test_every_type_of_the_server_can_be_hashed(database: str, owner: psycopg.Co
     types = owner.execute(
         "SELECT format_type(oid, NULL) FROM pg_type WHERE typtype <> 'p' AND typisdefined"
         " AND typnamespace = 'pg_catalog'::regnamespace AND typrelid = 0"
-        " AND typelem NOT IN (SELECT oid FROM pg_type WHERE typrelid <> 0)"
+        " AND typelem NOT IN (SELECT oid FROM pg_type WHERE typrelid <> 0 OR typtype = 'p')"
     ).fetchall()
     columns = ", ".join(f"c{number} {name}" for number, (name,) in enumerate(types))
     owner.execute(f"CREATE TABLE every ({columns})".encode())
