@@ -12,6 +12,7 @@ Where writers take two tables in both orders that does not help: one of them is 
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -228,9 +229,9 @@ def _attempt(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
 
 
 def _restore_point(siege: _Siege) -> str:
-    """Name the restore point after run, database and attempt: recovery stops at the first of a name."""
-    run = siege.source.application_name.split()[-1][:36]
-    return f"pgvigil {run} {siege.source.database_oid}.{siege.attempts}"
+    """Name the restore point once and never again: recovery stops at the first of a name."""
+    run = siege.source.application_name.split()[-1][:8]
+    return f"pgvigil {run} {siege.source.database_oid}.{secrets.token_hex(8)}"
 
 
 def _bound(locker: Connection, siege: _Siege) -> None:

@@ -407,8 +407,11 @@ def test_a_table_dropped_since_the_mark_is_unproven(database: str, owner: psycop
     assert "large" in {table.name for table, _ in found.tables}
 
 
-def test_a_locked_table_is_unproven_and_the_others_are_read(database: str, owner: psycopg.Connection) -> None:
+def test_a_locked_table_is_unproven_and_the_others_are_read(
+    database: str, owner: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """We wait for it a bounded time, a bounded number of times."""
+    monkeypatch.setattr("pgvigil.drill.digest._ATTEMPTS", 1)
     owner.execute("CREATE TABLE locked AS SELECT 1 AS n")
     with mark(database, POLICY, RUN) as marked, owner.transaction():
         owner.execute("LOCK TABLE locked IN ACCESS EXCLUSIVE MODE")
