@@ -8,16 +8,8 @@ import pytest
 import yaml
 
 from pgvigil.reports import Verdict
-from pgvigil.wal.facts import WalReport
+from tests.fixtures.reports import codes
 from tests.fixtures.wal import Vault
-
-
-def codes(report: WalReport) -> list[str]:
-    return [finding.code for finding in report.findings]
-
-
-def refuted(report: WalReport) -> list[str]:
-    return [check.id for check in report.checks if check.verdict is Verdict.REFUTED]
 
 
 def between_backups(vault: Vault) -> Path:
