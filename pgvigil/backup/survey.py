@@ -238,8 +238,9 @@ def require_archiver(server: ServerFacts) -> None:
     """Raise ArchiverFailing when the archiver's last word was a failure."""
     if server.archiver_fails:
         raise ArchiverFailing(
-            f"the archiver fails since {server.last_failed_time:%Y-%m-%d %H:%M:%S} UTC at {server.last_failed_wal} "
-            f"({server.failed_count} failures), last success {server.last_archived_wal or 'never'}",
+            f"the archiver fails since {server.last_failed_time:%Y-%m-%d %H:%M:%S} UTC "
+            f"at {server.last_failed_wal} ({server.failed_count} failures), "
+            f"last success {server.last_archived_wal or 'never'}",
             hint="see the server log for pgbackrest's message; 'pgbackrest check' reproduces it",
         )
 
