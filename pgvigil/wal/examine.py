@@ -448,12 +448,16 @@ class _Examination:
         return None
 
     def _between_backups(self, timeline: int, number: int, at: datetime) -> datetime:
-        """Correct a file time by the backups around it, for a copied repository has those of the copying."""
+        """Correct a file time by the backups around it, for a copied repository has those of the copying.
+
+        A backup ends only when its last segment is stored.
+        """
         times = {backup.label: backup.timestamp for backup in self.evidence.backups}
         own = [base for base in self._bases() if base.timeline == timeline]
         before = [times[base.label].stop for base in own if base.stop < number]
         after = [times[base.label].start for base in own if base.start > number]
-        return min([max([at, *before]), *after])
+        within = [times[base.label].stop for base in own if base.stop >= number]
+        return min([max([at, *before]), *after, *within])
 
     def _name(self, line: Line, number: int) -> str:
         return segment_name(line.timeline_of(number), number, self.size)
