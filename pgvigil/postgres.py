@@ -124,6 +124,11 @@ def _is_unreachable(error: psycopg.Error) -> bool:
     return bool(_PASSING.search(text)) or not _REFUSED.search(text)
 
 
+def conninfo(**parts: str | int) -> str:
+    """Render a connection string from its parts, whatever signs they hold."""
+    return psycopg.conninfo.make_conninfo("", **parts)
+
+
 def describe(dsn: str) -> str:
     """Name a server for a message: service, or host, port and database; never user secrets."""
     try:

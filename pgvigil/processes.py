@@ -134,6 +134,7 @@ class Held:
 
     def __init__(self, tool: _Tool) -> None:
         self._tool = tool
+        self.pid = tool.pid
 
     def is_running(self) -> bool:
         """Tell whether the server has not ended by itself, or lost its keeper."""

@@ -6,17 +6,21 @@ from collections.abc import Generator
 import pytest
 
 from tests.fixtures.backup import night
+from tests.fixtures.drill_copy import drill, marked, scratch_directory
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, own_vault, vault
 
 __all__ = [
+    "drill",
     "fresh_sandbox",
     "healthy_vault",
     "in_sandbox",
+    "marked",
     "night",
     "own_vault",
     "sandbox",
+    "scratch_directory",
     "ssh_prefix",
     "vault",
     "workplace",
