@@ -169,7 +169,6 @@ def _places(place: Place) -> dict[str, str]:
         "config_file": str(place.conf / "postgresql.conf"),
         "hba_file": str(place.conf / "pg_hba.conf"),
         "ident_file": str(place.conf / "pg_ident.conf"),
-        "external_pid_file": "",
         "listen_addresses": "",
         "port": "5432",
         "unix_socket_directories": str(place.sockets),
@@ -255,8 +254,9 @@ def configure(copy: Copy) -> None:
 def _set_aside(auto_conf: Path) -> None:
     """Keep what ALTER SYSTEM had set at the source, but where the server does not read it."""
     aside = auto_conf.with_name(f"{_AUTO_CONF}.source")
-    if auto_conf.exists() and not aside.exists():
-        auto_conf.rename(aside)
+    if not aside.exists():
+        shutil.copy2(auto_conf, aside)
+    os.truncate(auto_conf, 0)
 
 
 def command(copy: Copy, recovery: Mapping[str, str]) -> Command:

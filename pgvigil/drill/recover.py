@@ -42,23 +42,28 @@ class Stop(Frozen):
     inclusive: bool = True
     lsn: str
     timeline: int | None = None
+    is_archived: bool = Field(
+        default=False, description="whether the WAL up to `lsn` was seen in the repository"
+    )
 
     @classmethod
     def at_mark(cls, mark: Mark) -> Self:
         """Stop where the content is known: at the restore point, else before the record at the mark's LSN."""
+        known = cls(kind="lsn", lsn=mark.lsn, timeline=mark.timeline, is_archived=True)
         if mark.name:
-            return cls(kind="name", value=mark.name, lsn=mark.lsn, timeline=mark.timeline)
-        return cls(kind="lsn", value=mark.lsn, inclusive=False, lsn=mark.lsn, timeline=mark.timeline)
+            return known.model_copy(update={"kind": "name", "value": mark.name})
+        return known.model_copy(update={"value": mark.lsn, "inclusive": False})
 
     @classmethod
-    def at_target(cls, target: Target, timeline: int | None = None) -> Self:
-        """Stop at the drill's final target."""
+    def at_target(cls, target: Target, timeline: int | None = None, *, is_archived: bool = True) -> Self:
+        """Stop at the drill's final target, whose WAL was waited for unless it was asked for by a person."""
         return cls(
             kind=target.kind,
             value=target.value,
             inclusive=target.inclusive,
             lsn=target.lsn,
             timeline=timeline,
+            is_archived=is_archived,
         )
 
     def settings(self) -> dict[str, str]:
@@ -284,6 +289,8 @@ class _Judge:
             return self._too_low()
         if self._strays():
             return self._stray()
+        if self._lacks_timeline():
+            return self._missing_timeline()
         if self.stop.kind != "default" and not self.stopping:
             return self._short("recovery stands still, but not at its target")
         return self._judge_distance()
@@ -349,8 +356,8 @@ class _Judge:
         return any(re.search(r"ERROR: \[\d{3}\]", line) for line in self.lines)
 
     def _must_exist(self, wanted: str) -> bool:
-        known = parse_lsn(self.stop.lsn) > _start_of(wanted, self.control.segment_size)
-        return (known and parse_lsn(self.position) < parse_lsn(self.stop.lsn)) or self.watch.has_later(wanted)
+        known = self.stop.is_archived and parse_lsn(self.position) < parse_lsn(self.stop.lsn)
+        return known or self.watch.has_later(wanted)
 
     @property
     def wanted(self) -> str:
@@ -371,8 +378,13 @@ class _Judge:
 
     @property
     def timeline(self) -> int:
-        """The timeline that was followed: that of the last file replayed, or else of the backup."""
-        return int(self.restored[-1][:8], 16) if self.restored else self.control.timeline
+        """The timeline that was followed: that of the last file replayed, or else of the backup.
+
+        Files that were only read ahead do not count.
+        """
+        end = parse_lsn(self.position)
+        replayed = [n for n in self.restored if _start_of(n, self.control.segment_size) < end]
+        return int(replayed[-1][:8], 16) if replayed else self.control.timeline
 
     def _strays(self) -> bool:
         return self.stop.timeline is not None and self.timeline > self.stop.timeline

@@ -1,7 +1,29 @@
 """What recovery of a restored copy proves, and how it fails, on live servers."""
 
-from pgvigil.drill.recover import Outcome, recover
-from tests.fixtures.drill_copy import Drill
+import hashlib
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from pgvigil.drill import copy as copies
+from pgvigil.drill.copy import Copy
+from pgvigil.drill.recover import Outcome, Recovery, Stop, recover
+from pgvigil.drill.restore import restore
+from pgvigil.pgbackrest import PgBackRest
+from tests.fixtures.drill_copy import DEADLINE, Drill, nothing
+
+ALL = ["one", "two", "three", "four", "five"]
+
+
+def recovered(drill: Drill, stop: Stop, copy: Copy | None = None) -> Recovery:
+    with recover(copy or drill.restored(), stop, drill.watch) as recovery:
+        return recovery
+
+
+def end_of_wal(drill: Drill, **facts: object) -> Stop:
+    stop = drill.stop("five")
+    return stop.model_copy(update={"kind": "default", "value": "", **facts})
 
 
 def test_recovery_stops_at_one_mark_after_the_other(drill: Drill) -> None:
@@ -10,7 +32,6 @@ def test_recovery_stops_at_one_mark_after_the_other(drill: Drill) -> None:
     seen = []
     for stop in (drill.lsn_stop("two"), drill.stop("three"), drill.lsn_stop("four")):
         with recover(copy, stop, drill.watch) as recovery:
-            assert recovery.reached, recovery.model_dump_json(indent=1)
             seen.append((recovery.outcome, recovery.promoted, drill.beats(copy)))
 
     assert seen == [
@@ -18,3 +39,199 @@ def test_recovery_stops_at_one_mark_after_the_other(drill: Drill) -> None:
         (Outcome.REACHED, False, ["one", "two", "three"]),
         (Outcome.REACHED, False, ["one", "two", "three", "four"]),
     ]
+
+
+def test_the_default_target_promotes_at_the_end_of_wal(drill: Drill) -> None:
+    """It says how far it got; and it followed a setting that the source raised on the way."""
+    copy = drill.restored()
+    with recover(copy, end_of_wal(drill), drill.watch) as recovery:
+        assert recovery.reached, recovery.message
+        assert recovery.promoted
+        assert recovery.committed_at
+        assert recovery.timeline == 1
+        assert drill.beats(copy) == ALL
+        assert copies.first_query(copy, "shop") >= 0
+    assert drill.progress
+    assert copies.read_control(copy).required["max_connections"] == 150
+
+
+@pytest.mark.parametrize(("kind", "beat", "found"), [("xid", "two", 2), ("time", "three", 2)])
+def test_recovery_stops_at_a_transaction_and_at_a_time(
+    drill: Drill, kind: str, beat: str, found: int
+) -> None:
+    """After the commit of a transaction; before the first commit after a time."""
+    value = drill.marked.beats[beat]["xid" if kind == "xid" else "at"]
+    stop = Stop(kind=kind, value=value, lsn=drill.marked.marks["one"].lsn, timeline=1)  # type: ignore[arg-type]
+    copy = drill.restored()
+    with recover(copy, stop, drill.watch) as recovery:
+        assert recovery.reached, recovery.message
+        assert drill.beats(copy) == ALL[:found]
+
+
+def test_a_promoted_copy_archives_nothing_and_listens_nowhere(drill: Drill) -> None:
+    """Whatever the source's files say: the repository stays as it was, and the copy takes writes."""
+    before = sorted(drill.vault.repository.rglob("*"))
+    copy = drill.restored()
+    with recover(copy, drill.stop("one"), drill.watch):
+        assert copies.promote(copy, DEADLINE) > 0
+        with copies.connect(copy, "shop", "test") as session:
+            session.execute("CREATE TABLE public.written (x int)")
+            session.execute("SELECT pg_switch_wal()")
+            session.execute("CHECKPOINT")
+            names = ("archive_mode", "listen_addresses", "primary_conninfo", "external_pid_file")
+            told = [session.execute(f"SHOW {name}").fetchone()[name] for name in names]  # type: ignore[index]
+    assert told == ["off", "", "", ""]
+    assert before == sorted(drill.vault.repository.rglob("*"))
+
+
+def test_a_gap_before_the_target_is_missing_wal(drill: Drill) -> None:
+    """It names the segment."""
+    gap = drill.marked.segment("three", drill.vault)
+    gap.unlink()
+
+    recovery = recovered(drill, drill.stop("five"))
+
+    assert (Outcome.WAL_MISSING, gap.name[:24]) == (recovery.outcome, recovery.wanted), recovery
+    assert not recovery.promoted
+
+
+def test_a_copy_that_looks_healthy_short_of_the_end_is_missing_wal(drill: Drill) -> None:
+    """Default recovery comes up, takes sessions, and is told apart from one that reached the end."""
+    gap = drill.marked.segment("three", drill.vault)
+    gap.unlink()
+    copy = drill.restored()
+
+    with recover(copy, end_of_wal(drill), drill.watch) as recovery:
+        assert (Outcome.WAL_MISSING, gap.name[:24]) == (recovery.outcome, recovery.wanted), recovery
+        assert recovery.promoted
+        assert drill.beats(copy) == ["one", "two"]
+
+
+@pytest.mark.parametrize("way", ["file", "content"])
+@pytest.mark.parametrize("kind", ["name", "default"])
+def test_a_damaged_segment_is_corrupt_wal(drill: Drill, way: str, kind: str) -> None:
+    """Whether pgBackRest cannot unpack it, or PostgreSQL cannot read what was in it."""
+    damaged = drill.marked.segment("three", drill.vault)
+    stored = damaged.read_bytes()
+    if way == "file":
+        damaged.write_bytes(stored[:30] + b"broken" + stored[36:])
+    else:
+        content = bytearray(zstandard.ZstdDecompressor().decompressobj().decompress(stored))
+        content[40:200] = bytes(x ^ 0x55 for x in content[40:200])
+        damaged.write_bytes(zstandard.ZstdCompressor().compress(bytes(content)))
+
+    recovery = recovered(drill, drill.stop("five") if kind == "name" else end_of_wal(drill))
+
+    assert (Outcome.WAL_CORRUPT, damaged.name[:24]) == (recovery.outcome, recovery.wanted), recovery
+    assert recovery.promoted is (kind == "default")
+    assert recovery.lines
+
+
+@pytest.mark.parametrize("kind", ["name", "default"])
+def test_a_timeline_of_somebody_else_is_a_stray(drill: Drill, kind: str) -> None:
+    """A copy that was promoted before and archived: recovery follows it away from the source."""
+    first = drill.restored()
+    with recover(first, drill.stop("two"), drill.watch):
+        copies.promote(first, DEADLINE)
+        with copies.connect(first, "postgres", "test") as session:
+            session.execute("INSERT INTO public.beats VALUES ('stray')")
+            session.execute("SELECT pg_switch_wal()")
+    push(first.place.data / "pg_wal", drill)
+
+    recovery = recovered(drill, drill.stop("four") if kind == "name" else end_of_wal(drill))
+
+    assert recovery.outcome is Outcome.TIMELINE_STRAY, recovery
+    assert "timeline 2, expected 1" in recovery.message
+
+
+def push(wal: Path, drill: Drill) -> None:
+    """Store the history and the segments of timeline 2, as archiving would."""
+    history = drill.vault.archive / "00000002.history"
+    history.write_bytes((wal / "00000002.history").read_bytes())
+    for segment in sorted(wal.glob("00000002????????????????")):
+        content = segment.read_bytes()
+        target = drill.vault.archive / segment.name[:16]
+        target.mkdir(exist_ok=True)
+        (target / f"{segment.name}-{hashlib.sha1(content).hexdigest()}").write_bytes(content)  # noqa: S324
+    for path in drill.vault.archive.rglob("*"):
+        drill.vault.sandbox.give(path)
+
+
+def test_a_timeline_that_the_archive_lacks_is_missing(drill: Drill) -> None:
+    """The source is on timeline 2, the archive knows nothing of it."""
+    recovery = recovered(drill, end_of_wal(drill, timeline=2))
+
+    assert recovery.outcome is Outcome.TIMELINE_MISSING, recovery
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("name", "never"), ("time", "2199-01-01 00:00:00+00"), ("lsn", "7/0")]
+)
+def test_a_target_outside_the_window_is_no_loss(drill: Drill, kind: str, value: str) -> None:
+    """The archive ends before it; nothing is called missing."""
+    lsn = value if kind == "lsn" else drill.marked.marks["five"].lsn
+    recovery = recovered(drill, Stop(kind=kind, value=value, lsn=lsn, timeline=1))  # type: ignore[arg-type]
+
+    assert recovery.outcome is Outcome.WAL_ENDS, recovery
+
+
+def test_a_target_older_than_the_backup_is_refused_by_name(drill: Drill) -> None:
+    """Recovery cannot stop before the copy is consistent."""
+    recovery = recovered(drill, Stop(kind="lsn", value="0/1000000", lsn="0/1000000"))
+
+    assert recovery.outcome is Outcome.BEFORE_CONSISTENCY, recovery
+
+
+def test_a_backup_without_its_own_wal_is_told(drill: Drill) -> None:
+    """Without the segments of the backup itself there is no consistent copy at all."""
+    first = drill.backup.archive.start
+    next(path for path in drill.vault.segments() if path.name.startswith(str(first))).unlink()
+
+    recovery = recovered(drill, drill.stop("five"))
+
+    assert recovery.outcome is Outcome.BEFORE_BACKUP_END, recovery
+
+
+def test_a_name_that_was_used_before_stops_early(drill: Drill) -> None:
+    """The first restore point of that name is not the one that is meant."""
+    stop = drill.stop("two").model_copy(update={"lsn": drill.marked.marks["three"].lsn})
+
+    assert recovered(drill, stop).outcome is Outcome.STOPPED_EARLY
+
+
+def test_what_the_configuration_says_of_production_is_undone(drill: Drill) -> None:
+    """Another host, a delta, links and tablespaces to old places, databases left out: none of it counts."""
+    conf = drill.settings.config
+    assert conf
+    elsewhere = drill.vault.sandbox.directory / "production"
+    lines = [
+        "pg1-host=nowhere.invalid",
+        "[global:restore]",
+        "delta=y",
+        "link-all=y",
+        f"tablespace-map=elsewhere={elsewhere}",
+        "db-include=shop",
+        "recovery-option=recovery_target_xid=123",
+    ]
+    conf.write_text(conf.read_text() + "\n".join(lines) + "\n")
+    copy = drill.restored()
+
+    with recover(copy, drill.stop("one"), drill.watch) as recovery:
+        assert recovery.reached, recovery.message
+        assert drill.beats(copy) == ["one"]
+    assert [] == [*drill.vault.sandbox.directory.glob("production*")]
+    assert (copy.place.tablespaces / "elsewhere").is_dir()
+
+
+def test_a_restore_tells_its_progress(drill: Drill) -> None:
+    """Percent that end at a hundred, and the seconds."""
+    seen: list[float] = []
+    place = drill.place()
+
+    done = restore(
+        drill.settings, place, drill.backup, on_line=nothing, on_progress=lambda p: seen.append(p.percent)
+    )
+
+    assert 100.0 == max(seen)
+    assert done.seconds > 0
+    assert done.bytes == PgBackRest(drill.settings).info().backups(1)[-1].info.size
