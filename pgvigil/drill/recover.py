@@ -222,6 +222,7 @@ def _progress(lsn: str, control: Control, stop: Stop, state: _State | None) -> R
 _RESTORED = re.compile(r'restored log file "(?P<name>[0-9A-F]{24})" from archive')
 _STOPPING = re.compile(r"recovery stopping (?:before|after|at) .*")
 _STOP_LSN = re.compile(r'WAL location \(LSN\) "(?P<lsn>[0-9A-F]+/[0-9A-F]+)"')
+_LSN = re.compile(r"\b[0-9A-F]+/[0-9A-F]+\b")
 _REDO_DONE = re.compile(r"redo done at (?P<lsn>[0-9A-F]+/[0-9A-F]+)")
 _LAST_COMMIT = re.compile(r"last completed transaction was at log time (?P<at>.+)$")
 _SERIOUS = re.compile(r" (?:FATAL|PANIC|ERROR|WARNING|HINT|DETAIL):  |ERROR: \[\d{3}\]")
@@ -246,6 +247,12 @@ _FATALS: tuple[tuple[str, Outcome], ...] = (
 
 def _restored(lines: list[str]) -> list[str]:
     return [match["name"] for match in map(_RESTORED.search, lines) if match]
+
+
+def _until_redo_is_done(lines: list[str]) -> list[str]:
+    """Return what was said while WAL was read: a promotion fetches the last segment once more."""
+    done = next((n for n, line in enumerate(lines) if _REDO_DONE.search(line)), len(lines))
+    return lines[:done]
 
 
 def _start_of(segment: str, size: int) -> int:
@@ -274,7 +281,8 @@ class _Judge:
         self.watch = watch
         self.control = control
         self.state = state
-        self.restored = _restored(self.lines)
+        self.reading = _until_redo_is_done(self.lines)
+        self.restored = _restored(self.reading)
         self.stopping = _last(_STOPPING, self.lines)
 
     def judge(self, *, is_running: bool) -> Recovery:
@@ -287,10 +295,9 @@ class _Judge:
             )
         if not self.stopping and any(_TOO_LOW in line for line in self.lines):
             return self._too_low()
-        if self._strays():
-            return self._stray()
-        if self._lacks_timeline():
-            return self._missing_timeline()
+        elsewhere = self._judge_timeline()
+        if elsewhere:
+            return elsewhere
         if self.stop.kind != "default" and not self.stopping:
             return self._short("recovery stands still, but not at its target")
         return self._judge_distance()
@@ -333,10 +340,9 @@ class _Judge:
 
     def _short(self, told: str) -> Recovery:
         """WAL ended before the stop: find out which file, and whether it is lost, damaged or not yet due."""
-        if self._strays():
-            return self._stray()
-        if self._lacks_timeline():
-            return self._missing_timeline()
+        elsewhere = self._judge_timeline()
+        if elsewhere:
+            return elsewhere
         wanted = self.wanted
         if self._is_damaged(wanted):
             outcome, why = Outcome.WAL_CORRUPT, f"WAL {wanted} cannot be read beyond {self.position}"
@@ -361,18 +367,30 @@ class _Judge:
 
     @property
     def wanted(self) -> str:
-        """The segment at which replay ended: the one with its end, or the next when that was read whole."""
+        """The segment that replay could not get past: one whose bytes were refused, else the next one."""
         size = self.control.segment_size
-        number = parse_lsn(self.position) // size
-        name = segment_name(self.timeline, number, size)
-        if name in self.restored and not self._complained():
-            return segment_name(self.timeline, number + 1, size)
-        return name
+        tail = self.reading[self._last_restored_line + 1 :]
+        complaints = [line for line in tail if _COMPLAINT.search(line)]
+        if complaints:
+            return self._segment_in(complaints[-1])
+        if not self.restored:
+            return segment_name(self.timeline, parse_lsn(self.position) // size, size)
+        last = self.restored[-1]
+        return segment_name(int(last[:8], 16), _start_of(last, size) // size + 1, size)
 
-    def _complained(self) -> bool:
-        """Whether bytes of the last restored file were refused; of a later file they say nothing."""
-        last = max((n for n, line in enumerate(self.lines) if _RESTORED.search(line)), default=-1)
-        return any(_COMPLAINT.search(line) for line in self.lines[last + 1 :])
+    @property
+    def _last_restored_line(self) -> int:
+        return max((n for n, line in enumerate(self.reading) if _RESTORED.search(line)), default=-1)
+
+    def _segment_in(self, complaint: str) -> str:
+        """Tell which segment a complaint is about: it names it, or a position in it."""
+        named = re.search(r"\b[0-9A-F]{24}\b", complaint)
+        if named:
+            return named[0]
+        size = self.control.segment_size
+        at = parse_lsn((_LSN.findall(complaint) or [self.position])[-1])
+        timeline = int(self.restored[-1][:8], 16) if self.restored else self.timeline
+        return segment_name(timeline, at // size, size)
 
     # --- timelines ---
 
@@ -386,11 +404,10 @@ class _Judge:
         replayed = [n for n in self.restored if _start_of(n, self.control.segment_size) < end]
         return int(replayed[-1][:8], 16) if replayed else self.control.timeline
 
-    def _strays(self) -> bool:
-        return self.stop.timeline is not None and self.timeline > self.stop.timeline
-
-    def _lacks_timeline(self) -> bool:
-        return self.stop.timeline is not None and self.timeline < self.stop.timeline
+    def _judge_timeline(self) -> Recovery | None:
+        if self.stop.timeline in {None, self.timeline}:
+            return None
+        return self._stray() if self.timeline > (self.stop.timeline or 0) else self._missing_timeline()
 
     def _stray(self) -> Recovery:
         return self._tell(
@@ -424,7 +441,7 @@ class _Judge:
 
     @property
     def position(self) -> str:
-        """The end of what was replayed: the server's word while it answers, its log's afterwards.
+        """The end of what was replayed, by the server's word; the last record's start once it is gone.
 
         A stop before a record is at that record's LSN: all before it was replayed, though the last
         record's end may lie a page header earlier.

@@ -121,7 +121,7 @@ class Destination(Frozen):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What both commands need; as an option it is refused where the configuration has no archive-async."""
+        """What both commands need; as an option it is refused unless the configuration has archive-async."""
         return {"PGBACKREST_SPOOL_PATH": str(self.tools / "spool")}
 
 
