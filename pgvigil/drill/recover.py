@@ -295,7 +295,7 @@ class _Judge:
             )
         if not self.stopping and any(_TOO_LOW in line for line in self.lines):
             return self._too_low()
-        elsewhere = self._judge_timeline()
+        elsewhere = self._judge_timeline(self.timeline)
         if elsewhere:
             return elsewhere
         if self.stop.kind != "default" and not self.stopping:
@@ -318,7 +318,8 @@ class _Judge:
         if "recovery ended before configured recovery target was reached" in text:
             return self._short(f"recovery ended before {self.stop}")
         if "is not a child of this server's history" in text:
-            return self._stray()
+            named = _last(re.compile(r"requested timeline (\d+) is not a child"), self.lines, 1)
+            return self._stray(int(named or self.timeline))
         if re.search(r"recovery target timeline \d+ does not exist", text):
             return self._missing_timeline()
         for words, outcome in _FATALS:
@@ -340,10 +341,10 @@ class _Judge:
 
     def _short(self, told: str) -> Recovery:
         """WAL ended before the stop: find out which file, and whether it is lost, damaged or not yet due."""
-        elsewhere = self._judge_timeline()
+        wanted = self.wanted
+        elsewhere = self._judge_timeline(max(self.timeline, int(wanted[:8], 16)))
         if elsewhere:
             return elsewhere
-        wanted = self.wanted
         if self._is_damaged(wanted):
             outcome, why = Outcome.WAL_CORRUPT, f"WAL {wanted} cannot be read beyond {self.position}"
             hint = "run verify-wal-archive: it names every damaged segment; take a new full backup"
@@ -404,23 +405,21 @@ class _Judge:
         replayed = [n for n in self.restored if _start_of(n, self.control.segment_size) < end]
         return int(replayed[-1][:8], 16) if replayed else self.control.timeline
 
-    def _judge_timeline(self) -> Recovery | None:
-        if self.stop.timeline in {None, self.timeline}:
+    def _judge_timeline(self, met: int) -> Recovery | None:
+        """Refute a recovery that went, or was about to go, along another timeline than the source's."""
+        expected = self.stop.timeline
+        if expected is None or met == expected:
             return None
-        return self._stray() if self.timeline > (self.stop.timeline or 0) else self._missing_timeline()
+        return self._stray(met) if met > expected else self._missing_timeline()
 
-    def _stray(self) -> Recovery:
+    def _stray(self, met: int) -> Recovery:
         return self._tell(
             Outcome.TIMELINE_STRAY,
-            f"recovery met timeline {self._stray_timeline()}, expected "
+            f"recovery met timeline {met}, expected "
             f"{self.stop.timeline or 'its own'}: the archive has a timeline that is not the source's",
             "remove that timeline's files from the archive once you know who wrote them; until then restore "
             "with --target-timeline=current",
         )
-
-    def _stray_timeline(self) -> int:
-        named = _last(re.compile(r"requested timeline (\d+) is not a child"), self.lines, 1)
-        return int(named) if named else self.timeline
 
     def _missing_timeline(self) -> Recovery:
         return self._tell(
