@@ -16,6 +16,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 OWNER = "owner.json"
 SOCKET = ".s.PGSQL.5432"
+CLAIM_PATIENCE = 10.0  # seconds to wait for another claim, which takes milliseconds
+_POLL = 0.05
 LONGEST_SOCKET = 107  # bytes of sockaddr_un.sun_path without its closing zero
 _NAME = re.compile(r"^(?P<stanza>.+)-[0-9a-f]{8}$")
 _DRAFT = re.compile(r"^\..+-[0-9a-f]{8}\.draft$")
@@ -334,7 +337,7 @@ def _create(request: Request) -> Place:
         sockets=place.sockets,
         user=request.user,
     )
-    with _locked(request.scratch):
+    with _locked(request.scratch, CLAIM_PATIENCE):
         # Somebody may have claimed since we looked.
         _check_alone(request, _look(request.scratch, datetime.now(UTC), request.stanza)[1])
         _check_vacant(request)
@@ -391,23 +394,26 @@ def _sync(directory: Path) -> None:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a directory against every other claim or removal; the kernel frees it when its holder dies."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(handle, directory)
+        _lock(handle, directory, time.monotonic() + patience)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, directory: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise Busy(
-            f"another run works on '{directory}' at this moment", hint="try again when it is done"
-        ) from error
+def _lock(handle: int, directory: Path, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise Busy(
+                    f"another run works on '{directory}' at this moment", hint="try again when it is done"
+                ) from error
+        time.sleep(_POLL)
 
 
 # --- reaping ----------------------------------------------------------------------------------------

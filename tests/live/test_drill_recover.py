@@ -12,7 +12,9 @@ from pgvigil.drill.copy import Copy
 from pgvigil.drill.recover import Outcome, Recovery, Stop, recover
 from pgvigil.drill.restore import restore
 from pgvigil.pgbackrest import PgBackRest
-from tests.fixtures.drill_copy import DEADLINE, Drill, nothing
+from pgvigil.postgres import connect
+from tests.fixtures.drill_copy import DEADLINE, Drill, Marked, nothing
+from tests.fixtures.wal import Vault
 
 ALL = ["one", "two", "three", "four", "five"]
 
@@ -56,17 +58,17 @@ def test_the_default_target_promotes_at_the_end_of_wal(drill: Drill) -> None:
     assert copies.read_control(copy).required["max_connections"] == 150
 
 
-@pytest.mark.parametrize(("kind", "beat", "found"), [("xid", "two", 2), ("time", "three", 2)])
-def test_recovery_stops_at_a_transaction_and_at_a_time(
-    drill: Drill, kind: str, beat: str, found: int
-) -> None:
+def test_recovery_stops_at_a_transaction_and_at_a_time(drill: Drill) -> None:
     """After the commit of a transaction; before the first commit after a time."""
-    value = drill.marked.beats[beat]["xid" if kind == "xid" else "at"]
-    stop = Stop(kind=kind, value=value, lsn=drill.marked.marks["one"].lsn, timeline=1)  # type: ignore[arg-type]
     copy = drill.restored()
-    with recover(copy, stop, drill.watch) as recovery:
-        assert recovery.reached, recovery.message
-        assert drill.beats(copy) == ALL[:found]
+    lsn, beats = drill.marked.marks["one"].lsn, drill.marked.beats
+    for stop, found in (
+        (Stop(kind="xid", value=beats["two"]["xid"], lsn=lsn, timeline=1), ALL[:2]),
+        (Stop(kind="time", value=beats["four"]["at"], lsn=lsn, timeline=1), ALL[:3]),
+    ):
+        with recover(copy, stop, drill.watch) as recovery:
+            assert recovery.reached, recovery.message
+            assert found == drill.beats(copy)
 
 
 def test_a_promoted_copy_archives_nothing_and_listens_nowhere(drill: Drill) -> None:
@@ -168,10 +170,15 @@ def test_a_timeline_that_the_archive_lacks_is_missing(drill: Drill) -> None:
 
 
 def test_a_target_outside_the_window_is_no_loss(drill: Drill) -> None:
-    """The archive ends before it, and nothing is called missing; or it is older than the backup's end."""
+    """The archive ends before it, and nothing is called missing; or it is older than the backup's end.
+
+    A name that was used before its time stops early.
+    """
     copy = drill.restored()
+    reused = drill.stop("two").model_copy(update={"lsn": drill.marked.marks["three"].lsn})
     last = drill.marked.marks["five"].lsn
     too_old = recovered(drill, Stop(kind="lsn", value="0/1000000", lsn="0/1000000"), copy)
+    early = recovered(drill, reused, copy)
     later = [
         recovered(drill, Stop(kind="name", value="never", lsn=last, timeline=1), copy),
         recovered(drill, Stop(kind="time", value="2199-01-01 00:00:00+00", lsn=last, timeline=1), copy),
@@ -179,6 +186,7 @@ def test_a_target_outside_the_window_is_no_loss(drill: Drill) -> None:
     ]
 
     assert too_old.outcome is Outcome.BEFORE_CONSISTENCY, too_old
+    assert early.outcome is Outcome.STOPPED_EARLY, early
     assert [Outcome.WAL_ENDS] * 3 == [recovery.outcome for recovery in later], later
 
 
@@ -190,13 +198,6 @@ def test_a_backup_without_its_own_wal_is_told(drill: Drill) -> None:
     recovery = recovered(drill, drill.stop("five"))
 
     assert recovery.outcome is Outcome.BEFORE_BACKUP_END, recovery
-
-
-def test_a_name_that_was_used_before_stops_early(drill: Drill) -> None:
-    """The first restore point of that name is not the one that is meant."""
-    stop = drill.stop("two").model_copy(update={"lsn": drill.marked.marks["three"].lsn})
-
-    assert recovered(drill, stop).outcome is Outcome.STOPPED_EARLY
 
 
 def test_what_the_configuration_says_of_production_is_undone(drill: Drill) -> None:
@@ -235,3 +236,27 @@ def test_a_restore_tells_its_progress(drill: Drill) -> None:
     assert 100.0 == max(seen)
     assert done.seconds > 0
     assert done.bytes == PgBackRest(drill.settings).info().backups(1)[-1].info.size
+
+
+def test_a_stop_that_comes_before_the_copy_takes_sessions_is_exact_and_promoted(
+    own_vault: Vault, scratch_directory: Path
+) -> None:
+    """A transaction with many open subtransactions keeps a hot standby shut, and PostgreSQL cannot pause."""
+    marked = Marked(own_vault)
+    own_vault.sql("CREATE TABLE public.beats (mark text PRIMARY KEY)")
+    savepoints = "".join(f"SAVEPOINT s{n}; INSERT INTO public.beats VALUES ('open {n}');" for n in range(70))
+    admin = own_vault.sandbox.admin_dsn(own_vault.sandbox.primary_port)
+    with connect(admin, "test") as session:
+        session.execute(f"BEGIN; {savepoints}".encode())
+        own_vault.backup("full")
+        marked.mark("one")
+        marked.mark("two")
+        own_vault.wait_archived()
+        session.execute("ROLLBACK")
+    drill = Drill(marked, own_vault, scratch_directory)
+    copy = drill.restored()
+
+    with recover(copy, drill.stop("one"), drill.watch) as recovery:
+        assert recovery.reached, recovery.message
+        assert recovery.promoted
+        assert ["one"] == drill.beats(copy)
