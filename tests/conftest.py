@@ -6,7 +6,7 @@ from collections.abc import Generator
 import pytest
 
 from tests.fixtures.backup import night
-from tests.fixtures.drill_copy import drill, marked, scratch_directory
+from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, own_vault, vault
@@ -22,6 +22,7 @@ __all__ = [
     "sandbox",
     "scratch_directory",
     "ssh_prefix",
+    "template",
     "vault",
     "workplace",
 ]

@@ -297,7 +297,7 @@ copy = copies.Copy(
 stop = Stop.model_validate_json(stop)
 watch = Watch(deadline=timedelta(seconds=60), has_later=lambda _: True, on_progress=here("replay"))
 if phase == "replay":
-    copy = copy.model_copy(update={"restore_command": "sleep 5; " + copy.restore_command})
+    copy = copy.model_copy(update={"restore_command": "sleep 1; " + copy.restore_command})
 with recover(copy, stop, watch) as recovery:
     here("paused")()
     copies.promote(copy, timedelta(seconds=60))
