@@ -132,7 +132,8 @@ def _check_same_host(settings: PgBackRestSettings, place: Place) -> None:
     if not prefix:
         return
     file = place.directory / OWNER
-    seen = run(Command(argv=("cat", str(file)), prefix=tuple(prefix), deadline=settings.deadline))
+    look = Command(argv=("cat", str(file)), prefix=tuple(prefix), user=place.user, deadline=settings.deadline)
+    seen = run(look)
     if seen.stdout != file.read_bytes():
         raise PreconditionFailed(
             f"pgbackrest runs behind '{shlex.join(prefix)}', where '{file}' cannot be read; "

@@ -163,7 +163,7 @@ def claim(request: Request, now: datetime) -> tuple[Place, Reaping]:
     `context["refusal"]` names the kind, and Busy when a drill of the stanza is alive.
     """
     refuse(request)
-    request.scratch.mkdir(mode=0o755, exist_ok=True)
+    _make_scratch(request.scratch)
     _check_access(request)
     reaping = _reap(request.scratch, now, request.stanza)
     _check_alone(request, reaping)
@@ -286,6 +286,23 @@ def _check_vacant(request: Request) -> None:
         )
 
 
+def _make_scratch(scratch: Path) -> None:
+    if scratch.exists():
+        return
+    try:
+        _make_open(scratch)
+    except OSError as error:
+        raise _refused(
+            "access", f"cannot create scratch '{scratch}': {error.strerror}", "create it for pgvigil's user"
+        ) from error
+
+
+def _make_open(directory: Path) -> None:
+    """Create a directory that others may enter, whatever the umask says."""
+    directory.mkdir()
+    directory.chmod(0o755)
+
+
 def _check_access(request: Request) -> None:
     if not os.access(request.scratch, os.R_OK | os.W_OK | os.X_OK):
         raise _refused(
@@ -342,11 +359,17 @@ def _create(request: Request) -> Place:
         _check_alone(request, _look(request.scratch, datetime.now(UTC), request.stanza)[1])
         _check_vacant(request)
         draft = _draft(request.directory)
-        draft.mkdir(mode=0o755)
+        _make_open(draft)
         _write_owner(draft, owner)
         draft.rename(request.directory)
         _sync(request.scratch)
-    _furnish(place)
+    try:
+        _furnish(place)
+    except OSError as error:
+        remove(place)
+        raise _refused(
+            "access", f"cannot furnish '{place.directory}': {error}", "see owner, mode and free space there"
+        ) from error
     return place
 
 
@@ -364,7 +387,7 @@ def _choose_sockets(request: Request) -> Path:
 
 def _furnish(place: Place) -> None:
     for path in (place.conf, place.log):
-        path.mkdir(mode=0o755)
+        _make_open(path)
     for path in (place.data, place.tablespaces, place.sockets, place.tools):
         path.mkdir(mode=0o700)
     for name in ("lock", "log", "spool"):
@@ -380,6 +403,7 @@ def _write_owner(directory: Path, owner: Owner) -> None:
     with draft.open("w", encoding="utf-8") as file:
         file.write(owner.model_dump_json(indent=2))
         file.flush()
+        os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
     draft.replace(directory / OWNER)
     _sync(directory)
@@ -493,6 +517,10 @@ def _entries(scratch: Path) -> list[Path]:
         return sorted(entry for entry in scratch.iterdir() if entry.is_dir() and not entry.is_symlink())
     except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise _refused(
+            "access", f"cannot list scratch '{scratch}'", "run as the user who owns it, or correct its mode"
+        ) from error
 
 
 def _remove_sockets(place: Place) -> None:

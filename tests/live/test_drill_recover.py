@@ -11,6 +11,7 @@ from pgvigil.drill import scratch
 from pgvigil.drill.copy import Copy
 from pgvigil.drill.recover import Outcome, Recovery, Stop, recover
 from pgvigil.drill.restore import restore
+from pgvigil.errors import PreconditionFailed
 from pgvigil.pgbackrest import PgBackRest
 from pgvigil.postgres import connect
 from tests.fixtures.drill_copy import DEADLINE, Drill, Marked, nothing
@@ -221,6 +222,18 @@ def test_what_the_configuration_says_of_production_is_undone(drill: Drill) -> No
         assert drill.beats(copy) == ["one"]
     assert [] == [*drill.vault.sandbox.directory.glob("production*")]
     assert (copy.place.tablespaces / "elsewhere").is_dir()
+
+
+def test_a_pgbackrest_on_another_host_is_refused_before_it_restores_there(drill: Drill) -> None:
+    """It is asked for our owner file through the same prefix; what cannot read it is elsewhere."""
+    away = drill.settings.model_copy(update={"command": ("sh", "-c", "exit 1", "pgbackrest")})
+    place = drill.place()
+
+    with pytest.raises(PreconditionFailed, match="behind 'sh -c") as refused:
+        restore(away, place, drill.backup, on_line=nothing, on_progress=nothing)
+
+    assert refused.value.hint
+    assert [] == list(place.data.iterdir())
 
 
 def test_a_restore_tells_its_progress(drill: Drill) -> None:

@@ -400,6 +400,20 @@ def test_a_kept_copy_outlives_its_run_until_its_deadline(drill: Drill) -> None:
     assert [] == list(drill.directory.iterdir())
 
 
+def test_a_place_can_be_entered_by_the_server_whatever_the_umask(scratch_directory: Path) -> None:
+    """The server's user reads its configuration, and others do not read its data."""
+    before = os.umask(0o077)
+    try:
+        place = claim(as_server(scratch_directory / "made"))
+    finally:
+        os.umask(before)
+
+    modes = [path.stat().st_mode & 0o777 for path in (place.directory, place.conf, place.data, place.sockets)]
+    scratch.remove(place)
+    (scratch_directory / "made").rmdir()
+    assert [0o755, 0o755, 0o700, 0o700] == modes
+
+
 def test_a_run_knows_its_own_directory_again(scratch_directory: Path) -> None:
     """What the owner file says leads back to the same place."""
     run_id = uuid4()
