@@ -262,7 +262,9 @@ def _sqlstate(connection: Connection, relation: Relation) -> str:
 def judge(database: str, relations: Sequence[Relation], outcome: Outcome) -> Judgement:
     """Judge what pg_amcheck said of one database, against what the database has."""
     name = f"amcheck {database}"
-    groups = _grouped([each for each in outcome.damages if each.is_corruption])
+    tables = {each.name for each in relations if each.checked_as == "heap table"}
+    damages = sorted(outcome.damages, key=lambda each: (each.relation not in tables, each.relation))
+    groups = _grouped([each for each in damages if each.is_corruption])
     findings = [_corrupt(database, words, names) for words, names in groups.items()]
     doubt = _doubt({each.name for each in relations if each.checked_as}, outcome)
     if groups:

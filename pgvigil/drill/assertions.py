@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
+from psycopg.rows import tuple_row
 
 from pgvigil import postgres
 from pgvigil.drill.judgement import Judgement, join, passed, refuted, unknown
@@ -83,9 +84,8 @@ def _as_role(connection: Connection, role: str | None) -> Iterator[None]:
 
 def _ask(connection: Connection, assertion: Assertion) -> Answer:
     # Prepared, so that the server refuses a second command, which might give back the role.
-    cursor = connection.execute(assertion.sql.encode(), prepare=True)
-    rows = cursor.fetchmany(2) if cursor.description else []
-    return _answer([tuple(row.values()) for row in rows])
+    cursor = connection.cursor(row_factory=tuple_row).execute(assertion.sql.encode(), prepare=True)
+    return _answer(cursor.fetchmany(2) if cursor.description else [])
 
 
 def _answer(rows: Sequence[tuple[Any, ...]]) -> Answer:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
-from pgvigil.drill.judgement import Judgement, bounded, listed, passed, refuted, unknown
+from pgvigil.drill.judgement import Judgement, listed, passed, refuted, unknown
 from pgvigil.processes import redactor
 from pgvigil.reports import Check, Finding, Frozen, Severity
 from pgvigil.sql import query
@@ -54,6 +55,7 @@ _LEFT_OUT: dict[str, frozenset[str]] = {
     ),
     "pg_index": frozenset({"indcheckxmin"}),
     "pg_database": frozenset({"datfrozenxid", "datminmxid"}),
+    "pg_shdepend": frozenset({"dbid"}),  # rows of other databases are not read
     "pg_subscription_rel": frozenset({"srsublsn"}),
     "pg_authid": frozenset({"rolpassword"}),
     "pg_subscription": frozenset({"subconninfo"}),
@@ -181,7 +183,8 @@ def read(
 
     With the window of an earlier reading as `since`, items tell whether they were written from then on;
     `until` ends that at a transaction id, for a copy that has written itself: its next one when it stopped
-    replaying. Changes nothing and works in recovery. Raises DatabaseFailed.
+    replaying. Changes nothing and works in recovery; a transaction that is open already should be repeatable
+    read, for it is read under its snapshot. Raises DatabaseFailed.
     """
     with _snapshot(connection):
         window = read_window(connection)
@@ -233,17 +236,28 @@ def _outcome(first: int | None, digest: int | None) -> Outcome:
 def describe(
     source: Connection, copy: Connection, differences: Sequence[Difference]
 ) -> tuple[Described, ...]:
-    """Name the differing objects and say how they differ; what falls with another of them is not told."""
-    roots = _roots(source, copy, differences[:_READ])
+    """Name the first differing objects, those that are refuted before those that moved, and say how.
+
+    What is missing, or there, only with the object that it belongs to is not told of.
+    """
+    roots = sorted(_roots(source, copy, differences[:_READ]), key=lambda each: each.outcome == "moved")
     names = _names(copy, roots) | _names(source, roots)
     catalogs = _catalogs(source)
-    told = []
+    told: dict[tuple[str, str], Described] = {}
     for difference in roots[:_DETAILED]:
         kind, name = names.get(difference.address) or _unnamed(catalogs, difference.address)
         is_whole = difference.outcome in {"missing", "extra"}
         values = () if is_whole else _values(source, copy, catalogs, difference.address)
-        told.append(Described(kind=kind, name=name, outcome=difference.outcome, values=values))
-    return tuple(told)
+        described = Described(kind=kind, name=name, outcome=difference.outcome, values=values)
+        twin = told.get((kind, name))
+        told[kind, name] = _made_anew(described) if twin else described
+    return tuple(told.values())
+
+
+def _made_anew(described: Described) -> Described:
+    """Tell as one an object that is missing and another of its name that is there instead."""
+    value = Value(catalog="it", row="", column="OID", source="one object", copied="another of its name")
+    return described.model_copy(update={"outcome": "differs", "values": (value,)})
 
 
 def judge(
@@ -260,7 +274,20 @@ def judge(
     checks = [good if is_equal else refuted(name, _EXPECTED, [f"{each} {_said(each)}" for each in bad])]
     if moved:
         checks.append(_told_moved(name, moved))
-    return Judgement(checks=tuple(checks), findings=bounded([_finding(subject, each) for each in bad], name))
+    findings = [_finding(subject, each) for each in bad]
+    if len(described) == _DETAILED:  # there may be more
+        findings.append(_more(subject, len(differences)))
+    return Judgement(checks=tuple(checks), findings=tuple(findings))
+
+
+def _more(subject: str, many: int) -> Finding:
+    return Finding(
+        code="catalogue-more",
+        severity=Severity.ERROR,
+        message=f"catalogue {subject}: {many} catalog entries differ, those of {_DETAILED} objects are told",
+        hint="the copy is not what the source was: start with the objects that are told",
+        subject=subject,
+    )
 
 
 def _told_moved(name: str, moved: Sequence[str]) -> Check:
@@ -284,7 +311,7 @@ def read_collations(subject: str, copy: Connection) -> Judgement:
     other = [row for row in rows if row["indexes"] and row["recorded"] != row["here"]]
     if not other:
         return Judgement(checks=(passed(name, expected, f"{len(rows)} collations in use"),))
-    faults = [f"{row['collation']} {row['recorded']}, here {row['here']}" for row in other]
+    faults = [f"{row['name']} {row['recorded']}, here {row['here']}" for row in other]
     return Judgement(
         checks=(unknown(name, expected, listed(faults), required=False),),
         findings=tuple(_collation_finding(subject, row) for row in other),
@@ -295,10 +322,10 @@ def _collation_finding(subject: str, row: Mapping[str, Any]) -> Finding:
     return Finding(
         code="collation-version",
         severity=Severity.WARNING,
-        message=f"database {subject}: {row['indexes']} indexes were built with collation {row['collation']} "
+        message=f"database {subject}: {row['indexes']} indexes were built with collation {row['name']} "
         f"version {row['recorded']}, this host has {row['here']}",
         hint="text indexes may be wrong on a host like this: restore to the source's OS release, or REINDEX",
-        subject=f"{subject}: collation {row['collation']}",
+        subject=f"{subject}: collation {row['name']}",
     )
 
 
@@ -325,6 +352,10 @@ def _said(each: Described) -> str:
 
 @contextmanager
 def _snapshot(connection: Connection) -> Iterator[None]:
+    """Read under one snapshot: the caller's, when a transaction is open."""
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        yield
+        return
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         connection.execute("SET LOCAL jit = off")
@@ -369,21 +400,27 @@ def _digest_part(
 def _detail_part(catalog: _Catalog, catalogs: Mapping[str, _Catalog]) -> sql.Composed:
     """Compose the statement that reads an object's rows of one catalog in readable form."""
     classid, objid = _place(catalog, catalogs)
-    shown: list[sql.Composable] = [
-        sql.Identifier(name) for name, kind in _columns(catalog) if kind != "pg_node_tree"
-    ]
-    shown += [sql.SQL("{} AS definition").format(_DEFINITIONS[catalog.name])] * (catalog.name in _DEFINITIONS)
+    scope: Scope = "cluster" if catalog.shared and catalog.name != "pg_shdepend" else "database"
     return sql.SQL(
-        "SELECT {} AS catalog, to_jsonb(shown) AS row FROM {} AS c, LATERAL (SELECT {}) AS shown"
+        "SELECT {} AS catalog, (SELECT to_jsonb(shown) FROM (SELECT {}) AS shown) AS row FROM {}"
         " WHERE {} AND {}::bigint = %(classid)s AND {}::bigint = %(objid)s"
     ).format(
         sql.Literal(catalog.name),
+        sql.SQL(", ").join(_shown(catalog)),
         _relation(catalog),
-        sql.SQL(", ").join(shown),
-        _condition(catalog, "cluster" if catalog.shared and catalog.name != "pg_shdepend" else "database"),
+        _condition(catalog, scope),
         classid,
         objid,
     )
+
+
+def _shown(catalog: _Catalog) -> Iterator[sql.Composable]:
+    """Yield a catalog's columns as people read them: names for OIDs, an expression for its stored tree."""
+    for name, kind in _columns(catalog):
+        if kind != "pg_node_tree":
+            yield sql.SQL("{} AS {}").format(_without_secrets(name), sql.Identifier(name))
+    if catalog.name in _DEFINITIONS:
+        yield sql.SQL("{} AS definition").format(_DEFINITIONS[catalog.name])
 
 
 def _relation(catalog: _Catalog) -> sql.Composable:
@@ -446,11 +483,16 @@ def _exact(name: str, kind: str) -> sql.Composable:
         return sql.SQL(
             "CASE WHEN {0} IS NOT NULL THEN ARRAY(SELECT a::text FROM pg_catalog.aclexplode({0}) AS a) END"
         ).format(column)
-    if name in {"srvoptions", "fdwoptions"}:
-        return sql.SQL(
-            "ARRAY(SELECT o FROM pg_catalog.unnest({0}) AS o WHERE o !~* '^[^=]*(pass|secret|token|key)')"
-        ).format(column)
-    return column
+    return _without_secrets(name)
+
+
+def _without_secrets(name: str) -> sql.Composable:
+    column = sql.Identifier(name)
+    if name not in {"srvoptions", "fdwoptions"}:
+        return column
+    return sql.SQL(
+        "ARRAY(SELECT o FROM pg_catalog.unnest({0}) AS o WHERE o !~* '^[^=]*(pass|secret|token|key)')"
+    ).format(column)
 
 
 def _within(since: Window | None, until: int) -> sql.Composable:

@@ -122,7 +122,7 @@ def _finding(file: str, blocks: Sequence[int], files: Mapping[str, str]) -> Find
 
 
 def _relation(file: str, files: Mapping[str, str]) -> str:
-    """Name the relation of a file: base/5/1259.1 is the next gigabyte of base/5/1259, base/5/1259_vm a fork."""
+    """Name the relation of a file; base/5/1259.1 is more of base/5/1259, base/5/1259_vm a fork of it."""
     main = re.sub(r"(_(vm|fsm|init))?(\.\d+)?$", "", file)
     return f"{files[main]} ({file})" if main in files else file
 

@@ -55,8 +55,8 @@ SELECT DISTINCT d.classid::bigint AS classid, d.objid::bigint AS objid,
    AND d.objid >= 16384
 
 -- collations: what the indexes of this database sort by, with the version recorded and the one of this host
-SELECT collation, recorded, here, indexes
-  FROM (SELECT coll.collname AS collation,
+SELECT name, recorded, here, indexes
+  FROM (SELECT coll.collname AS name,
                coll.collversion AS recorded,
                pg_collation_actual_version(coll.oid) AS here,
                count(DISTINCT i.indexrelid) AS indexes
@@ -69,7 +69,7 @@ SELECT collation, recorded, here, indexes
                (SELECT count(DISTINCT i.indexrelid) FROM pg_index AS i, unnest(i.indcollation::oid[]) AS used (oid)
                  WHERE used.oid = 'pg_catalog."default"'::regcollation)
           FROM pg_database AS d WHERE d.datname = current_database()) AS versions
- ORDER BY collation
+ ORDER BY name
 
 -- sequences: those that are logged, with their definition and whether their values may be read
 SELECT c.oid::bigint AS oid, n.nspname AS schema_name, c.relname AS name, c.relfilenode::bigint AS filenode,
