@@ -238,26 +238,27 @@ def describe(
 ) -> tuple[Described, ...]:
     """Name the first differing objects, those that are refuted before those that moved, and say how.
 
-    What is missing, or there, only with the object that it belongs to is not told of.
+    What is missing, or there, only with the object that it belongs to is not told of. An object that is
+    missing, while another of its name is there, was made anew: it differs.
     """
     roots = sorted(_roots(source, copy, differences[:_READ]), key=lambda each: each.outcome == "moved")
     names = _names(copy, roots) | _names(source, roots)
     catalogs = _catalogs(source)
-    told: dict[tuple[str, str], Described] = {}
+    told: dict[tuple[str, str], Difference] = {}
+    described: dict[tuple[str, str], Described] = {}
     for difference in roots[:_DETAILED]:
-        kind, name = names.get(difference.address) or _unnamed(catalogs, difference.address)
-        is_whole = difference.outcome in {"missing", "extra"}
-        values = () if is_whole else _values(source, copy, catalogs, difference.address)
-        described = Described(kind=kind, name=name, outcome=difference.outcome, values=values)
-        twin = told.get((kind, name))
-        told[kind, name] = _made_anew(described) if twin else described
-    return tuple(told.values())
-
-
-def _made_anew(described: Described) -> Described:
-    """Tell as one an object that is missing and another of its name that is there instead."""
-    value = Value(catalog="it", row="", column="OID", source="one object", copied="another of its name")
-    return described.model_copy(update={"outcome": "differs", "values": (value,)})
+        address = difference.address
+        kind, name = names.get(address) or _unnamed(catalogs, address)
+        twin = told.setdefault((kind, name), difference)
+        is_whole = difference.outcome in {"missing", "extra"} and twin is difference
+        values = () if is_whole else _values(source, copy, catalogs, (twin.address, address))
+        described[kind, name] = Described(
+            kind=kind,
+            name=name,
+            outcome=difference.outcome if twin is difference else "differs",
+            values=values,
+        )
+    return tuple(described.values())
 
 
 def judge(
@@ -538,9 +539,13 @@ def _unnamed(catalogs: Mapping[str, _Catalog], address: Address) -> tuple[str, s
 
 
 def _values(
-    source: Connection, copy: Connection, catalogs: Mapping[str, _Catalog], address: Address
+    source: Connection, copy: Connection, catalogs: Mapping[str, _Catalog], pair: tuple[Address, Address]
 ) -> tuple[Value, ...]:
-    ours, theirs = (_rows(session, catalogs, address) for session in (source, copy))
+    """Compare the rows of an object, or of the two that have its name, missing here and there."""
+    ours, theirs = (
+        next(filter(None, (_rows(session, catalogs, address) for address in pair)), {})
+        for session in (source, copy)
+    )
     found = [
         value
         for key in sorted(ours.keys() | theirs.keys())

@@ -135,7 +135,7 @@ def _changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> Itera
 
 
 def _archive_traces(before: Listing, after: Listing, production: Production) -> Iterator[Trace]:
-    needed = _needed(before.archive, production.segment_size)
+    needed = _needed(after.archive, production.segment_size)
     left = {path.partition("/")[0] for path in after.archive}
     for path, change in _changes(before.archive, after.archive):
         name = path.rpartition("/")[2]

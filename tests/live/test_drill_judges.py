@@ -217,6 +217,18 @@ def test_each_damage_to_what_databases_share_is_one_finding(
     assert decisive(judgement) is Verdict.REFUTED
 
 
+def test_an_object_made_anew_is_told_as_different(at_bench: Bench, operated: Copy) -> None:
+    """A default that was dropped and set has another OID; it is one finding, with both expressions."""
+    statement, _ = DAMAGES["column default"]
+    with damaged(operated, statement) as (copied, until):
+        judgement = at_bench.judge_catalogue(copied, until=until)
+
+    (finding,) = judgement.findings
+    assert finding.code == "catalogue-differs"
+    assert "'none'::text" in finding.message
+    assert "'other'::text" in finding.message
+
+
 def test_secrets_are_not_told(at_bench: Bench, operated: Copy) -> None:
     """A foreign server that differs is told without the password that is one of its options."""
     with damaged(operated, "ALTER SERVER away OPTIONS (SET host 'x', SET password 'other-word')") as (
