@@ -16,6 +16,8 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from pgvigil.drill.judgement import Judgement, listed, passed, refuted, unknown
+from pgvigil.errors import DatabaseFailed
+from pgvigil.postgres import translated
 from pgvigil.processes import redactor
 from pgvigil.reports import Check, Finding, Frozen, Severity
 from pgvigil.sql import query
@@ -63,6 +65,7 @@ _LEFT_OUT: dict[str, frozenset[str]] = {
 }
 # Statistics, and content: large objects are compared as a table.
 _PASSED_OVER = frozenset({"pg_statistic", "pg_statistic_ext_data", "pg_largeobject"})
+_LARGE_OBJECTS = "pg_largeobject_metadata"
 # What a role without further rights reads instead; a view has no xmin.
 _VIEWS = {
     "pg_authid": sql.SQL("pg_catalog.pg_roles"),
@@ -251,7 +254,7 @@ def describe(
         kind, name = names.get(address) or _unnamed(catalogs, address)
         twin = told.setdefault((kind, name), difference)
         is_whole = difference.outcome in {"missing", "extra"} and twin is difference
-        values = () if is_whole else _values(source, copy, catalogs, (twin.address, address))
+        values = () if is_whole else _told_values(source, copy, catalogs, (twin.address, address))
         described[kind, name] = Described(
             kind=kind,
             name=name,
@@ -453,7 +456,7 @@ def _place(catalog: _Catalog, catalogs: Mapping[str, _Catalog]) -> tuple[sql.Com
     own = sql.Literal(catalog.oid)
     if catalog.name == "pg_db_role_setting":
         return _setting_place(catalogs)
-    if catalog.name == "pg_largeobject_metadata":
+    if catalog.name == _LARGE_OBJECTS:
         return own, sql.Identifier("lomowner")  # there may be millions: those of one owner are one object
     if catalog.name in _PART_OF:
         whole, column = _PART_OF[catalog.name]
@@ -529,13 +532,33 @@ def _roots(source: Connection, copy: Connection, differences: Sequence[Differenc
 
 
 def _names(session: Connection, differences: Sequence[Difference]) -> dict[Address, tuple[str, str]]:
-    rows = session.execute(query("drill_catalogue", "identify"), _split(differences))
+    """Name objects as far as the session knows them; a lock at the source costs names, not the judgement."""
+    try:
+        with translated(session.info.dsn):
+            rows = session.execute(query("drill_catalogue", "identify"), _split(differences)).fetchall()
+    except DatabaseFailed:
+        return {}
     return {_address(row): (row["type"], row["identity"]) for row in rows if row["identity"]}
 
 
 def _unnamed(catalogs: Mapping[str, _Catalog], address: Address) -> tuple[str, str]:
+    if catalogs[_LARGE_OBJECTS].oid == address.classid:
+        return "large objects", f"of the role with OID {address.objid} (owner and rights)"
     catalog = next((each.name for each in catalogs.values() if each.oid == address.classid), "object")
     return f"{catalog} row", f"with OID {address.objid}"
+
+
+def _told_values(
+    source: Connection, copy: Connection, catalogs: Mapping[str, _Catalog], pair: tuple[Address, Address]
+) -> tuple[Value, ...]:
+    """Compare an object's rows if they can be had: a lock at the source must not cost the judgement."""
+    if catalogs[_LARGE_OBJECTS].oid == pair[0].classid:
+        return ()  # an object of too many rows
+    try:
+        with translated(source.info.dsn):
+            return _values(source, copy, catalogs, pair)
+    except DatabaseFailed:
+        return ()
 
 
 def _values(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from psycopg import sql
 
 from pgvigil.drill.judgement import Judgement, bounded, listed, passed, refuted, unknown
+from pgvigil.errors import DatabaseFailed
+from pgvigil.postgres import translated
 from pgvigil.reports import Check, Finding, Frozen, Severity
 from pgvigil.sql import query
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 _LOGGED_AHEAD = 32  # PostgreSQL src/backend/commands/sequence.c, SEQ_LOG_VALS
+_GONE = "42P01"  # undefined table
+_PASSED_BY = frozenset({_GONE, "55P03"})  # dropped meanwhile, or locked for longer than we wait
 _BATCH = 200  # sequences per statement: each is locked until its end, and the lock table is shared
 _EXPECTED = "no sequence behind the source, none further ahead than PostgreSQL logs ahead"
 
@@ -58,15 +62,43 @@ States = dict[int, SequenceState]
 def read(connection: Connection) -> States:
     """Read every logged sequence of the session's database, by OID; works in recovery.
 
-    Raises DatabaseFailed, also when a sequence is dropped while it is read: then read again.
+    One that is dropped meanwhile is left out; one that is locked is not known. Raises DatabaseFailed.
     """
     rows = connection.execute(query("drill_catalogue", "sequences")).fetchall()
     readable = [row for row in rows if row["readable"]]
     nexts: dict[int, int] = {}
+    gone: set[int] = set()
     for first in range(0, len(readable), _BATCH):
-        found = connection.execute(_positions(readable[first : first + _BATCH]))
-        nexts |= {row["oid"]: row["next"] for row in found}
-    return {row["oid"]: _state(row, nexts.get(row["oid"])) for row in rows}
+        batch = readable[first : first + _BATCH]
+        try:
+            nexts |= _read_batch(connection, batch)
+        except DatabaseFailed as error:
+            if error.sqlstate not in _PASSED_BY:
+                raise
+            gone |= _read_singly(connection, batch, nexts)
+    return {row["oid"]: _state(row, nexts.get(row["oid"])) for row in rows if row["oid"] not in gone}
+
+
+def _read_batch(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    with translated(connection.info.dsn):
+        found = connection.execute(_positions(rows)).fetchall()
+    return {row["oid"]: row["next"] for row in found}
+
+
+def _read_singly(
+    connection: Connection, rows: Sequence[Mapping[str, Any]], nexts: dict[int, int]
+) -> set[int]:
+    """Read one by one what could not be read together; returns those that are gone."""
+    gone = set()
+    for row in rows:
+        try:
+            nexts |= _read_batch(connection, [row])
+        except DatabaseFailed as error:
+            if error.sqlstate not in _PASSED_BY:
+                raise
+            if error.sqlstate == _GONE:
+                gone.add(row["oid"])
+    return gone
 
 
 def _positions(rows: Sequence[Mapping[str, Any]]) -> sql.Composed:

@@ -22,8 +22,9 @@ _END = re.compile(rb"\s*\}?\s*$")
 _LONGEST_ENTRY = 1 << 20
 _LABEL = re.compile(r"^\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?$")
 _BACKUP_START = re.compile(r"^(?P<segment>[0-9A-F]{24})\.[0-9A-F]{8}\.backup$")
-# What pgbackrest writes anew with every backup, expire and annotate.
+# What pgbackrest writes anew with every backup, expire and annotate, and what expire does besides.
 _LISTS = ("backup.info", "backup.info.copy")
+_ARCHIVE_LISTS = ("archive.info", "archive.info.copy")
 _KEEPING = "backup.history"
 
 Change = Literal["new", "changed", "gone"]
@@ -137,11 +138,14 @@ def _changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> Itera
 def _archive_traces(before: Listing, after: Listing, production: Production) -> Iterator[Trace]:
     needed = _needed(after.archive, production.segment_size)
     left = {path.partition("/")[0] for path in after.archive}
+    has_worked = any(before.backup.get(path) != after.backup.get(path) for path in _LISTS)
     for path, change in _changes(before.archive, after.archive):
         name = path.rpartition("/")[2]
         archive_id = path.partition("/")[0]
         why = "an archived file never changes"
-        if change == "new":
+        if path in _ARCHIVE_LISTS and change == "changed":
+            why = "" if has_worked else "no backup and no expire of production ran"
+        elif change == "new":
             why = _why_not_archived(name, production)
         elif change == "gone":
             is_whole = "/" in path and archive_id not in left

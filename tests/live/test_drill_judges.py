@@ -13,6 +13,7 @@ from pgvigil.postgres import Connection, connect
 from pgvigil.reports import Verdict, conclude
 from tests.fixtures.drill_judges import (
     DATABASE,
+    SCOPES,
     Bench,
     Copy,
     at_bench,
@@ -99,6 +100,39 @@ def test_collations_of_this_host_fit(healthy_copy: Copy) -> None:
     assert decisive(judgement) is Verdict.VERIFIED
 
 
+def test_a_copy_in_recovery_is_read_as_well(at_bench: Bench, copy: Copy) -> None:
+    """Paused at a mark a copy takes no writes; catalogue, sequences and collations need none."""
+    copy.stop()
+    (copy.data / "standby.signal").touch()
+    copy.sandbox.give(copy.data / "standby.signal")
+    copy.start()
+    with (
+        connect(at_bench.sandbox.dsn(DATABASE), NAME) as source,
+        connect(copy.access.database(DATABASE), NAME) as copied,
+    ):
+        shape = at_bench.judge_catalogue(copied)
+        states = sequences.judge(DATABASE, at_bench.sequences, sequences.read(source), sequences.read(copied))
+        collations = catalogue.read_collations(DATABASE, copied)
+        assert copied.execute("SELECT pg_is_in_recovery() AS is_paused").fetchone() == {"is_paused": True}
+
+    assert {decisive(each) for each in (shape, states, collations)} == {Verdict.VERIFIED}
+
+
+def test_without_the_right_to_read_everything_the_catalogue_is_read_all_the_same(
+    at_bench: Bench, operated: Copy
+) -> None:
+    """A role with no rights of its own reads some things from views, and equal to a superuser."""
+    with (
+        connect(at_bench.sandbox.admin_dsn(at_bench.sandbox.primary_port, DATABASE), NAME) as source,
+        connect(operated.access.database(DATABASE), NAME) as copied,
+    ):
+        source.execute("SET SESSION AUTHORIZATION leaver")
+        for scope in SCOPES:
+            lowly = catalogue.read(source, scope)
+            assert catalogue.compare(lowly, lowly, catalogue.read(copied, scope)) == ()
+        source.execute("RESET SESSION AUTHORIZATION")
+
+
 # --- the catalogue, damaged -------------------------------------------------------------------------
 
 HOSTILE = '"Ä""b.c\'; --"'
@@ -163,6 +197,10 @@ DAMAGES = {
     "user mapping": ("DROP USER MAPPING FOR app SERVER away", "user mapping app on server away"),
     "extension": ("CREATE EXTENSION pgstattuple SCHEMA shop", "extension pgstattuple"),
     "event trigger": ("DROP EVENT TRIGGER guard", "event trigger guard"),
+    "large object": (
+        "SELECT lo_create(0)",
+        "large objects of the role with OID 10 (owner and rights)",
+    ),
     "system function": (
         "REVOKE EXECUTE ON FUNCTION pg_sleep FROM PUBLIC",
         "function pg_catalog.pg_sleep(double precision)",
