@@ -132,6 +132,7 @@ def check(
 def open_databases(access: Access, application_name: str) -> tuple[str, ...]:
     """Let the superuser into every database, template0 included, and name them all."""
     with postgres.connect(access.database("postgres"), application_name) as connection:
+        connection.execute("SET default_transaction_read_only = off")
         rows = connection.execute(query("drill_amcheck", "databases")).fetchall()
         for row in rows:
             if not row["allows"]:
@@ -172,6 +173,7 @@ def install(connection: Connection) -> None:
     (here,) = connection.execute(query("drill_amcheck", "installed")).fetchall()
     if here["version"] is not None and here["version"] == here["newest"]:
         return
+    connection.execute("SET default_transaction_read_only = off")  # users may have set it for the database
     with connection.transaction(), _deaf(connection, here["event_triggers"] or []):
         if here["version"] is None:
             connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(SCHEMA)))
@@ -222,7 +224,9 @@ def _run(
         access.database(database),
     )
     reader = _Reader(database, on_progress)
-    environment = {**access.environment, "LC_ALL": "C"}
+    # These outrank what users set for database or role; the words that are read here are English.
+    options = f"-c lc_messages=C -c lock_timeout=0 -c statement_timeout={postgres.milliseconds(deadline)}"
+    environment = {**access.environment, "LC_ALL": "C", "PGOPTIONS": options}
     command = Command(argv=words, user=access.user, env=environment, deadline=deadline)
     done = run(command, on_line=reader.take)
     return Outcome(

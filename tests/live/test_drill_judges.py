@@ -392,6 +392,18 @@ def test_an_event_trigger_does_not_hinder_amcheck(copy: Copy) -> None:
     assert copy.sql("SELECT evtenabled::text AS state FROM pg_event_trigger") == [{"state": "A"}]
 
 
+def test_settings_of_the_database_do_not_hinder_amcheck(copy: Copy) -> None:
+    """Read only, and with a timeout that no check could meet: that is for users, not for the judge."""
+    copy.sql(
+        f"ALTER DATABASE {DATABASE} SET default_transaction_read_only = on;"
+        f"ALTER DATABASE {DATABASE} SET statement_timeout = 1"
+    )
+    judgement = amcheck.check_database(copy.access, NAME, DATABASE, BOUND)
+
+    assert judgement.findings == ()
+    assert decisive(judgement) is Verdict.VERIFIED
+
+
 def test_a_database_without_amcheck_is_inconclusive_by_name(copy: Copy) -> None:
     """Where the extension cannot be installed nothing is known, and the other databases are checked."""
     copy.sql(f"CREATE SCHEMA {amcheck.SCHEMA}")
