@@ -244,7 +244,8 @@ def describe(
     What is missing, or there, only with the object that it belongs to is not told of. An object that is
     missing, while another of its name is there, was made anew: it differs.
     """
-    roots = sorted(_roots(source, copy, differences[:_READ]), key=lambda each: each.outcome == "moved")
+    gravest_first = sorted(differences, key=lambda each: each.outcome == "moved")
+    roots = _roots(source, copy, gravest_first[:_READ])
     names = _names(copy, roots) | _names(source, roots)
     catalogs = _catalogs(source)
     told: dict[tuple[str, str], Difference] = {}
@@ -253,6 +254,8 @@ def describe(
         address = difference.address
         kind, name = names.get(address) or _unnamed(catalogs, address)
         twin = told.setdefault((kind, name), difference)
+        if twin is not difference and difference.outcome == "moved":
+            continue
         is_whole = difference.outcome in {"missing", "extra"} and twin is difference
         values = () if is_whole else _told_values(source, copy, catalogs, (twin.address, address))
         described[kind, name] = Described(
@@ -279,7 +282,7 @@ def judge(
     if moved:
         checks.append(_told_moved(name, moved))
     findings = [_finding(subject, each) for each in bad]
-    if len(described) == _DETAILED:  # there may be more
+    if len(bad) == _DETAILED:  # there may be more
         findings.append(_more(subject, len(differences)))
     return Judgement(checks=tuple(checks), findings=tuple(findings))
 

@@ -305,6 +305,25 @@ def test_what_came_and_went_around_the_mark_is_told_as_moved(at_bench: Bench, op
     assert "table shop.passing" in told.detail
 
 
+def test_more_damage_than_a_report_can_hold_is_counted(at_bench: Bench, operated: Copy) -> None:
+    """Hundreds of differing objects are refuted, the first fifty told, and the rest not kept quiet."""
+    with damaged(operated, "UPDATE pg_proc SET procost = 7 WHERE oid < 2000") as (copied, until):
+        judgement = at_bench.judge_catalogue(copied, until=until)
+
+    assert len(judgement.findings) == 51
+    assert judgement.findings[-1].code == "catalogue-more"
+    assert decisive(judgement) is Verdict.REFUTED
+
+
+def test_more_moves_than_a_report_can_hold_refute_nothing(at_bench: Bench, operated: Copy) -> None:
+    """Hundreds of objects that changed around the mark are no finding."""
+    with damaged(operated, "UPDATE pg_proc SET procost = 7 WHERE oid < 2000") as (copied, until):
+        judgement = at_bench.judge_catalogue(copied, until=until + 1000)
+
+    assert judgement.findings == ()
+    assert decisive(judgement) is Verdict.VERIFIED
+
+
 def test_another_collation_version_is_told(operated: Copy) -> None:
     """Indexes built by another release of the host's collations may be wrong, which is said by name."""
     statement = "UPDATE pg_collation SET collversion = '1' WHERE collname = 'german'"

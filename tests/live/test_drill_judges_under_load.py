@@ -13,7 +13,7 @@ from tests.fixtures.drill_judges import DATABASE, SCOPES, Bench, at_bench, back_
 
 __all__ = ["at_bench", "bench"]
 
-ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "1"))
 
 # Everything here comes, changes and goes, so that the mark falls into the middle of each.
 STORM = """
