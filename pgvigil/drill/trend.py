@@ -22,7 +22,7 @@ PhaseName = Literal["restore", "replay", "start", "first query"]
 RTO_PHASES: tuple[PhaseName, ...] = ("restore", "replay", "start", "first query")
 FEWEST = 3  # earlier drills, below which nothing is foretold
 SPREAD = 3 * 1.4826  # a median absolute deviation of normal noise, times three standard deviations
-LEAST_SHARE, LEAST_SECONDS = 0.25, 5.0  # what is never called far, however even the earlier drills were
+LEAST_SHARE, LEAST_SECONDS = 0.25, 5.0  # what is always usual, however even the earlier drills were
 _SEPARATE = 0.05  # sizes closer than this say nothing about a slope
 
 
@@ -119,7 +119,8 @@ def _foretell(name: PhaseName, this: Timing, earlier: Sequence[Timing]) -> Foret
     slope = _slope(points)
     base = median(y - slope * x for x, y in points)
     expected = max(base + slope * _size(name, this), 0.0)
-    spread = SPREAD * median(abs(y - base - slope * x) for x, y in points)
+    noise = SPREAD * median(abs(y - base - slope * x) for x, y in points)
+    spread = max(noise, LEAST_SHARE * expected, LEAST_SECONDS)
     return Foretold(phase=name, seconds=expected, low=max(expected - spread, 0.0), high=expected + spread)
 
 
@@ -192,21 +193,19 @@ def _slow(found: Trend, subject: str) -> list[Finding]:
             code="rto-trend",
             severity=Severity.WARNING,
             message=f"{each.phase} took {seconds_text(took)}; by {len(found.earlier)} earlier drills, "
-            f"{seconds_text(each.seconds)} was to be expected, and up to {seconds_text(_far(each))} is usual",
+            f"{seconds_text(each.seconds)} was to be expected, and up to {seconds_text(each.high)} is usual",
             hint="compare load, network and disks of this host with those of the earlier drills",
             subject=subject,
         )
         for each in found.foretold
-        if (took := found.this.seconds.get(each.phase, 0.0)) > _far(each)
+        if (took := found.this.seconds.get(each.phase, 0.0)) > each.high
     ]
-
-
-def _far(foretold: Foretold) -> float:
-    return max(foretold.high, foretold.seconds * (1 + LEAST_SHARE), foretold.seconds + LEAST_SECONDS)
 
 
 def seconds_text(seconds: float) -> str:
     """Write a duration as people read it."""
+    if round(seconds, 1) < 1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
