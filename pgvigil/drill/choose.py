@@ -23,6 +23,10 @@ Option = TypeVar("Option", bound=int | str)
 TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
 SETS: tuple[SetKind, ...] = get_args(SetKind)
 
+# Failed drills in a row after which another goes first once. With one patience for all, what is sound
+# would always be tried together with what is broken.
+_PATIENCE = {"set_kind": 1, "target_kind": 2, "repo": 3}
+
 _LSN = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}")
 _HINT = "auto, default, time, lsn, xid, name, or a point: time:2026-11-22T03:00:00+00:00, lsn:0/3000000, "
 _HINT += "xid:1234, name:before-release"
@@ -107,9 +111,10 @@ def choose(info: StanzaInfo, source: Source, tried: Sequence[Tried], wanted: Wan
 
     What the operator did not ask for takes turns: the least recently proven comes first, in the chosen
     repository and then anywhere, so that so many drills as there are repositories and kinds prove every
-    kind in every repository. What failed in the last drill lets another go first once, so that one
-    broken kind holds up nothing. Ties are drawn by the seed. Raises ConfigError for what cannot be asked
-    for, PreconditionFailed when no backup can be restored.
+    kind in every repository. What failed lets another go first once: the set at once, the kind after two
+    drills in a row, the repository after three; so whichever of them is broken, the others are proven.
+    Ties are drawn by the seed. Raises ConfigError for what cannot be asked for, PreconditionFailed when
+    no backup can be restored.
     """
     point = read_target(wanted.recovery_target, source)
     considered = list(_consider(info, source, wanted, point))
@@ -345,15 +350,17 @@ class _Turns:
         """Return the option whose turn it is, in one repository first and then anywhere."""
         shuffled = self.draw.sample(options, len(options))
         here = [each for each in self._tried if repo in {None, each.repo}]
-        last = self._tried[-1] if self._tried else None
-        failed = getattr(last, dimension) if last and not last.proven else None
+        last = here[-_PATIENCE[dimension] :]
+        failed = {getattr(each, dimension) for each in last}
+        is_broken = len(last) == _PATIENCE[dimension] and not any(each.proven for each in last)
+        waits = failed if is_broken and len(failed) == 1 else set()
         proven = [each for each in here if each.proven]
         anywhere = [each for each in self._tried if each.proven]
         ages: list[dict[object, float]] = [
             {getattr(each, dimension): each.at.timestamp() for each in some}
             for some in (proven, anywhere, self._tried)
         ]
-        return min(shuffled, key=lambda option: (option == failed, *(age.get(option, 0.0) for age in ages)))
+        return min(shuffled, key=lambda option: (option in waits, *(age.get(option, 0.0) for age in ages)))
 
 
 def _pick_set(
