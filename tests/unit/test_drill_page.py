@@ -100,7 +100,7 @@ def test_a_hostile_name_is_shown_and_does_nothing(hostile: str) -> None:
     assert [tag for tag, _ in tame.elements] == [tag for tag, _ in found.elements]
     assert [each for _, each in tame.elements] == [each for _, each in found.elements]
     shown = "".join(found.names)
-    visible = re.sub(r"[\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]", "", hostile)
+    visible = re.sub(r"[\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]", " ", hostile)
     assert all(word in shown for word in visible.split())
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", found.text)
 
@@ -156,11 +156,8 @@ def test_a_broken_drill_names_the_table_first() -> None:
     text = page_of(broken_report()).text
 
     assert "REFUTED Something that must hold does not: orders: table public.payments has 1006 rows" in text
-    assert (
-        "Different (1) table rows in the source rows in the copy read refuted public.payments 15,007 15,006"
-        in (text.replace("  ", " "))
-        or "Different (1)" in text
-    )
+    assert "Different (1) table rows in the source rows in the copy read refuted" in text
+    assert "public.payments 1,007 1,006 all one row less in the copy" in text
     assert "2 refuted, 1 not run" in text
     assert "a restore takes 7 min 49 s, the target is 5 min 00 s" in text
 
@@ -197,7 +194,6 @@ def test_thousands_of_tables_are_all_in_the_page_and_folded() -> None:
 
     assert {f"public.good_{n}" for n in range(4000)} <= set(page.names)
     assert {each.relation for each in wrong(50)} <= set(page.names)
-    assert 1 == sum(each == "summary" for each, _ in page.elements[-20000:] if each == "summary") or True
     assert "### Different (50)" in text
     assert "and 30 more, all in the JSON and HTML report" in text
     assert len(text) < 60_000
