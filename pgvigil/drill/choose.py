@@ -16,7 +16,9 @@ from pgvigil.wal.names import lsn_text, parse_lsn, segment_number, segment_timel
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pgvigil.backup.facts import ServerFacts
     from pgvigil.pgbackrest import Backup, StanzaInfo
+    from pgvigil.policies.wal import WalPolicy
 
 Option = TypeVar("Option", bound=int | str)
 
@@ -50,6 +52,19 @@ class Source(Frozen):
     now: datetime
     max_delayed_segments: int = 64
     continuous_fulls: int | None = None
+
+
+def source_of(server: ServerFacts, policy: WalPolicy) -> Source:
+    """Take what the choice needs off the server's own facts and the WAL policy."""
+    return Source(
+        system_id=server.system_id,
+        timeline=server.timeline,
+        lsn=server.lsn or "0/0",
+        segment_size=server.segment_size,
+        now=server.now,
+        max_delayed_segments=policy.max_delayed_segments,
+        continuous_fulls=policy.continuous_fulls,
+    )
 
 
 class Tried(Frozen):

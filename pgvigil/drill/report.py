@@ -252,13 +252,16 @@ def _times(found: Trend) -> str:
         for name in RTO_PHASES
     ]
     rows.append(("RTO", seconds_text(found.this.rto), seconds_text(found.seconds) if found.seconds else ""))
+    parts = [
+        "## How long it took",
+        table(("phase", "this drill", "to be expected"), rows),
+        cell(found.reason),
+        _picture(found),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _picture(found: Trend) -> str:
     picture = draw(found)
     data = base64.b64encode(picture.encode()).decode()
-    return "\n\n".join(
-        [
-            "## How long it took",
-            table(("phase", "this drill", "to be expected"), rows),
-            cell(found.reason) if found.reason else "",
-            f"![RTO by phase](data:image/svg+xml;base64,{data})" if picture else "",
-        ]
-    ).replace("\n\n\n\n", "\n\n")
+    return f"![RTO by phase](data:image/svg+xml;base64,{data})" if picture else ""
