@@ -86,9 +86,9 @@ def _short(seconds: float) -> str:
 def _bar(scale: float, row: int, drill: Timing, trend: Trend) -> Iterator[str]:
     top, x = _TOP + _ROW * row, float(_LEFT)
     is_this = drill is trend.this
-    yield svg.text(
-        (_LEFT - 10, top + 12), "this drill" if is_this else drill.label, _INK, "end", bold=is_this
-    )
+    several = any(each.repo != trend.this.repo for each in trend.earlier)
+    words = ("this drill" if is_this else drill.label) + (f" repo{drill.repo}" if several else "")
+    yield svg.text((_LEFT - 10, top + 12), words, _INK, "end", bold=is_this)
     for name in RTO_PHASES:
         width = drill.seconds.get(name, 0.0) * scale
         title = f"{drill.label}: {name} {seconds_text(drill.seconds.get(name, 0.0))}"

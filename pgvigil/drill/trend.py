@@ -31,6 +31,7 @@ class Timing(Frozen):
 
     label: str = Field(description="how the drawing calls it, such as its date")
     seconds: dict[PhaseName, float]
+    repo: int = 1
     backup_bytes: int = 0
     wal_bytes: int = 0
 
@@ -69,26 +70,33 @@ class Trend(Frozen):
         return sum(each.seconds for each in self.foretold) if self.foretold else None
 
 
-def timing(label: str, phases: Sequence[Phase], *, backup_bytes: int = 0, wal_bytes: int = 0) -> Timing:
-    """Add up the phases that make the RTO; a phase may have had several parts."""
+def timing(label: str, phases: Sequence[Phase], **spent_on: int) -> Timing:
+    """Add up the phases that make the RTO; a phase may have had several parts.
+
+    `repo`, `backup_bytes` and `wal_bytes` say what the time was spent on.
+    """
     seconds = {
         name: sum(phase.seconds for phase in phases if phase.name == name)
         for name in RTO_PHASES
         if any(phase.name == name for phase in phases)
     }
-    return Timing(label=label, seconds=seconds, backup_bytes=backup_bytes, wal_bytes=wal_bytes)
+    return Timing(label=label, seconds=seconds, **spent_on)
 
 
 def trend(this: Timing, history: Sequence[Drill], target: timedelta | None) -> Trend:
-    """Set this drill beside the earlier ones that were measured whole, whatever their verdict."""
+    """Set this drill beside the earlier ones that were measured whole, whatever their verdict.
+
+    Foretold is from drills of the same repository: another one may be far away.
+    """
     earlier = tuple(each for each in map(_timing_of, history) if each.is_whole)
-    foretold = foretell(this, earlier)
-    few = f"{len(earlier)} earlier drills were measured whole, {FEWEST} are needed to foretell"
+    alike = [each for each in earlier if each.repo == this.repo]
+    foretold = foretell(this, alike)
+    few = f"{len(alike)} earlier drills from repository {this.repo} were measured whole; "
     return Trend(
         this=this,
         earlier=earlier,
         foretold=foretold,
-        reason="" if foretold else few,
+        reason="" if foretold else f"{few}{FEWEST} are needed to foretell",
         target=target.total_seconds() if target else None,
     )
 
@@ -98,6 +106,7 @@ def _timing_of(drill: Drill) -> Timing:
     return timing(
         f"{drill.at:%Y-%m-%d}",
         memory.phases,
+        repo=memory.repo,
         backup_bytes=memory.backup_bytes,
         wal_bytes=memory.wal_bytes,
     )
@@ -192,7 +201,7 @@ def _slow(found: Trend, subject: str) -> list[Finding]:
         Finding(
             code="rto-trend",
             severity=Severity.WARNING,
-            message=f"{each.phase} took {seconds_text(took)}; by {len(found.earlier)} earlier drills, "
+            message=f"{each.phase} took {seconds_text(took)}; by the earlier drills, "
             f"{seconds_text(each.seconds)} was to be expected, and up to {seconds_text(each.high)} is usual",
             hint="compare load, network and disks of this host with those of the earlier drills",
             subject=subject,

@@ -75,7 +75,22 @@ def test_fewer_than_three_drills_foretell_nothing_and_say_so() -> None:
     told = trend(timing("x", phases()), (*months(2), cut), None)
 
     assert ((), None, 2) == (told.foretold, told.seconds, len(told.earlier))
-    assert "2 earlier drills were measured whole, 3 are needed to foretell" == told.reason
+    assert "2 earlier drills from repository 1 were measured whole; 3 are needed to foretell" == told.reason
+
+
+def test_each_repository_has_its_own_trend() -> None:
+    """A far one does not make the near one slow, nor the near one the far one suspicious; all are drawn."""
+    here, there = months(4), months(3)
+    far = tuple(
+        each.model_copy(update={"memory": each.memory.model_copy(update={"repo": 2, "phases": phases(4000)})})
+        for each in there
+    )
+
+    near = trend(timing("x", phases(), repo=1, backup_bytes=72 * GB), (*here, *far), None)
+
+    assert all(each.seconds < 500 for each in near.foretold)
+    assert 7 == len(near.earlier)
+    assert "this drill repo1" in draw(near)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,7 @@ def test_a_phase_far_above_its_trend_is_a_warning_that_names_it() -> None:
     _, findings = judge(found(*earlier, this=measured(12, 52, replay=30)), "demo")
 
     assert ["rto-trend"] == [finding.code for finding in findings]
-    assert "replay took 30.0 s; by 5 earlier drills, 10.0 s was to be expected" in findings[0].message
+    assert "replay took 30.0 s; by the earlier drills, 10.0 s was to be expected" in findings[0].message
 
 
 @given(st.lists(st.floats(0.95, 1.05), min_size=4, max_size=10), st.floats(1, 500))
