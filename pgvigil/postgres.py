@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg import sql as sql  # noqa: PLC0414 - handed on to who composes statements
 from psycopg.rows import dict_row
 
 from pgvigil.errors import DatabaseFailed
@@ -53,7 +55,9 @@ def connect(
         yield connection
 
 
-def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Connection:
+def _greet(
+    dsn: str, application_name: str, connect_timeout: timedelta, *, replication: str | None = None
+) -> Connection:
     return psycopg.connect(
         dsn,
         autocommit=True,
@@ -64,7 +68,27 @@ def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Conne
         keepalives_interval=10,
         keepalives_count=3,
         tcp_user_timeout=60_000,  # without it, what was sent to a vanished host is repeated for 15 minutes
+        replication=replication,
     )
+
+
+@contextmanager
+def replicate(dsn: str, application_name: str, *, deadline: timedelta) -> Iterator[Connection]:
+    """Open a session that takes replication commands of one database, each bounded by the deadline.
+
+    The role needs REPLICATION, and the server a free wal sender. Raises DatabaseFailed.
+    """
+    with (
+        translated(dsn),
+        _greet(dsn, application_name, CONNECT_TIMEOUT, replication="database") as connection,
+    ):
+        expiry = threading.Timer(deadline.total_seconds(), connection.cancel_safe)
+        expiry.daemon = True
+        expiry.start()
+        try:
+            yield connection
+        finally:
+            expiry.cancel()
 
 
 def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: timedelta) -> None:
@@ -161,6 +185,11 @@ def _is_unreachable(error: psycopg.Error) -> bool:
         return False
     text = str(error)
     return bool(_PASSING.search(text)) or not _REFUSED.search(text)
+
+
+def conninfo(**parts: str | int) -> str:
+    """Render a connection string from its parts, whatever signs they hold."""
+    return psycopg.conninfo.make_conninfo("", **parts)
 
 
 def describe(dsn: str) -> str:

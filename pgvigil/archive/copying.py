@@ -5,11 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+import zstandard
 from psycopg import sql
 
+from pgvigil import __version__
 from pgvigil.archive import digest, place
 from pgvigil.archive.manifest import Manifest, Origin, StoredRows, read_manifest, to_bytes
 from pgvigil.archive.shape import create_table, ddl, read_shape
@@ -144,16 +145,9 @@ def make(
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
         exported_at=origin["now"],
         proven_at=now,
-        tools={name: _version(name) for name in ("pgvigil", "zstandard")},
+        tools={"pgvigil": __version__, "zstandard": zstandard.__version__},
     )
     return Copy(where, manifest, is_committed=False)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a checkout that nobody installed
-        return "not installed"
 
 
 def _origin(where: Place, found: dict[str, object]) -> Origin:

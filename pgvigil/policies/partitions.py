@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import zoneinfo
 from datetime import timedelta
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from typing_extensions import override
 
+from pgvigil.policies.clocks import Clock, Watched
 from pgvigil.policies.units import Duration, ServerWait
 from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Unit = Literal["hour", "day", "week", "month", "year"]
 
@@ -91,7 +96,7 @@ class ObjectLockPolicy(Frozen):
         return self
 
 
-class PartitionPolicy(Frozen):
+class PartitionPolicy(Watched):
     """How one table's partitions are made ahead, kept, archived and dropped."""
 
     table: str = Field(
@@ -145,3 +150,13 @@ class PartitionPolicy(Frozen):
         if self.epoch is not None and isinstance(self.every, int):
             raise ValueError("with epoch, every is a span of time")
         return self
+
+    @override
+    def clocks(self) -> Iterator[Clock]:
+        yield Clock(
+            flow="roll_partitions",
+            proof="partitions",
+            detail=self.table,
+            max_age=self.fresh,
+            per_repository=False,
+        )
