@@ -256,7 +256,7 @@ def test_a_stop_that_comes_before_the_copy_takes_sessions_is_exact_and_promoted(
     """A transaction with many open subtransactions keeps a hot standby shut, and PostgreSQL cannot pause."""
     marked = Marked(own_vault)
     own_vault.sql("CREATE TABLE public.beats (mark text PRIMARY KEY)")
-    savepoints = "".join(f"SAVEPOINT s{n}; INSERT INTO public.beats VALUES ('open {n}');" for n in range(70))  # noqa: S608
+    savepoints = "".join(f"SAVEPOINT s{n}; INSERT INTO public.beats VALUES ('open {n}');" for n in range(70))
     admin = own_vault.sandbox.admin_dsn(own_vault.sandbox.primary_port)
     with connect(admin, "test") as session:
         session.execute(f"BEGIN; {savepoints}".encode())
