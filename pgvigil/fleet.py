@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from typing_extensions import override
 
 from pgvigil.errors import ConfigError
+from pgvigil.policies.backfills import BackfillPolicy
 from pgvigil.policies.backup import BackupPolicy
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.policies.units import AbsolutePath, Dsn, Duration
@@ -67,6 +68,12 @@ class PgBackRestSettings(Frozen):
 
 class DatabaseSettings(Frozen):
     """One database of a cluster; its pipelines add their own keys here."""
+
+    backfills: dict[str, BackfillPolicy] = Field(default_factory=dict)
+
+    def backfill(self, name: str) -> BackfillPolicy:
+        """Return a backfill, or raise ConfigError with the nearest name."""
+        return _pick(self.backfills, name, "backfill")
 
 
 class ClusterSettings(Frozen):

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from pgvigil.errors import DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -48,6 +48,33 @@ def connect(
     with translated(dsn), _greet(dsn, application_name, connect_timeout) as connection:
         _bound(connection, statement_timeout, lock_timeout)
         yield connection
+
+
+@contextmanager
+def connect_pooled(dsn: str, application_name: str) -> Iterator[Connection]:
+    """Open an autocommit session that leaves no trace of its own in the server's session.
+
+    A pooler may give each transaction another server session, and ours to somebody else afterwards. So
+    nothing is set, prepared or locked beyond a transaction: do everything within `transaction`. Rows and
+    errors are as with `connect`.
+    """
+    with translated(dsn), _greet(dsn, application_name, IMPATIENT) as connection:
+        connection.prepare_threshold = None
+        yield connection
+
+
+@contextmanager
+def transaction(connection: Connection, bounds: Mapping[str, str]) -> Iterator[Connection]:
+    """Do the block in one transaction with settings of its own, committed at its end."""
+    with connection.transaction():
+        for name, value in bounds.items():
+            connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, value))
+        yield connection
+
+
+def in_database(dsn: str, database: str) -> str:
+    """Return the same connection string for another database of the server."""
+    return psycopg.conninfo.make_conninfo(dsn, dbname=database)
 
 
 def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Connection:
@@ -100,6 +127,7 @@ def translated(dsn: str) -> Iterator[None]:
             f"{where}: {text}",
             hint=_hint(sqlstate, text),
             sqlstate=sqlstate,
+            said=text,
             unreachable=_is_unreachable(error),
         ) from error
 

@@ -5,12 +5,14 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.fixtures.backfill import backfill_sandbox, yard
 from tests.fixtures.backup import night
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, own_vault, vault
 
 __all__ = [
+    "backfill_sandbox",
     "fresh_sandbox",
     "healthy_vault",
     "in_sandbox",
@@ -20,6 +22,7 @@ __all__ = [
     "ssh_prefix",
     "vault",
     "workplace",
+    "yard",
 ]
 
 DEMAND = "PGVIGIL_DEMAND_LIVE"
