@@ -67,8 +67,11 @@ def connect_pooled(dsn: str, application_name: str) -> Iterator[Connection]:
 def transaction(connection: Connection, bounds: Mapping[str, str]) -> Iterator[Connection]:
     """Do the block in one transaction with settings of its own, committed at its end."""
     with connection.transaction():
-        for name, value in bounds.items():
-            connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, value))
+        connection.execute(
+            "SELECT pg_catalog.set_config(name, value, true)"
+            " FROM unnest(%s::text[], %s::text[]) AS setting (name, value)",
+            (list(bounds), list(bounds.values())),
+        )
         yield connection
 
 

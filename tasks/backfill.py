@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
 
-from pgvigil.backfill import operation
+from pgvigil.backfill import operation, steering
 from tasks.policy import READ
 from tasks.progress import ProgressBar
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pgvigil.backfill.facts import Plan
+    from pgvigil.backfill.ledger import Overrides
     from pgvigil.backfill.operation import Move, Work
+    from pgvigil.backfill.steering import Action
+    from pgvigil.runs import Run
 
 open_backfill = operation.open_backfill
 next_pass = operation.next_pass
@@ -65,3 +68,9 @@ def retry_quarantined(move: Move) -> int:
 def conclude(move: Move) -> None:
     """Judge the end, and make columns NOT NULL if that is wanted."""
     operation.conclude(move)
+
+
+@task(name="steer", **READ)
+def steer(run: Run, name: str, action: Action, overrides: Overrides) -> None:
+    """Do what people want of a backfill."""
+    steering.steer(run, name, action, overrides)

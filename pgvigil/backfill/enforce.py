@@ -29,9 +29,9 @@ def make_not_null(session: Session, target: Target, column: str, longest: timede
     Readers and writers wait for a few short locks only. Raises DatabaseFailed: 23514 for a new NULL.
     """
     if _is_not_null(session, target, column):
-        _try_lock(session, statements.drop_check(target, _name(column)))
+        _try_lock(session, statements.drop_check(target, constraint_name(column)))
         return
-    constraint = _name(column)
+    constraint = constraint_name(column)
     state = _constraint(session, target, constraint)
     if state is None:
         _try_lock(session, statements.add_check(target, column, constraint))
@@ -52,7 +52,8 @@ def _validate(session: Session, target: Target, constraint: str, longest: timede
         raise
 
 
-def _name(column: str) -> str:
+def constraint_name(column: str) -> str:
+    """Name the CHECK of a column."""
     return f"pgvigil_not_null_{hashlib.sha256(column.encode()).hexdigest()[:12]}"
 
 
