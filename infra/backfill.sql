@@ -7,6 +7,16 @@
 -- these tables and create nothing. The audit log may live in the same schema: no name is used by both.
 
 DO $$
+BEGIN
+    IF pg_catalog.to_regrole('pgvigil_owner') IS NULL THEN
+        CREATE ROLE pgvigil_owner NOLOGIN;
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    NULL; -- then the schema belongs to who runs this
+END
+$$;
+
+DO $$
 DECLARE
     -- The audit log's owner where there is one, so that its own installation can go on owning the schema.
     owner constant name := CASE

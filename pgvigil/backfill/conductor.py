@@ -218,7 +218,7 @@ class Conductor:
             return f"resume: paused by {self._wanted_by}"
         if self._health.level is Level.STOP:
             return self._health.reason
-        if control.is_vacuum_due:
+        if control.is_overdue():
             return "VACUUM"
         if totals["sweeps"] and not totals["open"]:
             return "rows that others hold locked"
@@ -226,22 +226,25 @@ class Conductor:
 
     # --- VACUUM ---
 
-    def _vacuum_if_due(self, control: Control) -> None:
-        """Start VACUUM at the budget of dead rows, and hold the workers at twice that."""
-        if self.job.policy.vacuum_after is None or self.vacuum_fault or self.job.policy.into:
-            control.set_vacuum(is_due=False)
-            return
-        worst = max(self.job.target.leaves, key=lambda leaf: control.dead(leaf.oid) / self._budget(leaf))
-        dead, budget = control.dead(worst.oid), self._budget(worst)
-        is_working = self._vacuuming is not None and self._vacuuming.is_alive()
-        control.set_vacuum(is_due=is_working and dead >= 2 * budget)
-        if dead >= budget and not is_working:
-            self._vacuuming = threading.Thread(target=self._vacuum, args=(worst, dead, control))
-            self._vacuuming.start()
-
-    def _budget(self, leaf: Leaf) -> float:
+    def _budgets(self) -> dict[int, float]:
         policy = self.job.policy
-        return max(policy.vacuum_rows, (policy.vacuum_after or 0) * leaf.rows)
+        if policy.vacuum_after is None or self.vacuum_fault or policy.into:
+            return {}
+        return {
+            leaf.oid: max(policy.vacuum_rows, policy.vacuum_after * leaf.rows)
+            for leaf in self.job.target.leaves
+        }
+
+    def _vacuum_if_due(self, control: Control) -> None:
+        """Start VACUUM at the budget of dead rows, one at a time."""
+        control.set_budgets(self._budgets())
+        if self._vacuuming is not None and self._vacuuming.is_alive():
+            return
+        leaf = self.job.leaf(control.due() or 0)
+        if leaf:
+            dead = control.dead(leaf.oid)
+            self._vacuuming = threading.Thread(target=self._vacuum, args=(leaf, dead, control))
+            self._vacuuming.start()
 
     def _vacuum(self, leaf: Leaf, dead: int, control: Control) -> None:
         try:

@@ -10,6 +10,8 @@ from pgvigil.backfill.health import Level
 from pgvigil.errors import PreconditionFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pgvigil.backfill.batch import Outcome
     from pgvigil.backfill.ledger import Wanted
     from pgvigil.errors import DatabaseFailed
@@ -28,7 +30,7 @@ class Control:
         self._workers = workers
         self._wanted: Wanted = "run"
         self._is_stopping = False
-        self._is_vacuum_due = False
+        self._budgets: dict[int, float] = {}
         self._victims = 0
         self._poison = 0
         self._dead: Counter[int] = Counter()
@@ -55,10 +57,10 @@ class Control:
             self._workers = count
             self._change.notify_all()
 
-    def set_vacuum(self, *, is_due: bool) -> None:
-        """Hold the workers while VACUUM catches up."""
+    def set_budgets(self, budgets: Mapping[int, float]) -> None:
+        """Say at how many dead rows a table is due for VACUUM; at twice that, the workers wait for it."""
         with self._change:
-            self._is_vacuum_due = is_due
+            self._budgets = dict(budgets)
             self._change.notify_all()
 
     def stop(self, failure: BaseException | None = None) -> None:
@@ -69,9 +71,12 @@ class Control:
             self._change.notify_all()
 
     def nap(self, seconds: float) -> None:
-        """Wait until the time is over or a worker has failed."""
+        """Wait until the time is over, a worker has failed, or a table has become due for VACUUM."""
         with self._change:
-            self._change.wait_for(lambda: self._is_stopping, seconds)
+            was_due = self._due() is not None
+            self._change.wait_for(
+                lambda: self._is_stopping or (not was_due and self._due() is not None), seconds
+            )
 
     # --- asked by workers ---
 
@@ -84,7 +89,7 @@ class Control:
         """Wait while the work is held; False when the worker should leave."""
         with self._change:
             while self._may_stay(number):
-                if self._wanted == "run" and self.level is not Level.STOP and not self._is_vacuum_due:
+                if self._wanted == "run" and self.level is not Level.STOP and not self._is_overdue():
                     return True
                 self._change.wait(_POLL)
         return False
@@ -104,6 +109,7 @@ class Control:
         """Count what was done."""
         with self._change:
             self._dead[relation] += outcome.done
+            self._change.notify_all()
             self.batch_rows = rows
             self._trouble = ""
 
@@ -125,10 +131,23 @@ class Control:
 
     # --- read by the conductor ---
 
-    @property
-    def is_vacuum_due(self) -> bool:
-        """Whether VACUUM holds the workers."""
-        return self._is_vacuum_due
+    def due(self) -> int | None:
+        """Return the table that is most in need of VACUUM, if one is due."""
+        with self._change:
+            return self._due()
+
+    def _due(self) -> int | None:
+        over = {oid: self._dead[oid] / budget for oid, budget in self._budgets.items()}
+        worst = max(over, key=lambda oid: over[oid], default=None)
+        return worst if worst is not None and over[worst] >= 1 else None
+
+    def is_overdue(self) -> bool:
+        """Whether the workers wait for VACUUM."""
+        with self._change:
+            return self._is_overdue()
+
+    def _is_overdue(self) -> bool:
+        return any(self._dead[oid] >= 2 * budget for oid, budget in self._budgets.items())
 
     @property
     def trouble(self) -> str:
@@ -144,3 +163,4 @@ class Control:
         """Note that VACUUM has seen so many."""
         with self._change:
             self._dead[relation] -= count
+            self._change.notify_all()

@@ -45,7 +45,7 @@ def _validate(session: Session, target: Target, constraint: str, longest: timede
     """Scan the table while it is read and written; a NULL takes the CHECK away again."""
     try:
         with session.transaction(Bounds(statement=longest)) as connection:
-            connection.execute(statements.validate_check(target, constraint))
+            connection.execute(statements.validate_check(target, constraint), {})
     except DatabaseFailed as error:
         if error.sqlstate == VIOLATED:
             _try_lock(session, statements.drop_check(target, constraint))
@@ -76,7 +76,7 @@ def _try_lock(session: Session, statement: Any) -> None:
     for left in reversed(range(TRIES)):
         try:
             with session.transaction(Bounds(lock=LOCK_WAIT)) as connection:
-                connection.execute(statement)
+                connection.execute(statement, {})
         except DatabaseFailed as error:
             if error.sqlstate != _LOCKED or not left:
                 raise

@@ -91,7 +91,7 @@ class Session:
         connection = self.connect()
         try:
             with postgres.translated(self.dsn):
-                connection.execute(statement)
+                connection.execute(statement, {})
         finally:
             if connection.closed or connection.broken:
                 self.close()

@@ -28,9 +28,14 @@ def expression(text: str) -> sql.Composed:
     return sql.SQL("(\n{}\n)").format(sql.SQL(trusted))
 
 
+def named(*parts: str) -> sql.Identifier:
+    """Write a name; a percent sign in it is doubled, as every statement here is executed with parameters."""
+    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
+
+
 def relation(leaf: Leaf) -> sql.Composed:
     """Name a table."""
-    return sql.SQL("{}").format(sql.Identifier(leaf.schema_name, leaf.name))
+    return sql.SQL("{}").format(named(leaf.schema_name, leaf.name))
 
 
 def parameters(name: str, key: Key | Sequence[str] | None) -> dict[str, str]:
@@ -47,7 +52,7 @@ def boundary(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
     ).format(
         texts=_texts(target, leaf),
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         interval=_interval(target, leaf, span=span),
         near=near,
         keys=_keys(target, leaf),
@@ -60,7 +65,7 @@ def newest(target: Target, leaf: Leaf) -> sql.Composed:
     return sql.SQL("SELECT {texts} FROM ONLY {table} AS {alias} ORDER BY {keys} LIMIT 1").format(
         texts=_texts(target, leaf),
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         keys=descending,
     )
 
@@ -72,7 +77,7 @@ def sample_keys(target: Target, leaf: Leaf) -> sql.Composed:
     ).format(
         texts=_texts(target, leaf),
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         keys=_keys(target, leaf),
     )
 
@@ -82,7 +87,7 @@ def sample_share(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Comp
     return sql.SQL(
         "SELECT count(*) AS rows, count(*) FILTER (WHERE {where}) AS todo"
         " FROM ONLY {table} AS {alias} TABLESAMPLE SYSTEM (%(percent)s)"
-    ).format(where=expression(policy.where), table=relation(leaf), alias=sql.Identifier(target.name))
+    ).format(where=expression(policy.where), table=relation(leaf), alias=named(target.name))
 
 
 def change(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:
@@ -92,7 +97,7 @@ def change(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) ->
         return _insert(target, leaf, policy, interval)
     return sql.SQL("UPDATE ONLY {table} AS {alias} SET {writes} WHERE {interval} AND {where}").format(
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         writes=_writes(policy),
         interval=interval,
         where=expression(policy.where),
@@ -109,7 +114,7 @@ def change_unlocked(
     if policy.into:
         return _insert(target, leaf, policy, _interval(target, leaf, span=span))
     columns = _columns(target, leaf)
-    names = [sql.Identifier(f"pgvigil key {place}") for place, _ in enumerate(columns)]
+    names = [named(f"pgvigil key {place}") for place, _ in enumerate(columns)]
     locked = [c + sql.SQL(" AS ") + n for c, n in zip(columns, names, strict=True)]
     same = [c + sql.SQL(" = held.") + n for c, n in zip(columns, names, strict=True)]
     before, returning, keep = _before(target, leaf, policy)
@@ -121,7 +126,7 @@ def change_unlocked(
     return statement.format(
         locked=sql.SQL(", ").join([*locked, *before]),
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         interval=_interval(target, leaf, span=span),
         where=expression(policy.where),
         skip=sql.SQL("" if wait else " SKIP LOCKED"),
@@ -138,9 +143,9 @@ def _before(
     """Compose the parts of a change that keep what rows held: columns to hold, to return, and the insert."""
     if not policy.before_images:
         return [], sql.SQL("1"), sql.SQL("")
-    alias = sql.Identifier(target.name)
-    names = [sql.Identifier(f"pgvigil before {place}") for place, _ in enumerate(policy.targets)]
-    columns = [sql.SQL("{}.{}").format(alias, sql.Identifier(name)) for name in policy.targets]
+    alias = named(target.name)
+    names = [named(f"pgvigil before {place}") for place, _ in enumerate(policy.targets)]
+    columns = [sql.SQL("{}.{}").format(alias, named(name)) for name in policy.targets]
     held = [c + sql.SQL("::text AS ") + n for c, n in zip(columns, names, strict=True)]
     arrays = [
         sql.SQL(", ").join(c + sql.SQL("::text") for c in _columns(target, leaf)),
@@ -160,10 +165,10 @@ def _before(
 def restore(target: Target, leaf: Leaf, columns: Sequence[str]) -> sql.Composed:
     """Give rows back what they held, unless somebody has changed them since; newest images first."""
     types = {column.name: column.type for column in target.columns}
-    alias = sql.Identifier(target.name)
+    alias = named(target.name)
     writes, unchanged = [], []
     for place, name in enumerate(columns, 1):
-        column, kind = sql.Identifier(name), sql.SQL(types[name])
+        column, kind = named(name), sql.SQL(types[name])
         writes.append(sql.SQL("{} = image.before[{}]::{}").format(column, sql.Literal(place), kind))
         unchanged.append(
             sql.SQL("{}.{}::text IS NOT DISTINCT FROM image.after[{}]").format(
@@ -195,9 +200,9 @@ def lock_rows(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span,
         "SELECT {alias}.*, ARRAY[{texts}] AS {key} FROM ONLY {table} AS {alias}"
         " WHERE {interval} AND {where} ORDER BY {keys} FOR NO KEY UPDATE{skip}"
     ).format(
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         texts=sql.SQL(", ").join(c + sql.SQL("::text") for c in _columns(target, leaf)),
-        key=sql.Identifier(ROW_KEY),
+        key=named(ROW_KEY),
         table=relation(leaf),
         interval=_interval(target, leaf, span=span),
         where=expression(policy.where),
@@ -211,12 +216,10 @@ ROW_KEY = "pgvigil key"
 
 def write_row(target: Target, leaf: Leaf, columns: Iterable[str]) -> sql.Composed:
     """Write what a function gave for one row that is held."""
-    writes = [
-        sql.SQL("{} = %({})s").format(sql.Identifier(c), sql.SQL(f"new{n}")) for n, c in enumerate(columns)
-    ]
+    writes = [sql.SQL("{} = %({})s").format(named(c), sql.SQL(f"new{n}")) for n, c in enumerate(columns)]
     return sql.SQL("UPDATE ONLY {table} AS {alias} SET {writes} WHERE {row} = {key}").format(
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         writes=sql.SQL(", ").join(writes),
         row=_row(_columns(target, leaf)),
         key=_values(leaf, "key"),
@@ -229,7 +232,7 @@ def left_in(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -
         "SELECT count(*) AS left FROM ONLY {table} AS {alias} WHERE {interval} AND {where}"
     ).format(
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         interval=_interval(target, leaf, span=span),
         where=expression(policy.where),
     )
@@ -238,8 +241,8 @@ def left_in(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -
 def left(target: Target, policy: BackfillPolicy) -> sql.Composed:
     """Count the rows of the whole table that are still to change."""
     return sql.SQL("SELECT count(*) AS left FROM {table} AS {alias} WHERE {where}").format(
-        table=sql.Identifier(target.schema_name, target.name),
-        alias=sql.Identifier(target.name),
+        table=named(target.schema_name, target.name),
+        alias=named(target.name),
         where=expression(policy.where),
     )
 
@@ -248,7 +251,7 @@ def one(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Composed:
     """Tell whether the row of a key is still to change."""
     return sql.SQL("SELECT 1 FROM ONLY {table} AS {alias} WHERE {row} = {key} AND {where}").format(
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         row=_row(_columns(target, leaf)),
         key=_values(leaf, "key"),
         where=expression(policy.where),
@@ -273,31 +276,27 @@ def vacuum(leaf: Leaf) -> sql.Composed:
 def add_check(target: Target, column: str, constraint: str) -> sql.Composed:
     """Promise NOT NULL for new rows."""
     return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} IS NOT NULL) NOT VALID").format(
-        _table(target), sql.Identifier(constraint), sql.Identifier(column)
+        _table(target), named(constraint), named(column)
     )
 
 
 def validate_check(target: Target, constraint: str) -> sql.Composed:
     """Prove the promise for all rows, while they are read and written."""
-    return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(_table(target), sql.Identifier(constraint))
+    return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(_table(target), named(constraint))
 
 
 def set_not_null(target: Target, column: str) -> sql.Composed:
     """Make the column NOT NULL; with the proven CHECK no row is read."""
-    return sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL").format(
-        _table(target), sql.Identifier(column)
-    )
+    return sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL").format(_table(target), named(column))
 
 
 def drop_check(target: Target, constraint: str) -> sql.Composed:
     """Drop the CHECK, which has served."""
-    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
-        _table(target), sql.Identifier(constraint)
-    )
+    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(_table(target), named(constraint))
 
 
 def _table(target: Target) -> sql.Composed:
-    return sql.SQL("{}").format(sql.Identifier(target.schema_name, target.name))
+    return sql.SQL("{}").format(named(target.schema_name, target.name))
 
 
 def _insert(target: Target, leaf: Leaf, policy: BackfillPolicy, interval: sql.Composable) -> sql.Composed:
@@ -307,17 +306,17 @@ def _insert(target: Target, leaf: Leaf, policy: BackfillPolicy, interval: sql.Co
         " WHERE {interval} AND {where}"
     ).format(
         into=sql.SQL(policy.into.replace("%", "%%")),
-        columns=sql.SQL(", ").join(map(sql.Identifier, policy.set)),
+        columns=sql.SQL(", ").join(map(named, policy.set)),
         values=sql.SQL(", ").join(map(expression, policy.set.values())),
         table=relation(leaf),
-        alias=sql.Identifier(target.name),
+        alias=named(target.name),
         interval=interval,
         where=expression(policy.where),
     )
 
 
 def _writes(policy: BackfillPolicy) -> sql.Composed:
-    writes = [sql.SQL("{} = ").format(sql.Identifier(c)) + expression(e) for c, e in policy.set.items()]
+    writes = [sql.SQL("{} = ").format(named(c)) + expression(e) for c, e in policy.set.items()]
     return sql.SQL(", ").join(writes)
 
 
@@ -332,14 +331,14 @@ def _interval(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
 
 
 def _columns(target: Target, leaf: Leaf) -> list[sql.Composed]:
-    alias = sql.Identifier(target.name)
-    return [_collate(sql.SQL("{}.{}").format(alias, sql.Identifier(c.name)), c) for c in leaf.key]
+    alias = named(target.name)
+    return [_collate(sql.SQL("{}.{}").format(alias, named(c.name)), c) for c in leaf.key]
 
 
 def _collate(name: sql.Composed, column: KeyColumn) -> sql.Composed:
     if column.collation is None:
         return name
-    return sql.SQL("({} COLLATE {})").format(name, sql.Identifier(*column.collation))
+    return sql.SQL("({} COLLATE {})").format(name, named(*column.collation))
 
 
 def _keys(target: Target, leaf: Leaf) -> sql.Composed:
@@ -348,9 +347,7 @@ def _keys(target: Target, leaf: Leaf) -> sql.Composed:
 
 def _texts(target: Target, leaf: Leaf) -> sql.Composed:
     texts = [
-        sql.SQL("{}.{}::text AS {}").format(
-            sql.Identifier(target.name), sql.Identifier(c.name), sql.Identifier(f"k{place}")
-        )
+        sql.SQL("{}.{}::text AS {}").format(named(target.name), named(c.name), named(f"k{place}"))
         for place, c in enumerate(leaf.key)
     ]
     return sql.SQL(", ").join(texts)

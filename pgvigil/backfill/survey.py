@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 20_000
 SAMPLE_BATCH = 1000
 LEAVES_SAMPLED = 3
+ALONE = 10  # rows tried one by one where a batch fails
 UPDATE_EVENT, INSERT_EVENT = 16, 4
 _NO_SCANS = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_incremental_sort")
 _BY_INDEX = {"Index Scan", "Index Only Scan", "Tid Range Scan"}
@@ -148,9 +149,13 @@ def forecast(session: Session, job: Job, *, is_first: bool) -> tuple[Forecast, l
     share, looked = _share(session, job)
     total, faults = _Sample(), list[str]()
     for leaf in sorted(job.target.leaves, key=lambda leaf: -leaf.size)[:LEAVES_SAMPLED]:
-        for after, to in _intervals(session, job, leaf):
-            fault = _sample(session, Part(job, leaf, after, to), total)
-            faults += [fault] if fault else []
+        keys = _keys(session, job, leaf)
+        found = [_sample(session, part, total) for part in _parts(session, job, leaf, keys)]
+        if any(found):  # one bad row fails its whole batch
+            found = [
+                _sample(session, Part(job, leaf, None, key, is_one=True), total) for key in _spread(keys)
+            ]
+        faults += [fault for fault in found if fault]
     if faults and not total.changed and is_first:
         raise PreconditionFailed(
             f"every row that was sampled fails, one with: {faults[0]}",
@@ -175,16 +180,24 @@ def _percent(leaf: Leaf) -> float:
     return min(100.0, 100 * SAMPLE_ROWS / max(1, leaf.rows)) if leaf.rows > SAMPLE_ROWS else 100.0
 
 
-def _intervals(session: Session, job: Job, leaf: Leaf) -> list[tuple[Key | None, Key]]:
-    """Choose three stretches of the key, or all of a small table."""
+def _keys(session: Session, job: Job, leaf: Leaf) -> list[Key]:
     with session.transaction(job.bounds) as connection:
         values = {"percent": _percent(leaf)}
         rows = connection.execute(statements.sample_keys(job.target, leaf), values).fetchall()
-        keys = [tuple(row[f"k{place}"] for place in range(len(leaf.key))) for row in rows]
-        if not keys:
-            return []
-        starts = [None] if len(keys) <= 3 * SAMPLE_BATCH else [keys[len(keys) * n // 6] for n in (1, 3, 5)]
-        return [(start, _end(connection, job, leaf, start, keys[-1])) for start in starts]
+    return [tuple(row[f"k{place}"] for place in range(len(leaf.key))) for row in rows]
+
+
+def _spread(keys: Sequence[Key]) -> list[Key]:
+    return [keys[len(keys) * n // ALONE] for n in range(ALONE)] if len(keys) >= ALONE else list(keys)
+
+
+def _parts(session: Session, job: Job, leaf: Leaf, keys: Sequence[Key]) -> list[Part]:
+    """Choose three stretches of the key, or all of a small table."""
+    if not keys:
+        return []
+    starts = [None] if len(keys) <= 3 * SAMPLE_BATCH else [keys[len(keys) * n // 6] for n in (1, 3, 5)]
+    with session.transaction(job.bounds) as connection:
+        return [Part(job, leaf, start, _end(connection, job, leaf, start, keys[-1])) for start in starts]
 
 
 def _end(connection: Connection, job: Job, leaf: Leaf, after: Key | None, last: Key) -> Key:
