@@ -16,7 +16,7 @@ class BatchPolicy(Frozen):
 
     rows: int = Field(default=1000, ge=1, description="rows of the first batch")
     most_rows: int = Field(default=50_000, ge=1)
-    target: Duration = Field(default=timedelta(milliseconds=400), description="how long a batch should take")
+    target: Duration = Field(default=timedelta(milliseconds=100), description="how long a batch should take")
     longest: ServerWait = Field(
         default=timedelta(seconds=10), description="a batch that takes longer is undone and halved"
     )
