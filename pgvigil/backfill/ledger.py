@@ -13,7 +13,7 @@ import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from pgvigil.backfill.session import Bounds, Session
 from pgvigil.errors import Busy, ConfigError, Fenced, PreconditionFailed
@@ -37,12 +37,12 @@ Wanted = Literal["run", "pause", "cancel"]
 class Overrides(Frozen):
     """What people changed of the policy while it runs; None is as the policy says."""
 
-    rows: int | None = None
-    most_rows: int | None = None
-    workers: int | None = None
-    target_ms: int | None = None
-    archive_files: int | None = None
-    replication_mb: float | None = None
+    rows: int | None = Field(default=None, ge=1, description="rows of the next batch")
+    most_rows: int | None = Field(default=None, ge=1, description="most rows of a batch")
+    workers: int | None = Field(default=None, ge=1, le=32)
+    target_ms: int | None = Field(default=None, ge=1, description="milliseconds that a batch should take")
+    archive_files: int | None = Field(default=None, ge=1, description="WAL files that may wait")
+    replication_mb: float | None = Field(default=None, gt=0, description="WAL that a standby may lack")
 
 
 class State(Frozen):

@@ -229,9 +229,6 @@ UPDATE pgvigil.backfill
 -- forget: drop the state of a backfill that nobody runs; the next run begins anew
 DELETE FROM pgvigil.backfill WHERE name = %(name)s
 
--- names: backfills on record here
-SELECT name FROM pgvigil.backfill ORDER BY name
-
 -- standbys: what each has not replayed yet
 SELECT coalesce(nullif(application_name, ''), host(client_addr), pid::text) AS name,
        pg_current_wal_lsn() - coalesce(replay_lsn, flush_lsn, sent_lsn) AS bytes,
