@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo demo-stop test check bench lock system clean
+.PHONY: help demo demo-stop test soak check bench lock system clean
 
 help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
 	@echo 'make demo-stop  remove everything that make demo started'
 	@echo 'make test       the whole suite, on live servers'
+	@echo 'make soak       what must stay silent, thirty times and for an idle hour'
 	@echo 'make check      format, lint, types, import contract'
 	@echo 'make bench      what is fast, measured side by side (ONLY=name for one)'
 	@echo 'make lock       resolve the dependencies anew, with hashes'
@@ -28,7 +29,11 @@ demo-stop:
 # A live test that was skipped because something is missing has proven nothing: here it fails.
 test: $(VENV)/.dev
 	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
-	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 5 --dist loadfile
+
+# The claims about silence and exactness once more, thirty times each and with an idle hour: about two hours.
+soak: $(VENV)/.dev
+	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_ROUNDS=30 PGVIGIL_IDLE=3600 $(BIN)/python -m pytest -m rounds
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check

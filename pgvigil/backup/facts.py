@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pgvigil.pages import cell, table
 from pgvigil.pgbackrest.info import BackupType, StanzaInfo
+from pgvigil.position import Position
 from pgvigil.reports import Check, Finding, Frozen, Report
 
 if TYPE_CHECKING:
@@ -19,25 +20,14 @@ RUN_NOTE = "pgvigil-run"
 PROOF_NOTE = "pgvigil-proven"
 
 
-class ServerFacts(Frozen):
-    """What the server said of itself; `ready` counts WAL files waiting for the archiver, sizes are bytes."""
+class ServerFacts(Position):
+    """The server before a backup; `ready` counts WAL files waiting for the archiver, sizes are bytes."""
 
     version_num: int
-    now: datetime
-    in_recovery: bool
-    system_id: int
-    timeline: int
-    lsn: str | None
-    segment_size: int
     data_checksums: bool
-    archive_mode: str
     archive_command: str
     archived_count: int
-    last_archived_wal: str | None
-    last_archived_time: datetime | None
     failed_count: int
-    last_failed_wal: str | None
-    last_failed_time: datetime | None
     ready: int
     size: int
     clock_skew: timedelta

@@ -17,6 +17,7 @@ from pgvigil import postgres
 from pgvigil.backup.facts import ServerFacts, Survey, bytes_text
 from pgvigil.errors import Busy, ConfigError, PgvigilError, PreconditionFailed, VersionUnsupported
 from pgvigil.pgbackrest.info import STANZA_MISSING_DATA, STANZA_MISSING_PATH, STANZA_NO_BACKUP, STANZA_OK
+from pgvigil.position import read_position
 from pgvigil.processes import TOKEN
 from pgvigil.reports import Finding, Frozen, Severity
 from pgvigil.sql import query
@@ -36,12 +37,14 @@ _FIRST_SUPPORT = {16: (2, 48), 17: (2, 54), 18: (2, 55)}
 
 
 def read_server(dsn: str, application_name: str) -> ServerFacts:
-    """Ask the server for its facts in one statement; the skew is its clock minus ours."""
+    """Ask the server for its facts; the skew is its clock minus ours."""
     with postgres.connect(dsn, application_name) as connection:
         before = datetime.now(tz=UTC)
-        row = connection.execute(query("cluster", "survey")).fetchone() or {}
+        position = read_position(connection)
         after = datetime.now(tz=UTC)
-    return ServerFacts.model_validate({**row, "clock_skew": row["now"] - (before + (after - before) / 2)})
+        row = connection.execute(query("cluster", "survey")).fetchone() or {}
+    skew = position["now"] - (before + (after - before) / 2)
+    return ServerFacts.model_validate({**position, **row, "clock_skew": skew})
 
 
 def survey(settings: ClusterSettings, pgbackrest: PgBackRest, application_name: str) -> Survey:
@@ -233,11 +236,11 @@ def _archives_into(archive_command: str, stanza: str) -> bool:
 
 def require_archiver(server: ServerFacts) -> None:
     """Raise ArchiverFailing when the archiver's last word was a failure."""
-    failed, archived = server.last_failed_time, server.last_archived_time
-    if failed and (archived is None or failed > archived):
+    if server.archiver_fails:
         raise ArchiverFailing(
-            f"the archiver fails since {failed:%Y-%m-%d %H:%M:%S} UTC at {server.last_failed_wal} "
-            f"({server.failed_count} failures), last success {server.last_archived_wal or 'never'}",
+            f"the archiver fails since {server.last_failed_time:%Y-%m-%d %H:%M:%S} UTC "
+            f"at {server.last_failed_wal} ({server.failed_count} failures), "
+            f"last success {server.last_archived_wal or 'never'}",
             hint="see the server log for pgbackrest's message; 'pgbackrest check' reproduces it",
         )
 

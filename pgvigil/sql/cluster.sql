@@ -1,21 +1,24 @@
--- survey: what the server says of itself, its clock and its archiver, in one row
-SELECT current_setting('server_version_num')::int AS version_num,
-       clock_timestamp() AS now,
+-- position: where the server writes, and what it says of its archiver; sizes are bytes
+SELECT clock_timestamp() AS now,
        pg_is_in_recovery() AS in_recovery,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
        CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
             ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END::text AS lsn,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_size,
-       current_setting('data_checksums') = 'on' AS data_checksums,
        current_setting('archive_mode') AS archive_mode,
-       current_setting('archive_command') AS archive_command,
-       archiver.archived_count,
        archiver.last_archived_wal,
        archiver.last_archived_time,
-       archiver.failed_count,
        archiver.last_failed_wal,
-       archiver.last_failed_time,
+       archiver.last_failed_time
+  FROM pg_stat_archiver AS archiver
+
+-- survey: what a backup needs to know beyond the position, in one row
+SELECT current_setting('server_version_num')::int AS version_num,
+       current_setting('data_checksums') = 'on' AS data_checksums,
+       current_setting('archive_command') AS archive_command,
+       archiver.archived_count,
+       archiver.failed_count,
        (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') AS ready,
        (SELECT sum(pg_database_size(oid))::bigint FROM pg_database WHERE datallowconn) AS size
   FROM pg_stat_archiver AS archiver

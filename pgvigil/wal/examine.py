@@ -444,8 +444,20 @@ class _Examination:
         for timeline in sorted(self.inventory.tracks, reverse=True):
             at = self.inventory.tracks[timeline].stored_at(number)
             if at is not None:
-                return datetime.fromtimestamp(at, tz=UTC)
+                return self._between_backups(timeline, number, datetime.fromtimestamp(at, tz=UTC))
         return None
+
+    def _between_backups(self, timeline: int, number: int, at: datetime) -> datetime:
+        """Correct a file time by the backups around it, for a copied repository has those of the copying.
+
+        A backup ends only when its last segment is stored.
+        """
+        times = {backup.label: backup.timestamp for backup in self.evidence.backups}
+        own = [base for base in self._bases() if base.timeline == timeline]
+        before = [times[base.label].stop for base in own if base.stop < number]
+        after = [times[base.label].start for base in own if base.start > number]
+        within = [times[base.label].stop for base in own if base.stop >= number]
+        return min([max([at, *before]), *after, *within])
 
     def _name(self, line: Line, number: int) -> str:
         return segment_name(line.timeline_of(number), number, self.size)

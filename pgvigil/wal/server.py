@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pgvigil import postgres
+from pgvigil.position import Position, read_position
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
 from pgvigil.wal.names import SEGMENT_NAME, parse_lsn, segment_number, segment_timeline
@@ -24,20 +25,9 @@ class Ready(Frozen):
     since: datetime
 
 
-class Server(Frozen):
+class Server(Position):
     """The server at one moment; `ready` was read after the position."""
 
-    now: datetime
-    in_recovery: bool
-    system_id: int
-    timeline: int
-    lsn: str | None
-    segment_size: int
-    archive_mode: str
-    last_archived_wal: str | None
-    last_archived_time: datetime | None
-    last_failed_wal: str | None
-    last_failed_time: datetime | None
     ready: tuple[Ready, ...] = ()
 
     @property
@@ -46,12 +36,6 @@ class Server(Frozen):
         if self.in_recovery or self.lsn is None:
             return -1
         return parse_lsn(self.lsn) // self.segment_size - 1
-
-    @property
-    def archiver_fails(self) -> bool:
-        """Whether the last attempt to archive failed."""
-        failed, archived = self.last_failed_time, self.last_archived_time
-        return failed is not None and (archived is None or failed > archived)
 
     def counts_archived(self, timeline: int, number: int) -> bool:
         """Tell whether it has counted this segment, or a later one of the timeline, as archived."""
@@ -85,6 +69,6 @@ class Server(Frozen):
 def read_server(dsn: str, application_name: str) -> Server:
     """Ask for the position first, then for what waits: the other way round, WAL could fall between."""
     with postgres.connect(dsn, application_name) as connection:
-        row = connection.execute(query("wal", "position")).fetchone() or {}
+        position = read_position(connection)
         ready = connection.execute(query("wal", "ready")).fetchall()
-    return Server.model_validate({**row, "ready": ready})
+    return Server.model_validate({**position, "ready": ready})

@@ -1,5 +1,6 @@
 """Each fault of a WAL archive alone and exactly, and none where there is none, on live servers."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +9,8 @@ import pytest
 import yaml
 
 from pgvigil.reports import Verdict
-from pgvigil.wal.facts import WalReport
+from tests.fixtures.reports import codes
 from tests.fixtures.wal import Vault
-
-
-def codes(report: WalReport) -> list[str]:
-    return [finding.code for finding in report.findings]
-
-
-def refuted(report: WalReport) -> list[str]:
-    return [check.id for check in report.checks if check.verdict is Verdict.REFUTED]
 
 
 def between_backups(vault: Vault) -> Path:
@@ -221,6 +214,21 @@ def test_the_picture_shows_windows_gap_and_backups(vault: Vault) -> None:
     assert all(label in broken.picture for label in vault.labels())
     assert any(uri.endswith("windows.svg") for uri in broken.evidence)
     assert "data:image/svg+xml;base64," in broken.section()
+
+
+def test_a_copied_repository_shows_its_gap_where_it_was(vault: Vault) -> None:
+    """File times of a copy are those of the copying; the gap lies between the backups that it parts."""
+    between_backups(vault).unlink()
+    for segment in vault.segments():
+        os.utime(segment)
+
+    archive = vault.prove().repositories[0].archives[0]
+
+    (gap,) = archive.gaps
+    newest = max(mark.at for mark in archive.backups)
+    assert gap.from_time is not None
+    assert gap.to_time is not None
+    assert gap.from_time < gap.to_time <= newest
 
 
 def unknown_stanza(vault: Vault) -> None:

@@ -1,0 +1,104 @@
+"""Timelines, repositories and rights, as servers have them."""
+
+import pytest
+
+from pgvigil.reports import Verdict
+from tests.fixtures.reports import codes, healthy
+from tests.fixtures.sandbox import FreshSandbox
+from tests.fixtures.wal import Vault, fresh_vault
+
+
+def test_a_promotion_is_no_fault_and_its_missing_history_is(own_vault: Vault) -> None:
+    """Windows go on across the switch; without the history file they end before it, in one finding."""
+    own_vault.promote()
+    own_vault.write(2)
+    own_vault.wait_archived()
+    promoted = own_vault.prove()
+    (own_vault.archive / "00000002.history").unlink()
+    broken = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(promoted)
+    archive = promoted.repositories[0].archives[0]
+    assert ["ancestor", "live"] == [t.fate for t in archive.timelines]
+    assert [2] == [window.timeline for window in archive.windows]
+    assert (Verdict.REFUTED, ["history-missing"]) == (broken.verdict, codes(broken))
+    assert "timeline 2" in broken.findings[0].message
+
+
+def test_a_commit_is_measured_into_the_repository(own_vault: Vault) -> None:
+    """The report has the latency and the age of the last recoverable commit."""
+    own_vault.policy(heartbeat=True)
+
+    report = own_vault.prove()
+
+    repository = report.repositories[0]
+    assert (Verdict.VERIFIED, ()) == healthy(report)
+    assert repository.latency_seconds is not None
+    assert repository.last_commit_age_seconds is not None
+    assert repository.latency_seconds < repository.last_commit_age_seconds + 1
+    assert "repo1.rpo" in [check.id for check in report.checks if check.verdict is Verdict.VERIFIED]
+
+
+def test_without_the_right_to_switch_wal_only_the_measurement_is_missing(own_vault: Vault) -> None:
+    """That check is inconclusive, says what to grant, and the proof stands."""
+    own_vault.policy(heartbeat=True)
+    own_vault.sql("REVOKE EXECUTE ON FUNCTION pg_switch_wal() FROM pgvigil")
+
+    report = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(report)
+    check = next(check for check in report.checks if check.id == "heartbeat")
+    assert (Verdict.INCONCLUSIVE, False) == (check.verdict, check.required)
+    assert "roles.sql" in check.actual
+
+
+def test_repositories_are_proven_each_on_its_own_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage in one leaves the other's proof standing, and the report says which has what."""
+    with fresh_vault(repos=2) as vault:
+        vault.enter(monkeypatch)
+        vault.policy(second_opinion=False)
+        vault.pgbackrest("stanza-create")
+        for repo in (1, 2):
+            vault.backup(repo=repo)
+        vault.write(4)
+        vault.wait_archived()
+        both = vault.prove()
+        second = vault.sandbox.directory / "repo2" / "archive" / "demo" / "15-1"
+        victim = sorted(second.glob("*/*-*"))[-3]
+        victim.unlink()
+        report = vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(both)
+    assert {"wal repo1": "verified", "wal repo2": "refuted"} == {p.name: p.verdict for p in report.proofs}
+    assert ["wal-missing"] == codes(report)
+    assert (
+        f"repository 1 has 1 segments of stanza demo that repository 2 lacks, from {victim.name[:24]}"
+        in (report.differences[0])
+    )
+
+
+def test_an_encrypted_repository_in_s3_is_read_through_pgbackrest_and_told_when_away(
+    fresh_sandbox: FreshSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file can be opened there; every segment is proven all the same. Unreachable: inconclusive."""
+    box = fresh_sandbox()
+    conf = box.pgbackrest_conf
+    secret = "[global]\nio-timeout=1\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=planted-secret"
+    conf.write_text(
+        conf.read_text().replace("[global]", secret).replace("repo1-path=/demo", "repo1-path=/enc")
+    )
+    vault = Vault(box, box.directory, box.fleet_file)
+    vault.enter(monkeypatch)
+    vault.pgbackrest("stanza-create")
+    vault.backup()
+    vault.write(3)
+    vault.wait_archived()
+    reports = [vault.prove(), vault.prove()]
+    conf.write_text(conf.read_text().replace(f"repo1-storage-port={box.s3_port}", "repo1-storage-port=9"))
+    away = vault.prove()
+
+    assert [(Verdict.VERIFIED, ())] * 2 == [healthy(report) for report in reports]
+    segments = reports[0].repositories[0].archives[0].classes["segment"]
+    assert [segments, 1] == [report.repositories[0].read_now for report in reports]
+    assert (Verdict.INCONCLUSIVE, 1) == (away.verdict, len(away.findings))
+    assert away.findings[0].hint
