@@ -70,7 +70,7 @@ class Busy(PreconditionFailed):
 class Fenced(Busy):
     """Another runner has taken the work over: this one can commit no more."""
 
-    code = "PGV-203"
+    code = "PGV-208"
 
 
 class VersionUnsupported(PreconditionFailed):

@@ -76,8 +76,11 @@ def transaction(connection: Connection, bounds: Mapping[str, str]) -> Iterator[C
 
 
 def in_database(dsn: str, database: str) -> str:
-    """Return the same connection string for another database of the server."""
-    return psycopg.conninfo.make_conninfo(dsn, dbname=database)
+    """Return the connection string for another database of the same cluster."""
+    try:
+        return psycopg.conninfo.make_conninfo(dsn, dbname=database)
+    except psycopg.Error:
+        return dsn  # unreadable: opening it tells why
 
 
 def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Connection:

@@ -8,7 +8,7 @@ gives; in the NOT NULL recipe, a CHECK that the next run finds and goes on from.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
@@ -55,7 +55,6 @@ class Move:
     found: State
     passes: int = 0
     left: int | None = None
-    is_settled: bool = field(default=False)
 
     @property
     def ledger(self) -> Ledger:
@@ -208,7 +207,7 @@ def _note(move: Move) -> None:
 
 def next_pass(move: Move) -> bool:
     """Begin a walk, or go on with the open one; False when there is nothing left that a walk would help."""
-    if move.conductor.is_cancelled or move.is_settled:
+    if move.conductor.is_cancelled or move.conductor.gave_up_sweeping:
         return False
     if move.passes == 0 and move.found.pass_ > 0:
         if _has_open_ranges(move):
@@ -366,6 +365,8 @@ def _why_left(move: Move, left: int) -> str:
     aside = len(move.work.run.facts["quarantined"])
     if not left or left <= aside:
         return ""
+    if move.conductor.gave_up_sweeping:
+        return f"{left - aside} of them are held locked by others: see pg_locks, then run it again"
     return (
         f"{left - aside} of them were inserted or moved while {move.passes} passes ran: let the application "
         "write the column itself, by a default or trigger, then run it again"

@@ -42,6 +42,7 @@ class Bounds(Frozen):
             "lock_timeout": postgres.milliseconds(self.lock),
             # A client that froze in mid-batch gives its locks up as soon as a statement would.
             "idle_in_transaction_session_timeout": postgres.milliseconds(self.statement),
+            "client_connection_check_interval": "1000",  # so that a batch ends whose runner has died
             "search_path": self.search_path,
             # Rows and cursor are lost together or not at all, so no batch needs to wait for the disk.
             **({} if self.is_durable else {"synchronous_commit": "off"}),

@@ -1,3 +1,5 @@
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +11,9 @@ from pgvigil.backfill import steering
 from pgvigil.backfill.facts import BackfillReport, Progress
 from pgvigil.fleet import load_fleet
 from pgvigil.postgres import connect
+from pgvigil.sandbox import postgres as servers
+from pgvigil.sandbox import services
+from pgvigil.sandbox.directory import make
 from tests.fixtures.backfill import Yard
 
 CENTS: dict[str, Any] = {"set": {"cents": "(amount * 100)::bigint"}, "where": "cents IS NULL"}
@@ -404,6 +409,51 @@ def test_an_old_transaction_holds_it(yard: Yard) -> None:
     yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"transaction": "100ms"})
     with session(yard, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT 1 FROM payments") as other:
         assert_waits(yard, "oldest transaction", lambda: other.execute("ROLLBACK"))
+
+
+def test_a_paused_standby_holds_it(yard: Yard) -> None:
+    """WAL that a standby has not replayed counts, however idle the primary was before."""
+    payments(yard, 3000)
+    with standby(yard) as dsn, connect(dsn, "test") as replica:
+        replica.execute("SELECT pg_wal_replay_pause()")
+        yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"replication_mb": 0.1})
+        assert_waits(yard, "MB behind", lambda: replica.execute("SELECT pg_wal_replay_resume()"))
+
+
+@contextmanager
+def standby(yard: Yard) -> Iterator[str]:
+    """A standby of the sandbox's cluster; gives how the superuser enters it."""
+    box = yard.sandbox
+    hba = box.data("primary") / "pg_hba.conf"
+    hba.write_text("local replication all peer map=sandbox\n" + hba.read_text())
+    yard.sql("SELECT pg_reload_conf()", None)
+    make(box.data("standby"), box.server_user)
+    argv = [box.postgres_bin / "pg_basebackup", "-h", box.sockets, "-p", str(box.primary_port)]
+    argv += ["-U", "postgres", "-D", box.data("standby"), "-R", "--checkpoint=fast"]
+    services.run_tool(box.directory, argv, user=box.server_user)
+    port = servers.free_port()
+    conf = box.data("standby") / "sandbox.conf"
+    conf.write_text(conf.read_text() + f"port = {port}\n")
+    pid = servers.start(box, "standby")
+    try:
+        yield box.admin_dsn(port)
+    finally:
+        os.kill(pid, signal.SIGQUIT)
+        yard.wait(lambda: not services.is_alive(pid))
+
+
+def test_sessions_that_wait_for_us_shrink_the_batches(yard: Yard) -> None:
+    """Somebody who waits for our locks makes the next batches smaller than the policy would."""
+    slow_payments(yard, 1500)
+    yard.define(table="public.payments", **CENTS, batch={"rows": 200, "most_rows": 200, "target": "60s"})
+    with running(yard) as found:
+        yard.wait(lambda: done(yard) > 0)
+        while not found:
+            yard.sql("BEGIN; LOCK TABLE payments IN SHARE ROW EXCLUSIVE MODE; COMMIT")
+
+    assert found[0].verdict == "verified", told(found[0])
+    assert found[0].progress
+    assert found[0].progress.batches > 1500 / 200 + 3
 
 
 def test_vacuum_runs_within_the_run(yard: Yard) -> None:
