@@ -190,6 +190,7 @@ class Conductor:
             rows_done=totals["done"],
             rows_total=self.rows_total,
             batches=totals["batches"],
+            ranges_left=totals["open"] + totals["sweeps"],
             quarantined=totals["quarantined"],
             rate=round(outlook.rate, 1),
             seconds_left=outlook.seconds,

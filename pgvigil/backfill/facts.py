@@ -128,6 +128,7 @@ class Progress(Frozen):
     rows_done: int = 0
     rows_total: int = 0
     batches: int = 0
+    ranges_left: int | None = None
     quarantined: int = 0
     rate: float = 0
     seconds_left: float | None = None
@@ -142,7 +143,9 @@ class Progress(Frozen):
 
     @property
     def percent(self) -> float:
-        """0 to 100; an estimate never says that it is over."""
+        """0 to 100; an estimate never says that it is over, only that no range is left does."""
+        if self.ranges_left == 0:
+            return 100
         return min(99.0, 100 * self.rows_seen / self.rows_total) if self.rows_total else 0
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from pgvigil.sandbox import postgres as servers
 from tests.fixtures.backfill import Yard
 
 ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "4"))
-ROWS = 12_000
+ROWS = 3000 * ROUNDS
 SMALL = {"rows": 50, "most_rows": 100, "longest": "2s"}
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pgvigil.backfill import steering
 from pgvigil.backfill.facts import BackfillReport, Progress
+from pgvigil.backfill.session import Bounds, Session
 from pgvigil.fleet import load_fleet
 from pgvigil.postgres import connect
 from pgvigil.sandbox import postgres as servers
@@ -481,6 +482,21 @@ def test_the_roles_own_timeouts_do_not_matter(yard: Yard) -> None:
         assert yard.run().verdict == "verified"
     finally:
         yard.sql("ALTER ROLE pgvigil RESET ALL", None)
+
+
+def test_nothing_stays_in_the_servers_session(yard: Yard) -> None:
+    """A pooler may hand the server's session to anybody after a transaction: it is as it was before."""
+    own = "SELECT name, setting FROM pg_settings WHERE source = 'session' OR name = 'search_path'"
+    left = "SELECT (SELECT count(*) FROM pg_prepared_statements) + (SELECT count(*) FROM pg_locks"
+    left += " WHERE locktype = 'advisory' AND pid = pg_backend_pid()) AS n"
+    with Session(yard.sandbox.dsn("shop"), "test") as session:
+        before = session.connect().execute(own).fetchall()
+        for _ in range(10):
+            with session.transaction(Bounds(search_path="pg_catalog", is_durable=False)) as connection:
+                connection.execute("SELECT 1 WHERE %(x)s = 1", {"x": 1})
+
+        assert before == session.connect().execute(own).fetchall()
+        assert session.connect().execute(left).fetchone() == {"n": 0}
 
 
 # --- steering -------------------------------------------------------------------------------------------
