@@ -110,7 +110,9 @@ def quarantine_next(session: Session, job: Job, lease: Lease, error: DatabaseFai
         claimed = job.ledger.claim(connection, lease, leaf)
         if claimed is None or claimed.wanted != "run":
             return None
-        to, _ = next_end(connection, job, leaf, claimed, 1)
+        to, seen = next_end(connection, job, leaf, claimed, 1)
+        if not seen:  # somebody has deleted it
+            return None
         said = str(error.context.get("said") or error.message)
         job.ledger.quarantine(connection, leaf.oid, to, error.sqlstate, said)
         row = job.ledger.advance(connection, lease, to, 1, 0)

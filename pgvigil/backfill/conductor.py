@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,17 @@ class Conductor:
         self._sweeping_since: float | None = None
         self._overrides = Overrides()
         self._vacuuming: threading.Thread | None = None
+        self._vacuum_session = Session(dsn, application)
+        self._is_closing = False
+        self._dead: Counter[int] = Counter()
         self._wanted_by = ""
 
     def close(self) -> None:
-        """End the watch's session."""
+        """End the watch, and a VACUUM that is still at work: autovacuum goes on with that."""
+        self._is_closing = True
+        self._vacuum_session.cancel()
+        if self._vacuuming is not None:
+            self._vacuuming.join()
         self._watch.close()
 
     def walk(self, chunk: timedelta, on_progress: Callable[[Progress], None]) -> bool:
@@ -63,7 +71,7 @@ class Conductor:
 
         Raises what ended a worker for good: Fenced, DatabaseFailed, PreconditionFailed.
         """
-        control = Control(self._worker_count)
+        control = Control(self._worker_count, self._dead)
         control.rows = self.progress.batch_rows or None
         threads: list[threading.Thread] = []
         until = time.monotonic() + chunk.total_seconds()
@@ -73,7 +81,6 @@ class Conductor:
             control.stop()
             for thread in threads:
                 thread.join()
-            self._end_vacuum()
         if control.failure:
             raise control.failure
         self._tick(control)
@@ -249,14 +256,10 @@ class Conductor:
 
     def _vacuum(self, leaf: Leaf, dead: int, control: Control) -> None:
         try:
-            with Session(self.dsn, self.application) as session:
+            with self._vacuum_session as session:
                 session.execute(statements.vacuum(leaf))
         except DatabaseFailed as error:
-            self.vacuum_fault = f"VACUUM of '{leaf.label}': {error.message}"
+            if not self._is_closing and not error.transient:
+                self.vacuum_fault = f"VACUUM of '{leaf.label}': {error.message}"
         finally:
             control.forget_dead(leaf.oid, dead)
-
-    def _end_vacuum(self) -> None:
-        if self._vacuuming is not None:
-            self._vacuuming.join()
-            self._vacuuming = None

@@ -22,7 +22,7 @@ _POLL = 0.2
 class Control:
     """One board for all workers of a run; every method may be called from any thread."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, dead: Counter[int] | None = None) -> None:
         self.rows: int | None = None
         self.level = Level.GO
         self.failure: BaseException | None = None
@@ -33,7 +33,7 @@ class Control:
         self._budgets: dict[int, float] = {}
         self._victims = 0
         self._poison = 0
-        self._dead: Counter[int] = Counter()
+        self._dead: Counter[int] = Counter() if dead is None else dead
         self._trouble = ""
         self._change = threading.Condition()
 

@@ -97,6 +97,11 @@ class Session:
             if connection.closed or connection.broken:
                 self.close()
 
+    def cancel(self) -> None:
+        """End the statement that another thread runs here, if there is one."""
+        if self._connection is not None:
+            self._connection.cancel()
+
     def connect(self) -> Connection:
         """Return the open connection; raises DatabaseFailed."""
         if self._connection is None:

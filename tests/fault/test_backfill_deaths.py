@@ -13,8 +13,8 @@ from pgvigil.backfill.facts import BackfillReport
 from pgvigil.sandbox import postgres as servers
 from tests.fixtures.backfill import Yard
 
-ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "4"))
-ROWS = 3000 * ROUNDS
+ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "3"))
+ROWS = 2500 * max(2, ROUNDS)
 SMALL = {"rows": 50, "most_rows": 100, "longest": "2s"}
 
 
@@ -22,9 +22,11 @@ def counted(yard: Yard, workers: int = 1) -> None:
     """A table whose trigger counts how often each row is changed, walked over in many small batches."""
     yard.sql("CREATE TABLE t (id bigint PRIMARY KEY, v numeric NOT NULL, w bigint)")
     yard.sql("CREATE TABLE touched (id bigint)")
+    yard.sql("CREATE TABLE slow AS SELECT 0.0001 AS s")  # until somebody empties it
     yard.sql(
         "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN INSERT INTO public.touched VALUES (new.id); RETURN NULL; END $$"
+        " $$ BEGIN INSERT INTO public.touched VALUES (new.id); PERFORM pg_sleep(s) FROM public.slow;"
+        " RETURN NULL; END $$"
     )
     yard.sql(f"INSERT INTO t SELECT n, n FROM generate_series(1, {ROWS}) AS n")
     yard.sql("CREATE TRIGGER touch AFTER UPDATE ON t FOR EACH ROW EXECUTE FUNCTION touch(); ANALYZE t")
@@ -34,9 +36,12 @@ def counted(yard: Yard, workers: int = 1) -> None:
 
 
 CONSISTENT = """
-SELECT count(*) FROM t LEFT JOIN pgvigil.backfill_range AS r
-    ON t.id > coalesce(r.after[1]::bigint, 0) AND t.id <= r.through[1]::bigint
- WHERE (t.w IS NOT NULL) <> coalesce(t.id <= r.reached[1]::bigint, false)
+WITH r AS MATERIALIZED (
+    SELECT coalesce(after[1], '0')::bigint AS after, through[1]::bigint,
+           coalesce(reached[1], '0')::bigint AS reached
+      FROM pgvigil.backfill_range
+) SELECT count(*) FROM t LEFT JOIN r ON t.id > r.after AND t.id <= r.through
+   WHERE (t.w IS NOT NULL) <> coalesce(t.id <= r.reached, false)
 """
 
 
@@ -82,6 +87,7 @@ def test_a_killed_runner_goes_on_where_it_was(yard: Yard, workers: int) -> None:
             time.sleep(luck.uniform(0, 0.2))
         assert yard.value(CONSISTENT) == 0
 
+    yard.sql("DELETE FROM slow")
     assert_exactly_once(yard, yard.run())
 
 
@@ -105,6 +111,7 @@ def test_a_server_that_dies_is_waited_for(yard: Yard, how: str) -> None:
         else:
             restart(yard)
         assert yard.value(CONSISTENT) == 0
+    yard.sql("DELETE FROM slow")
     thread.join()
 
     assert_exactly_once(yard, found[0])
@@ -141,6 +148,7 @@ def test_a_runner_that_slept_is_fenced(yard: Yard) -> None:
         yard.wait(lambda: walked(yard) > 3)
         os.kill(pid, signal.SIGSTOP)
         yard.sql("UPDATE pgvigil.backfill SET leased_until = now() - interval '1 second'", None)
+        yard.sql("DELETE FROM slow")
         report = yard.run()
         os.kill(pid, signal.SIGCONT)
         _, status = os.waitpid(pid, 0)
