@@ -30,6 +30,7 @@ class Control:
         self._workers = workers
         self._wanted: Wanted = "run"
         self._is_stopping = False
+        self._is_idle = False
         self._budgets: dict[int, float] = {}
         self._victims = 0
         self._poison = 0
@@ -71,12 +72,15 @@ class Control:
             self._change.notify_all()
 
     def nap(self, seconds: float) -> None:
-        """Wait until the time is over, a worker has failed, or a table has become due for VACUUM."""
+        """Wait until the time is over, or until there is something to do about the workers."""
         with self._change:
+            self._is_idle = False
             was_due = self._due() is not None
-            self._change.wait_for(
-                lambda: self._is_stopping or (not was_due and self._due() is not None), seconds
-            )
+            self._change.wait_for(lambda: self._has_news(was_due=was_due), seconds)
+
+    def _has_news(self, *, was_due: bool) -> bool:
+        """Tell whether a worker failed, has run out of ranges, or has made a table due for VACUUM."""
+        return self._is_stopping or self._is_idle or (not was_due and self._due() is not None)
 
     # --- asked by workers ---
 
@@ -112,6 +116,12 @@ class Control:
             self._change.notify_all()
             self.batch_rows = rows
             self._trouble = ""
+
+    def note_idle(self) -> None:
+        """Note that a worker finds no range that is due."""
+        with self._change:
+            self._is_idle = True
+            self._change.notify_all()
 
     def note_trouble(self, error: DatabaseFailed) -> None:
         """Keep the last passing failure for the progress."""

@@ -40,6 +40,7 @@ class Worker:
         while self.control.is_open(self.number):
             lease = self._lease()
             if lease is None:
+                self.control.note_idle()
                 time.sleep(_NAP * 4)
                 continue
             self._do(lease)
