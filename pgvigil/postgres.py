@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg import sql as sql  # noqa: PLC0414 - handed on to who composes statements
 from psycopg.rows import dict_row
 
 from pgvigil.errors import DatabaseFailed
@@ -75,15 +77,9 @@ def transaction(connection: Connection, bounds: Mapping[str, str]) -> Iterator[C
         yield connection
 
 
-def in_database(dsn: str, database: str) -> str:
-    """Return the connection string for another database of the same cluster."""
-    try:
-        return psycopg.conninfo.make_conninfo(dsn, dbname=database)
-    except psycopg.Error:
-        return dsn  # unreadable: opening it tells why
-
-
-def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Connection:
+def _greet(
+    dsn: str, application_name: str, connect_timeout: timedelta, *, replication: str | None = None
+) -> Connection:
     return psycopg.connect(
         dsn,
         autocommit=True,
@@ -94,7 +90,27 @@ def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Conne
         keepalives_interval=10,
         keepalives_count=3,
         tcp_user_timeout=60_000,  # without it, what was sent to a vanished host is repeated for 15 minutes
+        replication=replication,
     )
+
+
+@contextmanager
+def replicate(dsn: str, application_name: str, *, deadline: timedelta) -> Iterator[Connection]:
+    """Open a session that takes replication commands of one database, each bounded by the deadline.
+
+    The role needs REPLICATION, and the server a free wal sender. Raises DatabaseFailed.
+    """
+    with (
+        translated(dsn),
+        _greet(dsn, application_name, CONNECT_TIMEOUT, replication="database") as connection,
+    ):
+        expiry = threading.Timer(deadline.total_seconds(), connection.cancel_safe)
+        expiry.daemon = True
+        expiry.start()
+        try:
+            yield connection
+        finally:
+            expiry.cancel()
 
 
 def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: timedelta) -> None:
@@ -156,6 +172,16 @@ def _is_unreachable(error: psycopg.Error) -> bool:
         return False
     text = str(error)
     return bool(_PASSING.search(text)) or not _REFUSED.search(text)
+
+
+def conninfo(**parts: str | int) -> str:
+    """Render a connection string from its parts, whatever signs they hold."""
+    return psycopg.conninfo.make_conninfo("", **parts)
+
+
+def in_database(dsn: str, database: str) -> str:
+    """Return how the same role enters another database of the same server."""
+    return psycopg.conninfo.make_conninfo(dsn, dbname=database)
 
 
 def describe(dsn: str) -> str:

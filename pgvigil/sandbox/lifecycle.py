@@ -173,6 +173,8 @@ def _furnish(sandbox: Sandbox, pgbackrest: str, *, empty: bool) -> None:
 
 
 def _create_roles(sandbox: Sandbox, passwords: dict[str, str]) -> None:
+    with connect(sandbox.admin_dsn(sandbox.primary_port, "template1"), APPLICATION) as session:
+        session.execute(ROLES.read_bytes())  # so that databases made later have what it makes in them
     with connect(sandbox.primary_admin_dsn, APPLICATION) as session:
         session.execute(ROLES.read_bytes())
         session.execute("CREATE ROLE shop LOGIN")
@@ -290,6 +292,7 @@ def _write_fleet(sandbox: Sandbox) -> None:
                 "dsn": sandbox.dsn(),
                 "pgbackrest": pgbackrest,
                 "backup": {"retention": {"fulls": 2}},
+                "drill": {"scratch": str(sandbox.directory / "drill")},
                 "databases": {"shop": {"backfills": {"cents": CENTS}}},
             }
         },
