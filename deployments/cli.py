@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from pgvigil.backfill.steering import Action
     from pgvigil.sandbox import Sandbox
 
 COULD_NOT_RUN = 2
@@ -49,9 +50,11 @@ audit_app = typer.Typer(
 fleet_app = typer.Typer(
     help="The fleet file: which clusters there are and the policy of each.", no_args_is_help=True
 )
+backfill_app = typer.Typer(help="Watch and steer a backfill while it runs.", no_args_is_help=True)
 app.add_typer(sandbox_app, name="sandbox")
 app.add_typer(audit_app, name="audit")
 app.add_typer(fleet_app, name="fleet")
+app.add_typer(backfill_app, name="backfill")
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document; everything else goes to stderr.")
@@ -342,6 +345,105 @@ def fleet_check() -> None:
 
     fleet = load_fleet()
     typer.echo(f"'{fleet_path()}' is good; its clusters: {', '.join(fleet.clusters)}")
+
+
+Database = Annotated[str, typer.Argument(metavar="SUBJECT", help="The database as cluster/database.")]
+Backfill = Annotated[str, typer.Argument(metavar="NAME", help="The backfill's name in the fleet file.")]
+
+
+@backfill_app.command("show")
+@answers
+def backfill_show(subject: Database, name: Backfill, json: Json = False) -> None:
+    """Show how far it is, how fast, and what it waits for."""
+    from deployments import show  # noqa: PLC0415
+    from pgvigil.backfill import steering  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+
+    found = steering.show(load_fleet(), subject, name)
+    (show.as_json if json else show.backfill)(found)
+
+
+def _steer(subject: str, name: str, action: Action, json: bool, **limits: float | None) -> int:
+    from deployments import show  # noqa: PLC0415
+    from pgvigil.backfill import steering  # noqa: PLC0415
+    from pgvigil.reports import to_json  # noqa: PLC0415
+
+    with _only_the_document():
+        report = steering.conduct_steering(subject, name, action, limits)
+    if json:
+        typer.echo(to_json(report))
+    elif report.shown:
+        show.backfill(report.shown)
+    else:
+        show.report(report)
+    return report.verdict.exit_code
+
+
+@backfill_app.command("pause")
+@answers
+def backfill_pause(subject: Database, name: Backfill, json: Json = False) -> int:
+    """Hold it after the batch that is at work; the run waits."""
+    return _steer(subject, name, "pause", json)
+
+
+@backfill_app.command("resume")
+@answers
+def backfill_resume(subject: Database, name: Backfill, json: Json = False) -> int:
+    """Let it go on, also after a cancel."""
+    return _steer(subject, name, "resume", json)
+
+
+@backfill_app.command("cancel")
+@answers
+def backfill_cancel(subject: Database, name: Backfill, json: Json = False) -> int:
+    """End the run after the batch that is at work; the cursor stays."""
+    return _steer(subject, name, "cancel", json)
+
+
+@backfill_app.command("restart")
+@answers
+def backfill_restart(subject: Database, name: Backfill, json: Json = False) -> int:
+    """Give the cursor up, so that the next run begins anew; only while nobody runs it."""
+    return _steer(subject, name, "restart", json)
+
+
+@backfill_app.command("undo")
+@answers
+def backfill_undo(subject: Database, name: Backfill, json: Json = False) -> int:
+    """Give rows back what they held, where before_images were kept; only while nobody runs it."""
+    return _steer(subject, name, "undo", json)
+
+
+@backfill_app.command("set")
+@answers
+def backfill_set(  # noqa: PLR0913 - one per option
+    subject: Database,
+    name: Backfill,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of the next batch.")] = None,
+    most_rows: Annotated[int | None, typer.Option(min=1, help="Most rows of a batch.")] = None,
+    target_ms: Annotated[int | None, typer.Option(min=1, help="Milliseconds of a batch.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=32, help="Workers.")] = None,
+    archive_files: Annotated[
+        int | None, typer.Option(min=1, help="WAL files that may wait for the archiver.")
+    ] = None,
+    replication_mb: Annotated[
+        float | None, typer.Option(min=0.001, help="MB of WAL that a standby may lack.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Change sizes and limits from the next batch on."""
+    return _steer(
+        subject,
+        name,
+        "set",
+        json,
+        rows=rows,
+        most_rows=most_rows,
+        target_ms=target_ms,
+        workers=workers,
+        archive_files=archive_files,
+        replication_mb=replication_mb,
+    )
 
 
 @app.command()

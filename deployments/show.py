@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from pgvigil.audit import ChainReport, RunRecord, RunSummary
+    from pgvigil.backfill.steering import Shown
     from pgvigil.doctor import Diagnosis
     from pgvigil.reports import Report
     from pgvigil.status import ProofStatus
@@ -108,6 +109,26 @@ def diagnoses(found: Sequence[Diagnosis]) -> None:
         ("verdict", "subject", "what", "found", "what to do"),
         ((_mark(d.verdict), d.subject, d.id, d.message, d.hint) for d in found),
     )
+
+
+def backfill(found: Shown) -> None:
+    """Print how a backfill stands, then its rows in quarantine."""
+    rows = [
+        ("backfill", f"{found.backfill} of {found.database}"),
+        (
+            "state",
+            found.state + (f", by {found.wanted_by}" if found.state in {"paused", "cancelled"} else ""),
+        ),
+        ("runner", found.runner or "none"),
+        ("progress", str(found.progress or "none yet")),
+        ("changed limits", found.overrides.model_dump_json(exclude_none=True)),
+    ]
+    _print(("what", "value"), rows)
+    if found.quarantined:
+        _print(
+            ("table", "key", "SQLSTATE", "message"),
+            ((q.table, ", ".join(q.key), q.sqlstate, q.message) for q in found.quarantined),
+        )
 
 
 def changes(found: Sequence[str], *, dry_run: bool) -> None:

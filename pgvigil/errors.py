@@ -4,6 +4,7 @@ PgvigilError
 ├── ConfigError                 what was asked for cannot be: fleet file, subject, parameter, secret
 ├── PreconditionFailed          refusal to act: the world is not as the step needs it
 │   ├── Busy                    somebody else holds the stanza
+│   │   └── Fenced              another runner has taken the work over
 │   └── VersionUnsupported
 ├── ToolFailed                  a program did not do its work
 │   ├── CommandNotFound
@@ -64,6 +65,12 @@ class Busy(PreconditionFailed):
     """Somebody else works on the same thing; the message names the owner."""
 
     code = "PGV-201"
+
+
+class Fenced(Busy):
+    """Another runner has taken the work over: this one can commit no more."""
+
+    code = "PGV-208"
 
 
 class VersionUnsupported(PreconditionFailed):

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from typing_extensions import override
 
 from pgvigil.errors import ConfigError
+from pgvigil.policies.backfills import BackfillPolicy
 from pgvigil.policies.backup import BackupPolicy
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.policies.partitions import PartitionPolicy
@@ -72,6 +73,11 @@ class DatabaseSettings(Frozen):
     partitions: tuple[PartitionPolicy, ...] = Field(
         default=(), description="partitioned tables that roll_partitions looks after"
     )
+    backfills: dict[str, BackfillPolicy] = Field(default_factory=dict)
+
+    def backfill(self, name: str) -> BackfillPolicy:
+        """Return a backfill, or raise ConfigError with the nearest name."""
+        return _pick(self.backfills, name, "backfill")
 
 
 class ClusterSettings(Frozen):

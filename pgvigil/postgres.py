@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from pgvigil.errors import DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from psycopg.sql import Composed
 
@@ -52,6 +52,31 @@ def connect(
     """
     with translated(dsn), _greet(dsn, application_name, connect_timeout) as connection:
         _bound(connection, statement_timeout, lock_timeout)
+        yield connection
+
+
+@contextmanager
+def connect_pooled(dsn: str, application_name: str) -> Iterator[Connection]:
+    """Open an autocommit session that leaves no trace of its own in the server's session.
+
+    A pooler may give each transaction another server session, and ours to somebody else afterwards. So
+    nothing is set, prepared or locked beyond a transaction: do everything within `transaction`. Rows and
+    errors are as with `connect`.
+    """
+    with translated(dsn), _greet(dsn, application_name, IMPATIENT) as connection:
+        connection.prepare_threshold = None
+        yield connection
+
+
+@contextmanager
+def transaction(connection: Connection, bounds: Mapping[str, str]) -> Iterator[Connection]:
+    """Do the block in one transaction with settings of its own, committed at its end."""
+    with connection.transaction():
+        connection.execute(
+            "SELECT pg_catalog.set_config(name, value, true)"
+            " FROM unnest(%s::text[], %s::text[]) AS setting (name, value)",
+            (list(bounds), list(bounds.values())),
+        )
         yield connection
 
 
@@ -163,6 +188,7 @@ def translated(dsn: str) -> Iterator[None]:
             f"{where}: {text}",
             hint=_hint(sqlstate, text),
             sqlstate=sqlstate,
+            said=text,
             unreachable=_is_unreachable(error),
         ) from error
 

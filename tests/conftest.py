@@ -5,6 +5,7 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.fixtures.backfill import backfill_sandbox, yard
 from tests.fixtures.backup import night
 from tests.fixtures.drill import drilled_sandbox, exercise
 from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
@@ -15,6 +16,7 @@ from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, own_vault, vault
 
 __all__ = [
+    "backfill_sandbox",
     "drill",
     "drilled_sandbox",
     "exercise",
@@ -33,6 +35,7 @@ __all__ = [
     "template",
     "vault",
     "workplace",
+    "yard",
 ]
 
 DEMAND = "PGVIGIL_DEMAND_LIVE"

@@ -33,8 +33,16 @@ from pgvigil.sql import blocks
 if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
-ROLES = Path(__file__).resolve().parents[2] / "infra" / "roles.sql"
+INFRA = Path(__file__).resolve().parents[2] / "infra"
+ROLES = INFRA / "roles.sql"
+CURSORS = INFRA / "backfill.sql"
 APPLICATION = "pgvigil sandbox"
+CENTS = {
+    "table": "public.payments",
+    "set": {"amount_cents": "(amount * 100)::bigint"},
+    "where": "amount_cents IS NULL",
+    "not_null": ["amount_cents"],
+}
 _PATIENCE = timedelta(seconds=10)
 
 
@@ -189,9 +197,10 @@ def _create_stanza(sandbox: Sandbox, pgbackrest: str) -> None:
 def _create_shop(sandbox: Sandbox, *, empty: bool) -> None:
     with connect(sandbox.primary_admin_dsn, APPLICATION) as session:
         session.execute("CREATE DATABASE shop OWNER shop")
-    if empty:
-        return
     with connect(sandbox.admin_dsn(sandbox.primary_port, "shop"), APPLICATION) as session:
+        session.execute(CURSORS.read_bytes())
+        if empty:
+            return
         session.execute("GRANT CREATE ON SCHEMA public TO shop")
         session.execute("SET ROLE shop")
         for statement in blocks("sandbox_shop").values():
@@ -295,7 +304,9 @@ def _write_fleet(sandbox: Sandbox, *, empty: bool) -> None:
                 "pgbackrest": pgbackrest,
                 "backup": {"retention": {"fulls": 2}},
                 "drill": {"scratch": str(sandbox.directory / "drill")},
-                "databases": {"shop": {} if empty else {"partitions": [_EVENTS]}},
+                "databases": {
+                    "shop": {"backfills": {"cents": CENTS}} | ({} if empty else {"partitions": [_EVENTS]})
+                },
             }
         },
     }

@@ -20,8 +20,9 @@ def refusal(directory: Path, text: str) -> str:
 
 def test_a_schedule_that_names_the_cluster_is_made_for_each_cluster() -> None:
     """Every cluster has its own slug and its own parameters."""
-    named = [d for d in load_manifest(["orders", "billing"]).deployments if d.schedules]
-    for deployment in named:
+    scheduled = [each for each in load_manifest(["orders", "billing"]).deployments if each.schedules]
+    assert len(scheduled) > 2
+    for deployment in scheduled:
         (first, second) = deployment.schedules
         assert ({"cluster": "orders"}, {"cluster": "billing"}) == (first.parameters, second.parameters)
         assert first.slug.removesuffix("-orders") == second.slug.removesuffix("-billing")

@@ -1,0 +1,431 @@
+"""The steps of a backfill run in their order: each does its work and writes into the run's ledger.
+
+What a kill leaves, state by state: before `hold`, nothing; while ranges are walked, the cursor of the last
+committed batch in each; after the last batch, ranges that are all done and no proof, which the next run
+gives; in the NOT NULL recipe, a CHECK that the next run finds and goes on from.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pgvigil import postgres
+from pgvigil.backfill import catalog, enforce, ledger, ranges, statements, survey
+from pgvigil.backfill.batch import Job, load_function
+from pgvigil.backfill.conductor import Conductor
+from pgvigil.backfill.facts import Quarantined
+from pgvigil.backfill.ledger import Ledger, State
+from pgvigil.backfill.session import Bounds, Session
+from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
+from pgvigil.reports import Check, Finding, Proof, Severity, Verdict
+from pgvigil.sql import query
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgvigil.backfill.facts import Key, Plan, Progress
+    from pgvigil.policies.backfills import BackfillPolicy
+    from pgvigil.runs import Run
+
+
+@dataclass(frozen=True)
+class Work:
+    """One backfill of one database: how to get there, and the run's ledger to write into."""
+
+    run: Run
+    name: str
+    policy: BackfillPolicy
+    dsn: str
+
+    def session(self) -> Session:
+        """Return a way into the database."""
+        return Session(self.dsn, self.run.name)
+
+
+@dataclass
+class Move:
+    """A backfill that this run holds: its token, its workers, and how far its passes are."""
+
+    work: Work
+    job: Job
+    session: Session
+    conductor: Conductor
+    found: State
+    passes: int = 0
+    left: int | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The state under our token."""
+        return self.job.ledger
+
+
+def open_backfill(run: Run, name: str) -> Work:
+    """Find database and backfill in the fleet file; raises ConfigError with the nearest name."""
+    cluster, database, settings = run.fleet.database(run.identity.subject)
+    run.facts["backfill"] = name
+    return Work(run, name, settings.backfill(name), postgres.in_database(cluster.dsn, database))
+
+
+def look(work: Work) -> Plan:
+    """Check the definition before anything is changed and forecast the cost; raises what forbids the run."""
+    run = work.run
+    with work.session() as session:
+        with session.transaction() as connection:
+            target = catalog.read_target(connection, work.policy)
+        job = _job(work, Ledger(work.name, 0), target)
+        _passed(
+            run, "preflight.table", "the table can be walked", f"{target.label}, {len(target.leaves)} part(s)"
+        )
+        survey.check_statement(session, job)
+        _passed(run, "preflight.statement", "the server accepts the change", "accepted")
+        walks = [survey.require_index(session, job, leaf) for leaf in target.leaves]
+        _passed(run, "preflight.key", "each batch is found without a scan", "; ".join(walks))
+        state = _look_at_state(work, session)
+        forecast, faults = survey.forecast(session, job, is_first=state is None or state.pass_ == 0)
+        _passed(
+            run,
+            "preflight.where",
+            "a row that is done no longer meets 'where'",
+            _sampled(forecast.changed_rows),
+        )
+        plan = survey.read_plan(session, job, walks, forecast)
+    plan = plan.model_copy(update={"resumes": _resumes(state)})
+    run.facts["plan"] = plan
+    run.findings += _plan_findings(work, plan, faults)
+    return plan
+
+
+def _job(work: Work, held: Ledger, target: Any) -> Job:
+    function = load_function(work.policy.function) if work.policy.function else None
+    return Job(work.name, held, target, work.policy, function)
+
+
+def _passed(run: Run, name: str, expected: str, actual: str) -> None:
+    run.checks.append(Check(id=name, verdict=Verdict.VERIFIED, expected=expected, actual=actual))
+
+
+def _sampled(count: int) -> str:
+    return (
+        f"true of {count} rows that were changed and undone" if count else "no row to try it on was sampled"
+    )
+
+
+def _look_at_state(work: Work, session: Session) -> State | None:
+    """Read what earlier runs left; raises PreconditionFailed unless infra/backfill.sql was run."""
+    with session.transaction() as connection:
+        ledger.require_installed(connection)
+    _passed(work.run, "preflight.installed", "the tables for the cursor are there", "there")
+    return ledger.read(session, work.name)
+
+
+def _resumes(state: State | None) -> str:
+    if state is None or state.pass_ == 0:
+        return ""
+    if state.state == "done":
+        return f"was proven at {state.ended_at:%Y-%m-%d %H:%M} UTC; what is left is counted first"
+    return f"pass {state.pass_}, begun {state.started_at:%Y-%m-%d %H:%M} UTC"
+
+
+def _plan_findings(work: Work, plan: Plan, faults: list[str]) -> Iterator[Finding]:
+    subject = work.run.identity.subject
+    if faults:
+        yield Finding(
+            code="sample-fails",
+            severity=Severity.WARNING,
+            message=f"some sampled rows cannot be changed: {faults[0]}",
+            hint="they will go into quarantine; correct them, or 'set', first if there are many",
+            subject=subject,
+        )
+    if plan.indexed:
+        yield Finding(
+            code="target-indexed",
+            severity=Severity.INFO,
+            message=f"indexes hold what is written: {', '.join(plan.indexed)}; no update is heap-only",
+            hint="an index that is built after the backfill costs less than one that is kept up during it",
+            subject=subject,
+        )
+    if plan.triggers:
+        yield Finding(
+            code="triggers-fire",
+            severity=Severity.INFO,
+            message=f"triggers fire for each row: {', '.join(plan.triggers)}",
+            hint="make sure that they may",
+            subject=subject,
+        )
+
+
+@contextmanager
+def hold(work: Work) -> Iterator[Move]:
+    """Take the backfill's token for the block; raises Busy while another run has it."""
+    with work.session() as session:
+        with session.transaction() as connection:
+            target = catalog.read_target(connection, work.policy)
+        with work.run.step("take backfill", {"backfill": work.name, "policy": work.policy}) as noted:
+            held, state = ledger.take_over(session, work.policy, target, work.name)
+            noted |= {"fence": held.fence, "found": state.state, "pass": state.pass_}
+        job = _job(work, held, target)
+        conductor = Conductor(job, work.dsn, work.run.name, state.rows_total)
+        move = Move(work, job, session, conductor, state)
+        try:
+            yield move
+        finally:
+            conductor.close()
+            _note(move)
+
+
+def _note(move: Move) -> None:
+    """Write what was done into the report, and let the next runner in."""
+    run = move.work.run
+    run.facts["progress"] = move.conductor.progress
+    if move.conductor.vacuum_fault:
+        run.findings.append(
+            Finding(
+                code="vacuum-failed",
+                severity=Severity.WARNING,
+                message=move.conductor.vacuum_fault,
+                hint="the table grew more than it had to; VACUUM it, and see the role's statement_timeout",
+                subject=run.identity.subject,
+            )
+        )
+    try:
+        with move.session.transaction() as connection:
+            move.ledger.let_go(connection, move.conductor.progress.model_dump_json())
+    except DatabaseFailed as error:
+        run.findings.append(
+            Finding(
+                code=error.code,
+                severity=Severity.WARNING,
+                message=f"the lease could not be ended: {error.message}",
+                hint=f"the next run may have to wait {ledger.LEASE.total_seconds():g} s",
+                subject=run.identity.subject,
+            )
+        )
+
+
+def next_pass(move: Move) -> bool:
+    """Begin a walk, or go on with the open one; False when there is nothing left that a walk would help."""
+    if move.conductor.is_cancelled or move.conductor.gave_up_sweeping:
+        return False
+    if move.passes == 0 and move.found.pass_ > 0:
+        if _has_open_ranges(move):
+            move.passes = 1
+            return True
+        count(move)  # a run was killed before its proof, or proven long ago
+    if move.left == 0 or move.passes >= move.work.policy.passes:
+        return False
+    move.passes += 1
+    with move.work.run.step("begin pass", {"backfill": move.work.name}) as noted:
+        noted.update(ranges.begin(move.session, move.job))
+    move.conductor.rows_total = noted["rows"]
+    return True
+
+
+def _has_open_ranges(move: Move) -> bool:
+    with move.session.transaction() as connection:
+        totals = move.ledger.totals(connection)
+    return bool(totals["open"] or totals["sweeps"])
+
+
+def walk(move: Move, on_progress: Callable[[Progress], None]) -> bool:
+    """Work for one chunk of time; False when no range is left that can be done."""
+    move.session.close()  # it would idle for the length of the chunk, and nobody knows what becomes of it
+    return move.conductor.walk(move.work.policy.chunk, on_progress)
+
+
+def count(move: Move) -> int:
+    """Count the rows that are still to change, those in quarantine apart; that others hold is left."""
+    if move.conductor.is_cancelled:
+        return -1
+    _discharge(move)
+    bounds = Bounds(statement=move.work.policy.count_for, search_path=move.work.policy.search_path)
+    with move.session.transaction(bounds) as connection:
+        row = connection.execute(statements.left(move.job.target, move.work.policy), {}).fetchone()
+        totals = move.ledger.totals(connection)
+    assert row  # noqa: S101 - an aggregate always answers
+    move.work.run.facts["rows_left"] = row["left"]
+    move.left = max(0, row["left"] - totals["quarantined"])
+    return move.left
+
+
+def _discharge(move: Move) -> None:
+    """Take rows out of the quarantine that somebody has corrected, or deleted."""
+    for entry in read_quarantine(move):
+        leaf = move.job.leaf(entry["relation"])
+        with move.session.transaction(move.job.bounds) as connection:
+            if leaf:
+                statement = statements.one(move.job.target, leaf, move.work.policy)
+                values = statements.parameters("key", entry["key"])
+                if connection.execute(statement, values).fetchone():
+                    continue
+            connection.execute(query("backfill", "discharge"), _entry(move, entry))
+
+
+def _entry(move: Move, entry: dict[str, Any]) -> dict[str, Any]:
+    return {"name": move.work.name, "relation": entry["relation"], "key": entry["key"]}
+
+
+def read_quarantine(move: Move) -> list[dict[str, Any]]:
+    """Read the rows in quarantine."""
+    with move.session.transaction() as connection:
+        values = {"name": move.work.name}
+        return connection.execute(query("backfill", "quarantined"), values).fetchall()
+
+
+def retry_quarantined(move: Move) -> int:
+    """Try each row in quarantine alone once more, and return how many are good now."""
+    good = 0
+    for entry in read_quarantine(move):
+        leaf = move.job.leaf(entry["relation"])
+        if leaf and _retry(move, leaf, tuple(entry["key"])):
+            good += 1
+    return good
+
+
+def _retry(move: Move, leaf: Any, key: Key) -> bool:
+    try:
+        with move.session.transaction(move.job.bounds) as connection:
+            ranges.change_one(connection, move.job, leaf, key)
+            entry = {"name": move.work.name, "relation": leaf.oid, "key": list(key)}
+            connection.execute(query("backfill", "discharge"), entry)
+    except DatabaseFailed as error:
+        said = str(error.context.get("said") or error.message)
+        with move.session.transaction() as connection:
+            move.ledger.quarantine(connection, leaf.oid, key, error.sqlstate, said)
+        return False
+    return True
+
+
+def conclude(move: Move) -> None:
+    """Prove the end, make columns NOT NULL if that is wanted, and note checks, proof and facts."""
+    run = move.work.run
+    run.facts["quarantined"] = tuple(_told(move, entry) for entry in read_quarantine(move))
+    checks = [_covered(move), _rows_left(move), _quarantine(move)]
+    if all(check.verdict is Verdict.VERIFIED for check in checks):
+        with move.session.transaction() as connection:
+            move.ledger.finish(connection)
+        checks += _enforce(move)
+    run.checks += checks
+    verdict = Verdict.VERIFIED if all(c.verdict is Verdict.VERIFIED for c in checks) else checks_worst(checks)
+    run.proofs.append(Proof(name=f"backfill {move.work.name}", verdict=verdict))
+    _count_images(move)
+
+
+def checks_worst(checks: list[Check]) -> Verdict:
+    """Return refuted if any is, else inconclusive."""
+    refuted = any(check.verdict is Verdict.REFUTED for check in checks)
+    return Verdict.REFUTED if refuted else Verdict.INCONCLUSIVE
+
+
+def _covered(move: Move) -> Check:
+    """Prove from the ranges themselves that the walk left no hole."""
+    expected = "every range of the walk is done, without a hole"
+    if move.conductor.is_cancelled:
+        return Check(
+            id="walk.covered",
+            verdict=Verdict.INCONCLUSIVE,
+            expected=expected,
+            actual="cancelled: 'pgvigil backfill resume', then run it again, and it goes on where it was",
+        )
+    with move.session.transaction() as connection:
+        state = connection.execute(query("backfill", "read"), {"name": move.work.name}).fetchone()
+        number = state["pass"] if state else 0
+        holes = move.ledger.holes(connection, number)
+    if holes:
+        return Check(
+            id="walk.covered",
+            verdict=Verdict.REFUTED,
+            expected=expected,
+            actual=f"{holes} ranges are not done; others have held rows locked for longer than "
+            f"{move.work.policy.sweep_for.total_seconds():g} s",
+        )
+    return Check(
+        id="walk.covered", verdict=Verdict.VERIFIED, expected=expected, actual=f"pass {number} is whole"
+    )
+
+
+def _rows_left(move: Move) -> Check:
+    expected = f"no row of '{move.job.target.label}' meets: {move.work.policy.where}"
+    left = move.work.run.facts.get("rows_left")
+    if left is None:
+        return Check(id="rows.left", verdict=Verdict.INCONCLUSIVE, expected=expected, actual="not counted")
+    verdict = Verdict.VERIFIED if left == 0 else Verdict.REFUTED
+    return Check(
+        id="rows.left",
+        verdict=verdict,
+        expected=expected,
+        actual=f"{left} rows",
+        detail=_why_left(move, left),
+    )
+
+
+def _why_left(move: Move, left: int) -> str:
+    aside = len(move.work.run.facts["quarantined"])
+    if not left or left <= aside:
+        return ""
+    if move.conductor.gave_up_sweeping:
+        return f"{left - aside} of them are held locked by others: see pg_locks, then run it again"
+    return (
+        f"{left - aside} of them were inserted or moved while {move.passes} passes ran: let the application "
+        "write the column itself, by a default or trigger, then run it again"
+    )
+
+
+def _quarantine(move: Move) -> Check:
+    found = move.work.run.facts["quarantined"]
+    first = f", one with {found[0].sqlstate}: {found[0].message}" if found else ""
+    return Check(
+        id="rows.quarantine",
+        verdict=Verdict.REFUTED if found else Verdict.VERIFIED,
+        expected="no row in quarantine",
+        actual=f"{len(found)} rows{first}",
+        detail="correct them, then run it again with retry_failed" if found else "",
+    )
+
+
+def _told(move: Move, entry: dict[str, Any]) -> Quarantined:
+    leaf = move.job.leaf(entry["relation"])
+    return Quarantined(
+        table=leaf.label if leaf else str(entry["relation"]),
+        key=tuple(entry["key"]),
+        sqlstate=entry["sqlstate"],
+        message=entry["message"],
+        at=entry["at"],
+    )
+
+
+def _enforce(move: Move) -> list[Check]:
+    """Make the columns NOT NULL; what was proven stands even if that cannot be done now."""
+    work, done, checks = move.work, list[str](), list[Check]()
+    for column in work.policy.not_null:
+        expected = f"column '{column}' is NOT NULL"
+        try:
+            with work.run.step("set not null", {"table": move.job.target.label, "column": column}):
+                enforce.make_not_null(move.session, move.job.target, column, work.policy.count_for)
+        except PgvigilError as error:
+            if not isinstance(error, DatabaseFailed | PreconditionFailed):
+                raise
+            verdict = (
+                Verdict.REFUTED if error.context.get("sqlstate") == enforce.VIOLATED else Verdict.INCONCLUSIVE
+            )
+            checks.append(
+                Check(id=f"not_null.{column}", verdict=verdict, expected=expected, actual=error.message)
+            )
+            continue
+        done.append(column)
+        checks.append(
+            Check(id=f"not_null.{column}", verdict=Verdict.VERIFIED, expected=expected, actual="it is")
+        )
+    work.run.facts["not_null"] = tuple(done)
+    return checks
+
+
+def _count_images(move: Move) -> None:
+    if not move.work.policy.before_images:
+        return
+    with move.session.transaction() as connection:
+        connection.execute(query("backfill", "expire_images"), {})
+        row = connection.execute(query("backfill", "images"), {"name": move.work.name}).fetchone()
+    move.work.run.facts["images"] = row["count"] if row else 0

@@ -1,0 +1,370 @@
+"""The SQL of a backfill that is made of names and of people's expressions; one function per statement.
+
+Expressions come from the fleet file, whose owner may run SQL here anyway. Each stands in parentheses on
+lines of its own, so that a comment in it ends where it does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pgvigil.backfill.facts import Key, KeyColumn, Leaf, Target
+    from pgvigil.policies.backfills import BackfillPolicy
+
+LAST_IN_BLOCK = 65535
+
+Span = Literal["first", "next", "one"]
+"""The rows up to a key; those between two keys, without the first; the row of a key."""
+
+
+def expression(text: str) -> sql.Composed:
+    """Let a person's expression stand as one operand; a percent sign is doubled, as parameters follow."""
+    trusted = text.replace("%", "%%")
+    return sql.SQL("(\n{}\n)").format(sql.SQL(trusted))
+
+
+def named(*parts: str) -> sql.Identifier:
+    """Write a name; a percent sign in it is doubled, as every statement here is executed with parameters."""
+    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
+
+
+def relation(leaf: Leaf) -> sql.Composed:
+    """Name a table."""
+    return sql.SQL("{}").format(named(leaf.schema_name, leaf.name))
+
+
+def parameters(name: str, key: Key | Sequence[str] | None) -> dict[str, str]:
+    """Return the parameters of one key: its columns' values as text."""
+    return {f"{name}{place}": value for place, value in enumerate(key or ())}
+
+
+def boundary(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
+    """Find the last of the next so many rows, `skip` after the first; by ctid up to `most0` as well."""
+    near = sql.SQL(" AND ctid <= %(most0)s::tid") if leaf.index is None else sql.SQL("")
+    return sql.SQL(
+        "SELECT {texts} FROM ONLY {table} AS {alias} WHERE {interval}{near}"
+        " ORDER BY {keys} OFFSET %(skip)s LIMIT 1"
+    ).format(
+        texts=_texts(target, leaf),
+        table=relation(leaf),
+        alias=named(target.name),
+        interval=_interval(target, leaf, span=span),
+        near=near,
+        keys=_keys(target, leaf),
+    )
+
+
+def newest(target: Target, leaf: Leaf) -> sql.Composed:
+    """Find the last key."""
+    descending = sql.SQL(", ").join(key + sql.SQL(" DESC") for key in _columns(target, leaf))
+    return sql.SQL("SELECT {texts} FROM ONLY {table} AS {alias} ORDER BY {keys} LIMIT 1").format(
+        texts=_texts(target, leaf),
+        table=relation(leaf),
+        alias=named(target.name),
+        keys=descending,
+    )
+
+
+def sample_keys(target: Target, leaf: Leaf) -> sql.Composed:
+    """Read the keys of `percent` of the blocks, in order."""
+    return sql.SQL(
+        "SELECT {texts} FROM ONLY {table} AS {alias} TABLESAMPLE SYSTEM (%(percent)s) ORDER BY {keys}"
+    ).format(
+        texts=_texts(target, leaf),
+        table=relation(leaf),
+        alias=named(target.name),
+        keys=_keys(target, leaf),
+    )
+
+
+def sample_share(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Composed:
+    """Count the rows, and those to change, in `percent` of the blocks."""
+    return sql.SQL(
+        "SELECT count(*) AS rows, count(*) FILTER (WHERE {where}) AS todo"
+        " FROM ONLY {table} AS {alias} TABLESAMPLE SYSTEM (%(percent)s)"
+    ).format(where=expression(policy.where), table=relation(leaf), alias=named(target.name))
+
+
+def change(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:
+    """Change the rows of an interval, or insert what they give; waits for rows that others hold."""
+    interval = _interval(target, leaf, span=span)
+    if policy.into:
+        return _insert(target, leaf, policy, interval)
+    return sql.SQL("UPDATE ONLY {table} AS {alias} SET {writes} WHERE {interval} AND {where}").format(
+        table=relation(leaf),
+        alias=named(target.name),
+        writes=_writes(policy),
+        interval=interval,
+        where=expression(policy.where),
+    )
+
+
+def change_unlocked(
+    target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span, wait: bool
+) -> sql.Composed:
+    """Change the rows of an interval that nobody else holds, and keep what they held if that is asked for.
+
+    The rows are locked first and joined by key, so that each is changed as it is now.
+    """
+    if policy.into:
+        return _insert(target, leaf, policy, _interval(target, leaf, span=span))
+    columns = _columns(target, leaf)
+    names = [named(f"pgvigil key {place}") for place, _ in enumerate(columns)]
+    locked = [c + sql.SQL(" AS ") + n for c, n in zip(columns, names, strict=True)]
+    same = [c + sql.SQL(" = held.") + n for c, n in zip(columns, names, strict=True)]
+    before, returning, keep = _before(target, leaf, policy)
+    statement = sql.SQL(
+        "WITH held AS MATERIALIZED (SELECT {locked} FROM ONLY {table} AS {alias} WHERE {interval} AND {where}"
+        " FOR NO KEY UPDATE{skip}), changed AS (UPDATE ONLY {table} AS {alias} SET {writes} FROM held"
+        " WHERE {same} AND {where} RETURNING {returning}){keep} SELECT count(*) AS done FROM changed"
+    )
+    return statement.format(
+        locked=sql.SQL(", ").join([*locked, *before]),
+        table=relation(leaf),
+        alias=named(target.name),
+        interval=_interval(target, leaf, span=span),
+        where=expression(policy.where),
+        skip=sql.SQL("" if wait else " SKIP LOCKED"),
+        writes=_writes(policy),
+        same=sql.SQL(" AND ").join(same),
+        returning=returning,
+        keep=keep,
+    )
+
+
+def _before(
+    target: Target, leaf: Leaf, policy: BackfillPolicy
+) -> tuple[list[sql.Composed], sql.Composable, sql.Composable]:
+    """Compose the parts of a change that keep what rows held: columns to hold, to return, and the insert."""
+    if not policy.before_images:
+        return [], sql.SQL("1"), sql.SQL("")
+    alias = named(target.name)
+    names = [named(f"pgvigil before {place}") for place, _ in enumerate(policy.targets)]
+    columns = [sql.SQL("{}.{}").format(alias, named(name)) for name in policy.targets]
+    held = [c + sql.SQL("::text AS ") + n for c, n in zip(columns, names, strict=True)]
+    arrays = [
+        sql.SQL(", ").join(c + sql.SQL("::text") for c in _columns(target, leaf)),
+        sql.SQL(", ").join(sql.SQL("held.") + n for n in names),
+        sql.SQL(", ").join(c + sql.SQL("::text") for c in columns),
+    ]
+    returning = sql.SQL("ARRAY[{}] AS key, ARRAY[{}] AS before, ARRAY[{}] AS after").format(*arrays)
+    keep = sql.SQL(
+        ", kept AS (INSERT INTO pgvigil.backfill_image"
+        " (backfill, relation, key, columns, before, after, expires_at)"
+        " SELECT %(name)s, %(relation)s::oid, key, %(columns)s::text[], before, after, %(expires)s"
+        " FROM changed)"
+    )
+    return held, returning, keep
+
+
+def restore(target: Target, leaf: Leaf, columns: Sequence[str]) -> sql.Composed:
+    """Give rows back what they held, unless somebody has changed them since; newest images first."""
+    types = {column.name: column.type for column in target.columns}
+    alias = named(target.name)
+    writes, unchanged = [], []
+    for place, name in enumerate(columns, 1):
+        column, kind = named(name), sql.SQL(types[name])
+        writes.append(sql.SQL("{} = image.before[{}]::{}").format(column, sql.Literal(place), kind))
+        unchanged.append(
+            sql.SQL("{}.{}::text IS NOT DISTINCT FROM image.after[{}]").format(
+                alias, column, sql.Literal(place)
+            )
+        )
+    same = [
+        c + sql.SQL(" = image.key[{}]::{}").format(sql.Literal(place), _type(leaf.key[place - 1]))
+        for place, c in enumerate(_columns(target, leaf), 1)
+    ]
+    return sql.SQL(
+        "WITH image AS (DELETE FROM pgvigil.backfill_image WHERE id IN (SELECT id FROM pgvigil.backfill_image"
+        " WHERE backfill = %(name)s AND relation = %(relation)s::oid ORDER BY id DESC LIMIT %(most)s"
+        " FOR UPDATE) RETURNING *), changed AS (UPDATE ONLY {table} AS {alias} SET {writes} FROM image"
+        " WHERE {same} AND {unchanged} RETURNING 1)"
+        " SELECT (SELECT count(*) FROM image) AS images, count(*) AS done FROM changed"
+    ).format(
+        table=relation(leaf),
+        alias=alias,
+        writes=sql.SQL(", ").join(writes),
+        same=sql.SQL(" AND ").join(same),
+        unchanged=sql.SQL(" AND ").join(unchanged),
+    )
+
+
+def lock_rows(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span, wait: bool) -> sql.Composed:
+    """Read the rows of an interval whole for a function, and hold them."""
+    return sql.SQL(
+        "SELECT {alias}.*, ARRAY[{texts}] AS {key} FROM ONLY {table} AS {alias}"
+        " WHERE {interval} AND {where} ORDER BY {keys} FOR NO KEY UPDATE{skip}"
+    ).format(
+        alias=named(target.name),
+        texts=sql.SQL(", ").join(c + sql.SQL("::text") for c in _columns(target, leaf)),
+        key=named(ROW_KEY),
+        table=relation(leaf),
+        interval=_interval(target, leaf, span=span),
+        where=expression(policy.where),
+        keys=_keys(target, leaf),
+        skip=sql.SQL("" if wait else " SKIP LOCKED"),
+    )
+
+
+ROW_KEY = "pgvigil key"
+
+
+def write_row(target: Target, leaf: Leaf, columns: Iterable[str]) -> sql.Composed:
+    """Write what a function gave for one row that is held."""
+    writes = [sql.SQL("{} = %({})s").format(named(c), sql.SQL(f"new{n}")) for n, c in enumerate(columns)]
+    return sql.SQL("UPDATE ONLY {table} AS {alias} SET {writes} WHERE {row} = {key}").format(
+        table=relation(leaf),
+        alias=named(target.name),
+        writes=sql.SQL(", ").join(writes),
+        row=_row(_columns(target, leaf)),
+        key=_values(leaf, "key"),
+    )
+
+
+def left_in(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:
+    """Count the rows of an interval that are still to change."""
+    return sql.SQL(
+        "SELECT count(*) AS left FROM ONLY {table} AS {alias} WHERE {interval} AND {where}"
+    ).format(
+        table=relation(leaf),
+        alias=named(target.name),
+        interval=_interval(target, leaf, span=span),
+        where=expression(policy.where),
+    )
+
+
+def left(target: Target, policy: BackfillPolicy) -> sql.Composed:
+    """Count the rows of the whole table that are still to change."""
+    return sql.SQL("SELECT count(*) AS left FROM {table} AS {alias} WHERE {where}").format(
+        table=named(target.schema_name, target.name),
+        alias=named(target.name),
+        where=expression(policy.where),
+    )
+
+
+def one(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Composed:
+    """Tell whether the row of a key is still to change."""
+    return sql.SQL("SELECT 1 FROM ONLY {table} AS {alias} WHERE {row} = {key} AND {where}").format(
+        table=relation(leaf),
+        alias=named(target.name),
+        row=_row(_columns(target, leaf)),
+        key=_values(leaf, "key"),
+        where=expression(policy.where),
+    )
+
+
+def explain(statement: sql.Composable) -> sql.Composed:
+    """Ask for a statement's plan."""
+    return sql.SQL("EXPLAIN (FORMAT JSON) ") + statement
+
+
+def explain_analyze(statement: sql.Composable) -> sql.Composed:
+    """Run a statement and ask what it did, its WAL included."""
+    return sql.SQL("EXPLAIN (ANALYZE, WAL, TIMING OFF, FORMAT JSON) ") + statement
+
+
+def vacuum(leaf: Leaf) -> sql.Composed:
+    """Make the room of old row versions free; never waits for a lock, and takes none that blocks users."""
+    return sql.SQL("VACUUM (SKIP_LOCKED, TRUNCATE off, PARALLEL 0) {}").format(relation(leaf))
+
+
+def add_check(target: Target, column: str, constraint: str) -> sql.Composed:
+    """Promise NOT NULL for new rows."""
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} IS NOT NULL) NOT VALID").format(
+        _table(target), named(constraint), named(column)
+    )
+
+
+def validate_check(target: Target, constraint: str) -> sql.Composed:
+    """Prove the promise for all rows, while they are read and written."""
+    return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(_table(target), named(constraint))
+
+
+def set_not_null(target: Target, column: str) -> sql.Composed:
+    """Make the column NOT NULL; with the proven CHECK no row is read."""
+    return sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL").format(_table(target), named(column))
+
+
+def drop_check(target: Target, constraint: str) -> sql.Composed:
+    """Drop the CHECK, which has served."""
+    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(_table(target), named(constraint))
+
+
+def _table(target: Target) -> sql.Composed:
+    return sql.SQL("{}").format(named(target.schema_name, target.name))
+
+
+def _insert(target: Target, leaf: Leaf, policy: BackfillPolicy, interval: sql.Composable) -> sql.Composed:
+    assert policy.into  # noqa: S101 - the caller looked
+    return sql.SQL(
+        "INSERT INTO {into} ({columns}) SELECT {values} FROM ONLY {table} AS {alias}"
+        " WHERE {interval} AND {where}"
+    ).format(
+        into=sql.SQL(policy.into.replace("%", "%%")),
+        columns=sql.SQL(", ").join(map(named, policy.set)),
+        values=sql.SQL(", ").join(map(expression, policy.set.values())),
+        table=relation(leaf),
+        alias=named(target.name),
+        interval=interval,
+        where=expression(policy.where),
+    )
+
+
+def _writes(policy: BackfillPolicy) -> sql.Composed:
+    writes = [sql.SQL("{} = ").format(named(c)) + expression(e) for c, e in policy.set.items()]
+    return sql.SQL(", ").join(writes)
+
+
+def _interval(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
+    row = _row(_columns(target, leaf))
+    if span == "one":
+        return sql.SQL("{} = {}").format(row, _values(leaf, "to"))
+    upper = sql.SQL("{} <= {}").format(row, _values(leaf, "to"))
+    if span == "first":
+        return upper
+    return sql.SQL("{} > {} AND {}").format(row, _values(leaf, "after"), upper)
+
+
+def _columns(target: Target, leaf: Leaf) -> list[sql.Composed]:
+    alias = named(target.name)
+    return [_collate(sql.SQL("{}.{}").format(alias, named(c.name)), c) for c in leaf.key]
+
+
+def _collate(name: sql.Composed, column: KeyColumn) -> sql.Composed:
+    if column.collation is None:
+        return name
+    return sql.SQL("({} COLLATE {})").format(name, named(*column.collation))
+
+
+def _keys(target: Target, leaf: Leaf) -> sql.Composed:
+    return sql.SQL(", ").join(_columns(target, leaf))
+
+
+def _texts(target: Target, leaf: Leaf) -> sql.Composed:
+    texts = [
+        sql.SQL("{}.{}::text AS {}").format(named(target.name), named(c.name), named(f"k{place}"))
+        for place, c in enumerate(leaf.key)
+    ]
+    return sql.SQL(", ").join(texts)
+
+
+def _row(columns: Sequence[sql.Composable]) -> sql.Composable:
+    return columns[0] if len(columns) == 1 else sql.SQL("({})").format(sql.SQL(", ").join(columns))
+
+
+def _values(leaf: Leaf, name: str) -> sql.Composable:
+    values = [
+        sql.SQL("{}::{}").format(sql.Placeholder(f"{name}{place}"), _type(column))
+        for place, column in enumerate(leaf.key)
+    ]
+    return _row(values)
+
+
+def _type(column: KeyColumn) -> sql.SQL:
+    """Write a type as the catalog's own format_type gave it, quoted where it must be."""
+    return sql.SQL(column.type.replace("%", "%%"))
