@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from pgvigil.errors import DatabaseFailed, PreconditionFailed
-from pgvigil.postgres import translated
+from pgvigil.errors import PreconditionFailed
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
@@ -20,31 +19,14 @@ if TYPE_CHECKING:
 TRIGGERS = ("pgvigil_no_write", "pgvigil_no_truncate")
 
 
-def prepare(session: Connection, dsn: str) -> None:
-    """Create schema, table and trigger function where they are not there yet. Idempotent."""
-    missing = [
-        make
-        for look, make in (
-            ("ledger_schema_exists", "ledger_schema"),
-            ("ledger_exists", "ledger_table"),
-            ("ledger_function_exists", "ledger_trigger_function"),
-        )
-        if not _found(session, look)
-    ]
-    try:
-        with translated(dsn), session.transaction():
-            for make in missing:
-                session.execute(query("partitions", make))
-    except DatabaseFailed as error:
+def require(session: Connection) -> None:
+    """Raise PreconditionFailed unless infra/partitions.sql was run here."""
+    row = session.execute(query("partitions", "ledger_is_ours")).fetchone()
+    if not row or not row["found"]:
         raise PreconditionFailed(
-            f"the work state cannot be kept in this database: {error.message}",
-            hint="let pgvigil create its schema: GRANT CREATE ON DATABASE … TO pgvigil",
-        ) from error
-
-
-def _found(session: Connection, name: str) -> bool:
-    row = session.execute(query("partitions", name)).fetchone()
-    return bool(row and row["found"])
+            f"database '{session.info.dbname}' has no place for the work state, or pgvigil may not write it",
+            hint="run infra/partitions.sql here, as superuser or owner of the database",
+        )
 
 
 def begin(session: Connection, id_: UUID, departure: Departure, parent: int) -> None:

@@ -264,6 +264,7 @@ def _announced(managed: Managed, made: Plan, departure: Departure) -> Entry | No
     if known := _find_entry(managed, departure):
         return known
     with managed.session() as session:
+        ledger.require(session)
         now = detaching.standing(session, departure, made.oid)
     if now == "gone":
         return None
@@ -273,7 +274,6 @@ def _announced(managed: Managed, made: Plan, departure: Departure) -> Entry | No
     id_ = uuid4()
     intent = {"partition": str(departure.name), "oid": departure.relation, "id": str(id_)}
     with managed.run.step("announce", intent), managed.session() as session:
-        ledger.prepare(session, managed.dsn)
         ledger.begin(session, id_, departure, made.oid)
     return _entry(managed, departure)
 

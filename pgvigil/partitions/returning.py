@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
     from pgvigil.runs import Run
 
-DRILL_SCHEMA = "pgvigil"
+DRILL_SCHEMA = "pg_temp"
 PROOF = "restore of a partition"
 CHECK_VIOLATION = "23514"
 REFERENCE_MISSING = "23503"
@@ -213,6 +213,9 @@ def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], No
     """
     managed, run = found.managed, found.managed.run
     table, _ = look(managed)
+    if keep:
+        with managed.session() as session:
+            ledger.require(session)
     here = _standing(found)
     if keep and here is not None and _resumable(found, table, here):
         _note(run, "rebuilt", "the table, proven in the transaction that built it", "an earlier run did")
@@ -260,7 +263,6 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
         ledger.returning(session, _new_entry(session, found))
 
     with managed.session(patient=True) as session:
-        ledger.prepare(session, managed.dsn)
         order = _order(session, found, keep=keep)
         with suppress(_DrillOverError):
             restoring.rebuild(session, managed.store, order, show, finish)
@@ -269,7 +271,7 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
 
 def _order(session: Connection, found: Archived, *, keep: bool) -> restoring.Order:
     if not keep:
-        # In a schema of our own no name of the drill can meet one of the user's.
+        # Among temporary tables no name of the drill can meet one of the user's, and no right is needed.
         return restoring.Order(found.manifest, DRILL_SCHEMA, found.name.name, None)
     owner = found.manifest.shape.owner
     row = session.execute(query("partitions", "may_become"), {"role": owner}).fetchone()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 ROLES = INFRA / "roles.sql"
 CURSORS = INFRA / "backfill.sql"
+DEPARTURES = INFRA / "partitions.sql"
 APPLICATION = "pgvigil sandbox"
 CENTS = {
     "table": "public.payments",
@@ -199,6 +200,7 @@ def _create_shop(sandbox: Sandbox, *, empty: bool) -> None:
         session.execute("CREATE DATABASE shop OWNER shop")
     with connect(sandbox.admin_dsn(sandbox.primary_port, "shop"), APPLICATION) as session:
         session.execute(CURSORS.read_bytes())
+        session.execute(DEPARTURES.read_bytes())
         if empty:
             return
         session.execute("GRANT CREATE ON SCHEMA public TO shop")

@@ -113,43 +113,13 @@ SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS n
   FROM pg_class AS child JOIN pg_namespace AS namespace ON namespace.oid = child.relnamespace
  WHERE child.oid = %(oid)s
 
--- ledger_exists: whether a partition of this database was ever taken out
+-- ledger_exists: whether this database may have partitions on their way
 SELECT to_regclass('pgvigil.departure') IS NOT NULL AS found
 
--- ledger_schema_exists: whether pgvigil has its schema here
-SELECT to_regnamespace('pgvigil') IS NOT NULL AS found
-
--- ledger_schema: where pgvigil keeps its work state in this database
-CREATE SCHEMA IF NOT EXISTS pgvigil
-
--- ledger_table: one row for each partition on its way out or back in, gone when it has arrived
-CREATE TABLE IF NOT EXISTS pgvigil.departure (
-    id uuid PRIMARY KEY,
-    state text NOT NULL CHECK (state IN ('leaving', 'fenced', 'archived', 'returning', 'returned')),
-    relation bigint NOT NULL,
-    schema text NOT NULL,
-    name text NOT NULL,
-    parent bigint NOT NULL,
-    bound text NOT NULL,
-    condition text NOT NULL,
-    since timestamptz NOT NULL DEFAULT clock_timestamp(),
-    detached_at timestamptz,
-    fence jsonb,
-    manifest text
-)
-
--- ledger_trigger_function: what keeps writers off a table whose copy is being made
-CREATE OR REPLACE FUNCTION pgvigil.refuse_write() RETURNS trigger LANGUAGE plpgsql
-    SET search_path = pg_catalog AS $$
-BEGIN
-    RAISE EXCEPTION 'table % is being archived and takes no writes', TG_RELID::regclass
-        USING ERRCODE = 'read_only_sql_transaction',
-              HINT = 'its partition was detached; pgvigil restore-partition brings it back';
-END
-$$
-
--- ledger_function_exists: whether the function is there already, for replacing it would break every fence
-SELECT to_regprocedure('pgvigil.refuse_write()') IS NOT NULL AS found
+-- ledger_is_ours: whether what infra/partitions.sql makes is there and this role's to write
+SELECT coalesce(has_schema_privilege(to_regnamespace('pgvigil'), 'USAGE')
+                AND has_table_privilege(to_regclass('pgvigil.departure'), 'INSERT')
+                AND has_function_privilege(to_regprocedure('pgvigil.refuse_write()'), 'EXECUTE'), false) AS found
 
 -- ledger: the partitions of a table that are on their way
 SELECT id, state, relation, schema, name, parent, bound, condition, since, detached_at, fence, manifest

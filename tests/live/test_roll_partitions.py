@@ -1,6 +1,7 @@
 import re
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -28,13 +29,13 @@ def test_partitions_are_made_to_the_horizon_and_a_converged_table_plans_nothing(
 
 
 def test_a_dry_run_changes_nothing_and_says_why(shop: Shop) -> None:
-    """The plan has each step with its reason; no schema, no object, no partition appears."""
+    """The plan has each step with its reason; no work state, no object, no partition appears."""
     before = shop.partitions()
     report = shop.roll(dry_run=True)
 
     assert before == shop.partitions()
     assert [] == shop.objects()
-    assert [{"s": None}] == shop.sql("SELECT to_regnamespace('pgvigil')::text AS s")
+    assert [{"n": 0}] == shop.sql("SELECT count(*) AS n FROM pgvigil.departure")
     assert {"create", "detach", "archive", "verify", "drop"} == {step.action for step in report.steps}
     assert all(step.reason for step in report.steps)
 
@@ -222,3 +223,19 @@ def test_bounds_mean_the_same_in_every_session(shop: Shop) -> None:
     assert Verdict.VERIFIED == report.verdict, report.findings
     assert all(one[1] == two[0] for one, two in pairwise(sorted(bounds)))
     assert {"22:00:00+00", "23:00:00+00"} == {bound[0][11:] for bound in bounds}
+
+
+def test_without_a_place_for_the_work_state_nothing_leaves(shop: Shop) -> None:
+    """The cure is named, and partitions ahead are made; to install it twice changes no fence."""
+    install = (Path(__file__).parents[2] / "infra" / "partitions.sql").read_text(encoding="utf-8")
+    shop.sql("DROP TABLE pgvigil.departure")
+    report = shop.roll()
+
+    assert {"create"} == {outcome.action for outcome in report.outcomes}
+    assert any("infra/partitions.sql" in finding.hint for finding in report.findings)
+    shop.sql(install)
+    fence = "SELECT xmin::text AS x FROM pg_proc WHERE oid = 'pgvigil.refuse_write()'::regprocedure"
+    before = shop.sql(fence)
+    shop.sql(install)
+    assert before == shop.sql(fence)
+    assert Verdict.VERIFIED == shop.roll().verdict
