@@ -7,7 +7,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pgvigil.reports import Finding, Severity
-from pgvigil.wal.continuity import Base, Loss, Verdicts, assign, judge, lay, loss_of, make_line
+from pgvigil.wal.continuity import (
+    Base,
+    Loss,
+    Verdicts,
+    assign,
+    cost_of,
+    judge,
+    lay,
+    loss_of,
+    loss_of_end,
+    make_line,
+)
 from pgvigil.wal.facts import ArchiveFacts, BackupMark, Gap, TimelineFacts, Window
 from pgvigil.wal.names import lsn_text, parse_lsn, segment_name, segment_number, segment_timeline
 from pgvigil.wal.ranges import count, ranges_of, run_from, union, without
@@ -237,21 +248,31 @@ class _Examination:
         known = lay(found.line.stretches, {t: [r for r, _ in items] for t, items in self.known.items()})
         for lost in without(found.lost, known):
             loss = loss_of(found, lost, self.size)
-            self._note_gap("wal-missing", found.line, lost, loss)
-            self.faults.append(Fault("continuity", self._lost(found.line, lost, loss)))
+            self._note_missing(found.line.timeline_of(lost[0]), lost, loss)
         for lost in without(found.lost, without(found.lost, known)):
-            self._note_known("wal-missing", found, lost)
+            self._note_known(
+                "wal-missing", found.line.timeline_of(lost[0]), lost, loss_of(found, lost, self.size)
+            )
+        for switch in found.lost_ends:
+            lost, loss = (switch.number, switch.number), loss_of_end(found, switch, self.size)
+            if without([lost], [item for item, _ in self.known.get(switch.timeline, ())]):
+                self._note_missing(switch.timeline, lost, loss)
+            else:
+                self._note_known("wal-missing", switch.timeline, lost, loss)
 
-    def _note_known(self, code: str, found: Verdicts, broken: Range) -> None:
-        timeline = found.line.timeline_of(broken[0])
+    def _note_missing(self, timeline: int, lost: Range, loss: Loss) -> None:
+        self._note_gap("wal-missing", timeline, lost, loss)
+        self.faults.append(Fault("continuity", self._lost(timeline, lost, loss)))
+
+    def _note_known(self, code: str, timeline: int, broken: Range, loss: Loss) -> None:
         reason = next(
             (r for (first, last), r in self.known.get(timeline, ()) if first <= broken[0] <= last), "known"
         )
-        self._note_gap(code, found.line, broken, loss_of(found, broken, self.size), reason)
+        self._note_gap(code, timeline, broken, loss, reason)
 
-    def _lost(self, line: Line, lost: Range, loss: Loss) -> Finding:
-        first, last = self._name(line, lost[0]), self._name(line, lost[1])
-        server, timeline = self.evidence.server, line.timeline_of(lost[0])
+    def _lost(self, timeline: int, lost: Range, loss: Loss) -> Finding:
+        first, last = (segment_name(timeline, number, self.size) for number in lost)
+        server = self.evidence.server
         counted = (
             ", though PostgreSQL counts it as archived"
             if (server and server.counts_archived(timeline, lost[1]))
@@ -271,14 +292,14 @@ class _Examination:
         for timeline, ranges in by.items():
             known = [item for item, _ in self.known.get(timeline, ())]
             for broken in ranges:
-                found = _on(verdicts, timeline, broken)
-                loss = loss_of(found, broken, self.size) if found else Loss(0, 0, ())
+                cost = cost_of(verdicts, timeline, broken, self.size)
+                loss = cost.loss if cost else Loss(0, 0, ())
                 if not without([broken], known):
-                    if found:
-                        self._note_known(code, found, broken)
+                    if cost:
+                        self._note_known(code, timeline, broken, loss)
                     continue
-                if found:
-                    self._note_gap(code, found.line, broken, loss)
+                if cost:
+                    self._note_gap(code, timeline, broken, loss)
                 self.faults.append(Fault("content", self._bad_finding(code, timeline, broken, loss)))
 
     def _bad_finding(self, code: str, timeline: int, broken: Range, loss: Loss) -> Finding:
@@ -311,13 +332,18 @@ class _Examination:
     def _loss_text(self, loss: Loss) -> str:
         if loss.is_empty:
             return "no restore point depends on it"
-        points = f"restore points from LSN {lsn_text(loss.from_lsn)} to {lsn_text(loss.to_lsn)} are lost"
-        dead = f", and backup {', '.join(loss.backups)} cannot be restored" if loss.backups else ""
+        told = []
+        if loss.from_lsn < loss.to_lsn:
+            told.append(
+                f"restore points from LSN {lsn_text(loss.from_lsn)} to {lsn_text(loss.to_lsn)} are lost"
+            )
+        if loss.backups:
+            told.append(f"backup {', '.join(loss.backups)} cannot be restored")
         alive = "; ".join(
             f"LSN {s.from_lsn} to {s.to_lsn} ({s.from_time:{_TIME}} to {s.to_time:{_TIME}})"
             for s in self._spans(self.reaches)[-3:]
         )
-        return f"{points}{dead}; these survive: {alive or 'none'}"
+        return f"{', and '.join(told)}; these survive: {alive or 'none'}"
 
     # delay
 
@@ -422,13 +448,13 @@ class _Examination:
             to_time=max(self._stored_at(last.last) or begins, begins),
         )
 
-    def _note_gap(self, code: str, line: Line, broken: Range, loss: Loss, acknowledged: str = "") -> None:
+    def _note_gap(self, code: str, timeline: int, broken: Range, loss: Loss, acknowledged: str = "") -> None:
         has_points = loss.from_lsn < loss.to_lsn
         self.gaps.append(
             Gap(
                 code=code,
-                first=self._name(line, broken[0]),
-                last=self._name(line, broken[1]),
+                first=segment_name(timeline, broken[0], self.size),
+                last=segment_name(timeline, broken[1], self.size),
                 segments=broken[1] - broken[0] + 1,
                 from_lsn=lsn_text(loss.from_lsn) if has_points else "",
                 to_lsn=lsn_text(loss.to_lsn) if has_points else "",
@@ -459,9 +485,6 @@ class _Examination:
         within = [times[base.label].stop for base in own if base.stop >= number]
         return min([max([at, *before]), *after, *within])
 
-    def _name(self, line: Line, number: int) -> str:
-        return segment_name(line.timeline_of(number), number, self.size)
-
     def _known_losses(self) -> dict[int, list[tuple[Range, str]]]:
         found: dict[int, list[tuple[Range, str]]] = {}
         for loss in self.policy.known_losses:
@@ -469,15 +492,6 @@ class _Examination:
                 span = segment_number(loss.first, self.size), segment_number(loss.last, self.size)
                 found.setdefault(segment_timeline(loss.first), []).append((span, loss.reason))
         return {timeline: sorted(items) for timeline, items in found.items()}
-
-
-def _on(verdicts: Sequence[Verdicts], timeline: int, broken: Range) -> Verdicts | None:
-    """Find the line that takes a damaged range from its timeline."""
-    for found in verdicts:
-        for stretch in found.line.stretches:
-            if stretch.timeline == timeline and stretch.first <= broken[0] and broken[1] <= stretch.last:
-                return found
-    return None
 
 
 def _range_text(first: str, last: str, numbers: Range) -> str:

@@ -25,6 +25,20 @@ def test_a_promotion_is_no_fault_and_its_missing_history_is(own_vault: Vault) ->
     assert "timeline 2" in broken.findings[0].message
 
 
+def test_wal_after_a_restore_to_the_end_of_a_backup_is_judged(own_vault: Vault) -> None:
+    """The new timeline begins in the backup's last segment, and the backup is its base all the same."""
+    own_vault.restore("--type=immediate", "--target-action=promote")
+    own_vault.write(4)
+    own_vault.wait_archived()
+    restored = own_vault.prove()
+    own_vault.segments(2)[2].unlink()
+    broken = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(restored)
+    assert [2] == [window.timeline for window in restored.repositories[0].archives[0].windows]
+    assert (Verdict.REFUTED, ["wal-missing"]) == (broken.verdict, codes(broken))
+
+
 def test_a_commit_is_measured_into_the_repository(own_vault: Vault) -> None:
     """The report has the latency and the age of the last recoverable commit."""
     own_vault.policy(heartbeat=True)
