@@ -39,6 +39,44 @@ def test_wal_after_a_restore_to_the_end_of_a_backup_is_judged(own_vault: Vault) 
     assert (Verdict.REFUTED, ["wal-missing"]) == (broken.verdict, codes(broken))
 
 
+def test_a_server_whose_line_has_no_backup_is_never_green(own_vault: Vault) -> None:
+    """After a restore to before the newest backup, the only one left is on the timeline that was given up."""
+    old = own_vault.labels()[-1]
+    own_vault.write(2)
+    own_vault.sql("SELECT pg_create_restore_point('here')")
+    own_vault.write(2)
+    own_vault.backup("full")
+    own_vault.write(2)
+    own_vault.wait_archived()
+    own_vault.restore(f"--set={old}", "--type=name", "--target=here", "--target-action=promote")
+    own_vault.write(3)
+    own_vault.wait_archived()
+    restored = own_vault.prove()
+    own_vault.pgbackrest(f"--set={old}", "--repo1-retention-full=1", "--log-level-console=off", "expire")
+    bare = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(restored)
+    assert (Verdict.REFUTED, ["no-window"]) == (bare.verdict, codes(bare))
+    assert "timeline 2, the server's" in bare.findings[0].message
+
+
+def test_the_rest_of_a_timeline_that_was_given_up_is_told_as_not_judged(own_vault: Vault) -> None:
+    """No backup can be restored along it, so a gap in it is none; and nobody may archive there any more."""
+    own_vault.sql("SELECT pg_create_restore_point('here')")
+    own_vault.write(5)
+    own_vault.wait_archived()
+    own_vault.restore("--type=name", "--target=here", "--target-action=promote")
+    own_vault.write(2)
+    own_vault.wait_archived()
+    own_vault.segments(1)[-3].unlink()
+
+    report = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(report)
+    timelines = report.repositories[0].archives[0].timelines
+    assert [True, False] == [timeline.unjudged > 0 for timeline in timelines]
+
+
 def test_a_commit_is_measured_into_the_repository(own_vault: Vault) -> None:
     """The report has the latency and the age of the last recoverable commit."""
     own_vault.policy(heartbeat=True)

@@ -253,6 +253,20 @@ def test_a_promotion_leaves_an_ancestor_a_restore_an_abandoned_a_copy_a_stray() 
     assert {1: Fate.ANCESTOR, 2: Fate.ABANDONED, 3: Fate.LIVE, 4: Fate.STRAY} == fates(tree, [1, 2, 3, 4], 3)
 
 
+def test_a_timeline_that_gets_wal_after_it_was_given_up_is_a_stray() -> None:
+    """Number 2 is lower than the server's 3, and somebody archives there still."""
+    tree = Tree.read({2: "1\t0/5000000\tx\n", 3: "1\t0/4000000\tx\n"})
+
+    assert {1: Fate.ANCESTOR, 2: Fate.STRAY, 3: Fate.LIVE} == fates(tree, [1, 2, 3], 3, {1, 2, 3})
+
+
+def test_a_standby_calls_nothing_a_stray_that_may_be_its_primarys() -> None:
+    """Its primary may have been promoted while it did not look."""
+    tree = Tree.read({2: "1\t0/5000000\tx\n"})
+
+    assert {1: Fate.LIVE, 2: Fate.UNKNOWN} == fates(tree, [1, 2], 1, is_standby=True)
+
+
 def test_a_history_file_that_is_none_is_told() -> None:
     """Empty, garbled or its own ancestor: unreadable, with the reason."""
     tree = Tree.read({2: "", 3: "garbage", 4: "4\t0/5000000\tx\n"})
