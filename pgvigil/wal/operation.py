@@ -266,15 +266,17 @@ def _stuck(archive: Archive, seen: _Seen) -> str:
     is_waiting = seen.before.waits(name) and seen.after.waits(name)
     if not seen.after.archiver_fails or not is_waiting or not SEGMENT_NAME.match(name):
         return ""
-    for repository in seen.info.repo:
-        folder = f"archive/{archive.stanza}/{archive_id_of(seen.info, repository.key)}/{name[:16]}"
-        try:
-            stored = archive.pgbackrest.ls(repository.key, folder)
-        except PgvigilError:
-            return ""
-        if not any(file.startswith(f"{name}-") for file in stored):
-            return ""
-    return name
+    keys = [repository.key for repository in seen.info.repo]
+    return name if all(_has_segment(archive, seen.info, repo, name) for repo in keys) else ""
+
+
+def _has_segment(archive: Archive, info: StanzaInfo, repo: int, segment: str) -> bool:
+    """Tell whether a repository has a file of a segment; one that cannot be read is taken not to."""
+    try:
+        folder = f"archive/{archive.stanza}/{archive_id_of(info, repo)}/{segment[:16]}"
+        return any(name.startswith(f"{segment}-") for name in archive.pgbackrest.ls(repo, folder))
+    except PgvigilError:
+        return False
 
 
 def _lacking(archive: Archive, repo: int, backups: Sequence[Backup]) -> dict[str, tuple[str, ...]]:
