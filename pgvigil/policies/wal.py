@@ -6,12 +6,14 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
+from pgvigil.policies.clocks import Clock, Watched
 from pgvigil.policies.units import Duration
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _TYPES = ("full", "diff", "incr")
 
@@ -40,7 +42,7 @@ class Continuous(Frozen):
     type: Literal["full", "diff", "incr"] = Field(description="repo-retention-archive-type")
 
 
-class WalPolicy(Frozen):
+class WalPolicy(Watched):
     """What the WAL archive must hold, and how often its content is proven again."""
 
     max_delay: Duration = Field(
@@ -90,3 +92,7 @@ class WalPolicy(Frozen):
         counted = _TYPES[: _TYPES.index(asked.type) + 1]
         found = [index for index, kind in enumerate(types) if kind in counted]
         return found[-asked.backups] if len(found) >= asked.backups else 0
+
+    @override
+    def clocks(self) -> Iterator[Clock]:
+        yield Clock(flow="verify_wal_archive", proof="wal", max_age=self.fresh)
