@@ -29,7 +29,7 @@ class Beat(Frozen):
     """
 
     segment: str
-    mark: str
+    mark: str = ""
     committed_at: datetime
     latency: dict[int, float] = Field(default_factory=dict)
     strange: tuple[int, ...] = ()
