@@ -124,6 +124,9 @@ class SegmentHash:
         except _BROKEN as error:
             self.fault = f"cannot be decompressed: {error}"
             return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         self._hash.update(data)
         self.size += len(data)
 

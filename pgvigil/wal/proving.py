@@ -192,7 +192,15 @@ def _ask(  # noqa: PLR0913 - what asking needs
     if not policy.second_opinion or age < policy.prove_every.total_seconds():
         return
     try:
-        reading.opinion = read_opinion(archive.pgbackrest.verify(repo))
+        reading.opinion = _opinion(archive, repo)
         pages.opinion = reading.opinion.is_told and not reading.opinion.bad_wal
     except PgvigilError as error:
         reading.opinion_error = error.message
+
+
+def _opinion(archive: Archive, repo: int) -> Opinion:
+    """Ask, and ask again before believing anything bad: what lasts is no work of a backup beside us."""
+    opinion = read_opinion(archive.pgbackrest.verify(repo))
+    if opinion.is_good or not opinion.is_told:
+        return opinion
+    return opinion.confirmed_by(read_opinion(archive.pgbackrest.verify(repo)))

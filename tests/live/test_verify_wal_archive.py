@@ -155,6 +155,20 @@ def test_an_acknowledged_loss_is_told_without_alarm_and_hides_no_other(vault: Va
     assert ["wal-missing", "wal-missing"] == codes(expired)
 
 
+def test_a_known_loss_does_not_bring_back_what_it_lost(vault: Vault) -> None:
+    """Nothing leads to the present any more: acknowledged or not, that is never green."""
+    last = vault.segments()[-2]
+    last.unlink()
+    name = last.name[:24]
+    known = {"timeline": 1, "first": name, "last": name, "reason": "x", "until": "2999-01-01"}
+    vault.policy(known_losses=[known])
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["no-window"]) == (report.verdict, codes(report))
+    assert "take a full backup" in report.findings[0].hint
+
+
 def test_a_second_run_reads_only_what_is_new_or_changed(vault: Vault) -> None:
     """What was proven is remembered in the report store; a changed file is read at once."""
     reports = [vault.prove(), vault.prove()]

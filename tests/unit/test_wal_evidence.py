@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pgvigil.errors import EvidenceError, StorageFailed
 from pgvigil.fleet import S3Settings
-from pgvigil.policies.wal import KnownLoss
+from pgvigil.policies.wal import KnownLoss, WalPolicy
 from pgvigil.reportstore import open_report_store
 from pgvigil.wal.inventory import Inventory, ListingReader
 from pgvigil.wal.ledger import Ledger, LedgerBook
@@ -122,3 +122,39 @@ def test_a_known_loss_names_segments_of_its_timeline() -> None:
     KnownLoss.model_validate(facts | {"last": "0" * 7 + "1" + "0" * 15 + "1"})
     with pytest.raises(ValueError, match="ascending segment names of timeline 1"):
         KnownLoss.model_validate(facts | {"last": "0" * 7 + "2" + "0" * 15 + "1"})
+
+
+def test_what_verify_tells_only_once_is_not_believed() -> None:
+    """A backup or an expire beside it makes it err; damage is there again at the second asking."""
+    first = read_opinion(VERIFY.format(status="error", checked=18, valid=17, backup="invalid"))
+    again = read_opinion(VERIFY.format(status="error", checked=17, valid=17, backup="invalid"))
+
+    assert ({}, {"20261122-172532F": "invalid"}) == (
+        first.confirmed_by(again).bad_wal,
+        first.confirmed_by(again).bad_backups,
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "first"),
+    [
+        ({}, 0),
+        ({"continuous_fulls": 1}, 3),
+        ({"continuous_fulls": 2}, 0),
+        ({"continuous": {"backups": 1, "type": "diff"}}, 4),
+        ({"continuous": {"backups": 2, "type": "diff"}}, 3),
+        ({"continuous": {"backups": 1, "type": "incr"}}, 5),
+        ({"continuous": {"backups": 9, "type": "incr"}}, 0),
+    ],
+)
+def test_wal_is_asked_for_as_pgbackrest_keeps_it(policy: dict[str, object], first: int) -> None:
+    """repo-retention-archive counts backups of a type and of those above it."""
+    types = ["full", "diff", "incr", "full", "diff", "incr"]
+
+    assert first == WalPolicy.model_validate(policy).first_continuous(types)
+
+
+def test_the_two_ways_to_count_backups_exclude_each_other() -> None:
+    """Which of them would count is not to be guessed."""
+    with pytest.raises(ValueError, match="give one of them"):
+        WalPolicy.model_validate({"continuous_fulls": 1, "continuous": {"backups": 1, "type": "diff"}})
