@@ -40,7 +40,7 @@ def due(ledger: Ledger, *files: tuple[int, int, int], at: datetime = NOW) -> lis
 
 def remembered(place: Path, *files: tuple[int, int, int], at: datetime = NOW) -> LedgerBook:
     place.mkdir(exist_ok=True)
-    book = LedgerBook(open_report_store(place.as_uri(), S3Settings()), "Ä/1", 1, "15-1")
+    book = LedgerBook(open_report_store(place.as_uri(), S3Settings()), "Ä/1", 1, "15-1", "/here")
     book.write(f"run-{at:%d}", [mark for mark, _ in Ledger().due(archive(*files), at, PERIOD)], at)
     return book
 
@@ -85,7 +85,9 @@ def test_a_garbled_note_is_named(tmp_path: Path) -> None:
 
 def test_a_report_store_that_is_away_is_told(tmp_path: Path) -> None:
     """No proof is taken for remembered that could not be written."""
-    book = LedgerBook(open_report_store((tmp_path / "no" / "store").as_uri(), S3Settings()), "c", 1, "15-1")
+    book = LedgerBook(
+        open_report_store((tmp_path / "no" / "store").as_uri(), S3Settings()), "c", 1, "15-1", "/here"
+    )
 
     with pytest.raises(StorageFailed):
         book.write("run", [1], NOW)
