@@ -96,9 +96,7 @@ class Ledger:
 class LedgerBook:
     """The notes of one cluster's repository and archive id; `place` says where that repository is."""
 
-    def __init__(
-        self, store: ReportStore, cluster: str, repo: int, archive_id: str, place: str
-    ) -> None:
+    def __init__(self, store: ReportStore, cluster: str, repo: int, archive_id: str, place: str) -> None:
         mark = blake2b(place.encode(errors="surrogateescape"), digest_size=4).hexdigest()
         self._store = store
         self._folder = ("wal-proofs", cluster, f"repo{repo}-{mark}", archive_id)
