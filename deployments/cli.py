@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import io
 import os
 import signal
@@ -21,6 +20,7 @@ from uuid import UUID  # noqa: TC003 - Typer reads annotations when the program 
 import typer
 from typing_extensions import override
 
+from pgvigil import __version__
 from pgvigil.errors import PgvigilError
 from pgvigil.processes import redactor
 
@@ -157,8 +157,7 @@ def _only_the_document() -> Iterator[None]:
 
 def _show_version(value: bool) -> None:
     if value:
-        found = importlib.metadata.packages_distributions().get("pgvigil")
-        typer.echo(f"pgvigil {importlib.metadata.version(found[0]) if found else 'not installed'}")
+        typer.echo(f"pgvigil {__version__}")
         raise typer.Exit
 
 
@@ -378,7 +377,7 @@ def deploy(
     from deployments.server import require_answer, required_url  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
 
-    wanted = manifest.load_manifest(load_fleet().clusters, file or manifest.FILE)
+    wanted = manifest.read_manifest(load_fleet(), file)
     require_answer(required_url())
     from deployments.deploy import deploy as apply  # noqa: PLC0415
 

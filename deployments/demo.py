@@ -11,12 +11,13 @@ import re
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pgvigil.drill.trend import RTO_PHASES
 from pgvigil.errors import PgvigilError, ToolFailed
 from pgvigil.fleet import load_fleet
 from pgvigil.objectstore import connect
@@ -63,6 +64,7 @@ RUNS = (
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=diff",)),
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=incr",)),
     Run(flow="verify-wal-archive", subject="demo"),
+    Run(flow="restore-drill", subject="demo", parameters=("recovery_target=time",)),
 )
 # The same archive with a hole in it: a watch that never saw red has proven nothing about its alarm.
 BROKEN = Run(flow="verify-wal-archive", subject="broken-copy")
@@ -150,18 +152,19 @@ def _do(each: Run, environment: dict[str, str]) -> tuple[int, Shown]:
 
 def read(each: Run, report: dict[str, object]) -> Shown:
     """Read one row off a report: its own facts when it has them, else how many checks were verified."""
-    backups, evidence = _list(report, "backups"), _list(report, "evidence")
+    evidence, checks = _list(report, "evidence"), _list(report, "checks")
+    own = [*map(_backup, _list(report, "backups")), *_drill(report)]
     best = [uri for uri in evidence if str(uri).endswith(_BEST)] or evidence
     return Shown(
         pipeline=each.flow,
         subject=each.subject,
         verdict=str(report["verdict"]),
-        proved=", ".join([*map(_backup, backups), *_missing(report), _checks(_list(report, "checks"))]),
+        proved=", ".join([*own, *_missing(report), _checks(checks)]),
         evidence=str(best[0]) if best else "none",
     )
 
 
-def _list(report: dict[str, object], key: str) -> list[dict[str, str]]:
+def _list(report: dict[str, object], key: str) -> list[dict[str, Any]]:
     value = report.get(key)
     return value if isinstance(value, list) else []
 
@@ -171,11 +174,22 @@ def _missing(report: dict[str, object]) -> list[str]:
     return [finding["message"] for finding in _list(report, "findings") if finding["severity"] == "error"]
 
 
-def _backup(backup: dict[str, str]) -> str:
+def _backup(backup: dict[str, Any]) -> str:
     return f"{backup['type']} {backup['label']}"
 
 
-def _checks(checks: Sequence[dict[str, str]]) -> str:
+def _drill(report: dict[str, object]) -> list[str]:
+    """Tell what a drill restored, how much of it was compared, and how long a restore took."""
+    phases = [each for each in _list(report, "phases") if each["name"] in RTO_PHASES]
+    tables = [table for each in _list(report, "databases") for table in each["tables"]]
+    if not phases:
+        return []
+    equal = sum(table["verdict"] == "verified" for table in tables)
+    rto = sum(float(each["seconds"]) for each in phases)
+    return [f"{equal} of {len(tables)} tables equal", f"RTO {rto:.1f} s"]
+
+
+def _checks(checks: Sequence[dict[str, Any]]) -> str:
     verified = sum(check["verdict"] == "verified" for check in checks)
     return f"{verified} of {len(checks)} checks verified"
 

@@ -1,25 +1,27 @@
-"""What the fleet file wants proven, and how fresh each of those proofs is."""
+"""What the fleet file wants proven, and how fresh each of those proofs is.
+
+Which proofs there are, and how old they may be, each pipeline's policy tells (`pgvigil.policies.clocks`).
+"""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pgvigil import audit, postgres
+from pgvigil.policies.clocks import clocks_of
 from pgvigil.reports import Verdict
 from pgvigil.status import Expectation, ProofStatus, State, assess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from datetime import timedelta
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from pgvigil.fleet import ClusterSettings, Fleet
+    from pgvigil.fleet import Fleet
+    from pgvigil.policies.clocks import Clock
+    from pgvigil.reports import Frozen
     from pgvigil.status import Claim
 
-# Which flow proves what of every repository, and the policy of a cluster that says how fresh that must be.
-_PROOFS: dict[str, tuple[str, Callable[[ClusterSettings], timedelta]]] = {
-    "nightly_backup": ("backup repo1", lambda cluster: cluster.backup.fresh),
-    "verify_wal_archive": ("wal repo1", lambda cluster: cluster.wal.fresh),
-}
+_REPOSITORY = re.compile(r" repo(\d+)(?: |$)")
 
 
 def read_status(fleet: Fleet) -> list[ProofStatus]:
@@ -31,22 +33,59 @@ def read_status(fleet: Fleet) -> list[ProofStatus]:
 
 
 def expectations(fleet: Fleet, claims: Iterable[Claim]) -> Iterator[Expectation]:
-    """Want each proof fresh in every repository that a cluster's runs tell of; before any, in the first."""
-    own: dict[tuple[str, str], list[Claim]] = {}
+    """Want every proof that a policy of the fleet file wants, of clusters and of their databases."""
+    own: dict[str, list[Claim]] = {}
     for claim in claims:
-        own.setdefault((claim.subject, claim.flow), []).append(claim)
+        own.setdefault(claim.subject, []).append(claim)
+    for subject, settings in _subjects(fleet):
+        for clock in clocks_of(settings):
+            yield from _expected(subject, clock, own.get(subject, ()))
+
+
+def _subjects(fleet: Fleet) -> Iterator[tuple[str, Frozen]]:
     for name, cluster in fleet.clusters.items():
-        for flow, (first, fresh) in _PROOFS.items():
-            for proof in sorted(_told(own.get((name, flow), ())) or {first}):
-                yield Expectation(subject=name, flow=flow, proof=proof, max_age=fresh(cluster))
+        yield name, cluster
+        for database, settings in cluster.databases.items():
+            yield f"{name}/{database}", settings
 
 
-def _told(claims: Sequence[Claim]) -> set[str]:
-    """Name the proofs since the last run that verified all it had to; one cut short may leave some out."""
+def _expected(subject: str, clock: Clock, claims: Sequence[Claim]) -> Iterator[Expectation]:
+    """Want a proof of every repository that the runs tell of; before any, of the first."""
+    repositories = (_repositories(clock, claims) or {1}) if clock.per_repository else {None}
+    for repo in sorted(repositories, key=lambda key: key or 0):
+        yield Expectation(
+            subject=subject,
+            flow=clock.flow,
+            proof=clock.name(repo),
+            max_age=clock.age(len(repositories)),
+            takes_turns=clock.takes_turns,
+        )
+
+
+def _repositories(clock: Clock, claims: Sequence[Claim]) -> set[int]:
+    """Find a proof's repositories: those that its own runs tell of, together or one by one.
+
+    Where proofs take turns, one run tells of one repository, so the other pipelines are heard as well:
+    a repository that gets backups and was never drilled is one that lacks a drill.
+    """
+    if not clock.takes_turns:
+        return _told([claim for claim in claims if claim.flow == clock.flow])
+    others = {claim.flow for claim in claims} - {clock.flow}
+    told = [_told([claim for claim in claims if claim.flow == flow]) for flow in sorted(others)]
+    return set().union(*told) or _named(claim.proof for claim in claims if claim.flow == clock.flow)
+
+
+def _told(claims: Sequence[Claim]) -> set[int]:
+    """Name the repositories since the last run that verified all; one cut short may leave some out."""
     whole = [claim.at for claim in claims if claim.proof is None and claim.verdict is Verdict.VERIFIED]
     since = max(whole, default=None)
-    recent = {claim.proof for claim in claims if claim.proof and (since is None or claim.at >= since)}
-    return recent or {claim.proof for claim in claims if claim.proof}
+    recent = _named(claim.proof for claim in claims if since is None or claim.at >= since)
+    return recent or _named(claim.proof for claim in claims)
+
+
+def _named(proofs: Iterable[str | None]) -> set[int]:
+    found = (_REPOSITORY.search(proof) for proof in proofs if proof)
+    return {int(match[1]) for match in found if match}
 
 
 def exit_code(statuses: Sequence[ProofStatus]) -> int:

@@ -41,3 +41,55 @@ GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_start(text, boolean) TO pgbackres
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_stop(boolean) TO pgbackrest;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_create_restore_point(text) TO pgbackrest;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO pgbackrest;
+
+-- Restore drills compare the content of every table, so pgvigil must read every row. Leave this section out
+-- where no drill may: its report then names each table as not proven. Run it in every database that is
+-- drilled, besides the one above, for schema and function are kept per database; and in template1, which is
+-- drilled as well, and from which databases made later have them.
+GRANT pg_read_all_data TO pgvigil;
+ALTER ROLE pgvigil BYPASSRLS;
+
+-- A drill fixes the compared point in one of three ways. With drill.standby it holds that standby's replay
+-- for a moment:
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_wal_replay_pause() TO pgvigil;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_wal_replay_resume() TO pgvigil;
+-- With wal_level = logical it makes a temporary slot. That right also lets a role copy the whole cluster:
+--   ALTER ROLE pgvigil REPLICATION;
+-- Else it locks all tables against writers for some milliseconds (drill.fence). PostgreSQL 15 asks for the
+-- right to write before it lets anyone take such a lock, so a function takes it instead. It can lock, and
+-- nothing else; the bounds are those of the calling session.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_namespace AS namespace
+                 JOIN pg_catalog.pg_roles AS owner ON owner.oid = namespace.nspowner
+                WHERE namespace.nspname = 'pgvigil_drill' AND NOT owner.rolsuper) THEN
+        RAISE 'schema pgvigil_drill belongs to a role that is no superuser'
+            USING HINT = 'Look who made it and why, drop it, and run this again.';
+    END IF;
+END
+$$;
+CREATE SCHEMA IF NOT EXISTS pgvigil_drill;
+CREATE OR REPLACE FUNCTION pgvigil_drill.fence(relations oid[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    names constant text := (
+        SELECT pg_catalog.string_agg(
+                   pg_catalog.format('ONLY %I.%I', namespace.nspname, class.relname), ', ' ORDER BY asked.place
+               )
+          FROM pg_catalog.unnest(relations) WITH ORDINALITY AS asked (oid, place)
+          JOIN pg_catalog.pg_class AS class ON class.oid = asked.oid
+          JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+    );
+BEGIN
+    IF pg_catalog.current_setting('statement_timeout') = '0'
+        OR pg_catalog.current_setting('idle_in_transaction_session_timeout') = '0' THEN
+        RAISE 'a fence needs statement_timeout and idle_in_transaction_session_timeout';
+    END IF;
+    EXECUTE 'LOCK TABLE ' || names || ' IN SHARE MODE';
+END
+$$;
+REVOKE ALL ON SCHEMA pgvigil_drill FROM PUBLIC;
+REVOKE ALL ON FUNCTION pgvigil_drill.fence(oid[]) FROM PUBLIC;
+GRANT USAGE ON SCHEMA pgvigil_drill TO pgvigil;
+GRANT EXECUTE ON FUNCTION pgvigil_drill.fence(oid[]) TO pgvigil;

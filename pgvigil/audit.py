@@ -13,13 +13,12 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import UUID, uuid4, uuid5
 
 from pydantic import BaseModel, Field
 
-from pgvigil import postgres
+from pgvigil import liveness, postgres
 from pgvigil.chain import ChainReport, Fault, Head, Link, verify
 from pgvigil.errors import (
     AuditUnreachable,
@@ -89,30 +88,6 @@ class Kind(StrEnum):
     RUN_LOST = "run_lost"
 
 
-def _stat(pid: int | str) -> tuple[str, int] | None:
-    """Read a process's state letter and start time (clock ticks since boot), None if it cannot be seen."""
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = line.rpartition(")")[2].split()
-    return fields[0], int(fields[19])
-
-
-def _own_start() -> int | None:
-    stat = _stat("self")
-    return stat[1] if stat else None
-
-
-def _pid_space() -> str:
-    """Name the boot and the pid namespace in which this process's pid means something, '' if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
 class Event(Frozen):
     """One fact for the log; host, process and client clock are those of whoever makes it."""
 
@@ -125,8 +100,8 @@ class Event(Frozen):
     actor: str
     host: str = Field(default_factory=socket.gethostname)
     pid: int = Field(default_factory=os.getpid)
-    process_started: int | None = Field(default_factory=_own_start)
-    pid_space: str = Field(default_factory=_pid_space)
+    process_started: int | None = Field(default_factory=liveness.own_start)
+    pid_space: str = Field(default_factory=liveness.pid_space)
     recorded_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     detail: dict[str, Any] = Field(default_factory=dict)
 
@@ -452,7 +427,7 @@ def sweep(log: AuditLog, quiet: timedelta = QUIET) -> tuple[OpenRun, ...]:
     without event or sign of life while the store was up; should it speak again, its own end counts.
     Idempotent. Raises AuditUnreachable, EvidenceError.
     """
-    here = _pid_space()
+    here = liveness.pid_space()
     gone = [run for run in _open_runs(log, quiet) if _is_gone(run, here)]
     # Read again: a process that was alive at the first reading may have recorded its end before it went.
     still_open = {run.seq for run in _open_runs(log, quiet)} if gone else set()
@@ -466,19 +441,8 @@ def _open_runs(log: AuditLog, quiet: timedelta) -> list[OpenRun]:
 
 def _is_gone(run: OpenRun, here: str) -> bool:
     if here and run.pid_space == here:
-        return _process_is_gone(run.pid, run.process_started)
+        return liveness.process_is_gone(run.pid, run.process_started)
     return run.is_silent
-
-
-def _process_is_gone(pid: int, started: int | None) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # another user's, and /proc may hide it
-    stat = _stat(pid)
-    return stat is not None and (stat[0] in "ZX" or stat[1] != started)
 
 
 def _give_up(log: AuditLog, run: OpenRun) -> OpenRun:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from pgvigil.errors import ConfigError
 from pgvigil.policies.backup import BackupPolicy
 from pgvigil.policies.drill import DrillPolicy
+from pgvigil.policies.partitions import PartitionPolicy
 from pgvigil.policies.units import AbsolutePath, Dsn, Duration
 from pgvigil.policies.wal import WalPolicy
 from pgvigil.reports import Frozen
@@ -67,6 +68,10 @@ class PgBackRestSettings(Frozen):
 
 class DatabaseSettings(Frozen):
     """One database of a cluster; its pipelines add their own keys here."""
+
+    partitions: tuple[PartitionPolicy, ...] = Field(
+        default=(), description="partitioned tables that roll_partitions looks after"
+    )
 
 
 class ClusterSettings(Frozen):

@@ -172,9 +172,11 @@ class _Keeper:
         if not self._reap():
             return []
         os.close(self.tool_stdin)  # a remote wrapper ends its tool when this closes
-        _send(signal.SIGTERM, self.tool)
+        self._ask()
         deadline = time.monotonic() + grace
         while self._reap():
+            if self.status is not None and self.order["ask"] == "SIGINT":
+                deadline = min(deadline, time.monotonic() + LINGER)
             late = time.monotonic() - deadline
             if late > GIVE_UP:
                 return _descendants(os.getpid())
@@ -183,6 +185,12 @@ class _Keeper:
             select.select([self.wake], [], [], 0.05)
             _drain(self.wake)
         return []
+
+    def _ask(self) -> None:
+        if self.order["ask"] == "SIGTERM":
+            _send(signal.SIGTERM, self.tool)
+        elif self.status is None:
+            os.kill(self.tool, signal.SIGINT)
 
     def _how(self) -> dict[str, int]:
         if self.status is None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import threading
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg import sql as sql  # noqa: PLC0414 - handed on to who composes statements
 from psycopg.rows import dict_row
 
 from pgvigil.errors import DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterable, Iterator
+
+    from psycopg.sql import Composed
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -22,6 +26,7 @@ IMPATIENT = timedelta(seconds=5)  # for who has something else to do when the se
 STATEMENT_TIMEOUT = timedelta(seconds=60)
 LOCK_TIMEOUT = timedelta(seconds=2)
 IDLE_IN_TRANSACTION_TIMEOUT = timedelta(seconds=60)
+COPY_PIECE = 256 * 1024
 UNREADABLE = "postgresql (unreadable dsn)"
 
 _QUOTED = re.compile(r'(?<!connection option )"[^"]*"')
@@ -50,7 +55,9 @@ def connect(
         yield connection
 
 
-def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Connection:
+def _greet(
+    dsn: str, application_name: str, connect_timeout: timedelta, *, replication: str | None = None
+) -> Connection:
     return psycopg.connect(
         dsn,
         autocommit=True,
@@ -61,7 +68,27 @@ def _greet(dsn: str, application_name: str, connect_timeout: timedelta) -> Conne
         keepalives_interval=10,
         keepalives_count=3,
         tcp_user_timeout=60_000,  # without it, what was sent to a vanished host is repeated for 15 minutes
+        replication=replication,
     )
+
+
+@contextmanager
+def replicate(dsn: str, application_name: str, *, deadline: timedelta) -> Iterator[Connection]:
+    """Open a session that takes replication commands of one database, each bounded by the deadline.
+
+    The role needs REPLICATION, and the server a free wal sender. Raises DatabaseFailed.
+    """
+    with (
+        translated(dsn),
+        _greet(dsn, application_name, CONNECT_TIMEOUT, replication="database") as connection,
+    ):
+        expiry = threading.Timer(deadline.total_seconds(), connection.cancel_safe)
+        expiry.daemon = True
+        expiry.start()
+        try:
+            yield connection
+        finally:
+            expiry.cancel()
 
 
 def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: timedelta) -> None:
@@ -73,11 +100,47 @@ def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: t
         "tcp_keepalives_idle": "30",  # so that the server drops the locks of a host that vanished
         "tcp_keepalives_interval": "10",
         "tcp_keepalives_count": "3",
+        "client_connection_check_interval": "10000",  # so that it stops working for a client that died
         "search_path": "pg_catalog",
         "timezone": "UTC",
+        # A role may have others as its own, which the driver cannot read.
+        "datestyle": "ISO, MDY",
+        "intervalstyle": "postgres",
     }
     for name, value in settings.items():
         connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+
+
+def in_database(dsn: str, database: str) -> str:
+    """Return the connection string for another database of the same cluster."""
+    try:
+        return psycopg.conninfo.make_conninfo(dsn, dbname=database)
+    except psycopg.Error:
+        return dsn  # unreadable: opening it tells why
+
+
+def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:
+    """Give the bytes of a COPY … TO STDOUT in pieces of a few hundred kilobytes; errors as in `connect`."""
+    waiting: list[bytes] = []
+    size = 0
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in copy:
+            waiting.append(bytes(row))
+            size += len(waiting[-1])
+            if size >= COPY_PIECE:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)
+
+
+def copy_in(connection: Connection, statement: Composed, chunks: Iterable[bytes]) -> int:
+    """Feed a COPY … FROM STDIN and return the number of rows; an error of the chunks undoes it."""
+    with connection.cursor() as cursor:
+        with cursor.copy(statement) as copy:
+            for chunk in chunks:
+                copy.write(chunk)
+        return cursor.rowcount
 
 
 def milliseconds(span: timedelta) -> str:
@@ -122,6 +185,11 @@ def _is_unreachable(error: psycopg.Error) -> bool:
         return False
     text = str(error)
     return bool(_PASSING.search(text)) or not _REFUSED.search(text)
+
+
+def conninfo(**parts: str | int) -> str:
+    """Render a connection string from its parts, whatever signs they hold."""
+    return psycopg.conninfo.make_conninfo("", **parts)
 
 
 def describe(dsn: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import selectors
 import shlex
@@ -22,7 +23,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -45,6 +46,9 @@ TOKEN = "PGVIGIL_PROCESS"  # noqa: S105 - the variable that marks every process 
 TAIL_LINES = 40
 LONGEST_LINE = 65536  # bytes; what is longer is broken, so that no tool fills memory without a line end
 LAST_WORD_PATIENCE = 30.0  # seconds beyond the grace in which a keeper must have ended the tree
+
+# The shell says its own process id before it becomes the program, whose output goes elsewhere.
+_ANNOUNCE = 'echo $$; exec "$@" >&2'
 
 # Runs on the tool's host: when standard input ends, so does the tool, with its group and whatever else
 # carries its token; and when the tool ends, nothing of it is left before its exit code is passed on.
@@ -86,6 +90,11 @@ class Command(Frozen):
     deadline: timedelta = timedelta(hours=1)
     stall: timedelta | None = None
     grace: timedelta = timedelta(seconds=5)
+    ask: Literal["SIGTERM", "SIGINT"] = Field(
+        default="SIGTERM",
+        description="how it is asked to end: SIGTERM to its whole tree, or SIGINT to the program alone, "
+        "which PostgreSQL takes for a fast shutdown",
+    )
     capture_limit: int = 512 * 1024 * 1024
 
 
@@ -120,12 +129,60 @@ def run(
         return tool.conclude()
 
 
+class Held:
+    """A server that runs under a keeper."""
+
+    def __init__(self, tool: _Tool) -> None:
+        self._tool = tool
+        self.pid = tool.pid
+
+    def is_running(self) -> bool:
+        """Tell whether the server has not ended by itself, or lost its keeper."""
+        return self._tool.listen()
+
+
 @contextmanager
-def hold(command: Command, transcript: Path) -> Iterator[None]:
+def hold(command: Command, transcript: Path) -> Iterator[Held]:
     """Keep a server running as long as the block, its output in `transcript`; ended with the block."""
     with transcript.open("ab") as file, _kept(command, None, None, None, output=file) as tool:
         tool.await_start()
-        yield
+        yield Held(tool)
+
+
+def launch(command: Command, transcript: Path) -> int:
+    """Start a server that outlives this process, its output in `transcript`, and return its process id.
+
+    Nobody ends it but who finds it: record where it is before it starts. Raises CommandNotFound.
+    """
+    with transcript.open("ab") as file:
+        try:
+            told = subprocess.run(
+                ["setsid", "--fork", "sh", "-c", _ANNOUNCE, "sh", *command.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                cwd="/",
+                env=_inherited(command),
+                timeout=LAST_WORD_PATIENCE,
+                check=True,
+                **_identity(command.user),
+            )
+        except (OSError, subprocess.SubprocessError, KeyError) as error:
+            raise CommandNotFound(
+                f"cannot start {Path(command.argv[0]).name}: {error}",
+                hint="install it on this host, or correct command and user in the fleet file",
+            ) from error
+    return int(told.stdout)
+
+
+def _identity(user: str | None) -> dict[str, Any]:
+    if user is None:
+        return {}
+    entry = pwd.getpwnam(user)
+    if os.geteuid() == entry.pw_uid:
+        return {}
+    groups = os.getgrouplist(user, entry.pw_gid)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
 
 
 @contextmanager
@@ -196,6 +253,7 @@ class _Tool:
             "env": self.env,
             "user": self.command.user,
             "grace": self.command.grace.total_seconds(),
+            "ask": self.command.ask,
             "lifeline": bool(self.command.prefix),
         }
         self.link.sendall(json.dumps(order).encode() + b"\n")
@@ -225,6 +283,12 @@ class _Tool:
                 key.data()
         if not self.pid:
             self.conclude()
+
+    def listen(self) -> bool:
+        """Hear what the keeper has said since, without waiting; False once the tool has ended."""
+        while self.word is None and self.selector.get_map() and self.selector.select(timeout=0):
+            self._hear()
+        return self.word is None and bool(self.selector.get_map())
 
     def _check_bounds(self) -> None:
         now = time.monotonic()
@@ -436,8 +500,12 @@ def marked_processes(mark: str) -> list[int]:
 
 
 def _environment(command: Command, token: str) -> dict[str, str]:
+    return {**_inherited(command), TOKEN: token}
+
+
+def _inherited(command: Command) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    return {**inherited, **command.env, TOKEN: token}
+    return {**inherited, **command.env}
 
 
 _SECRET_NAME = re.compile(r"KEY|SECRET|PASS|TOKEN|CIPHER|CREDENTIAL", re.IGNORECASE)

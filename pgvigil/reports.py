@@ -90,6 +90,14 @@ class Report(Frozen):
         """Render what is this flow's own, as Markdown for the report's page."""
         return ""
 
+    def documents(self) -> dict[str, str]:
+        """Render what is kept beside JSON and Markdown, by suffix: `html`, `rto.svg`."""
+        return {}
+
+    def remembered(self) -> dict[str, Any]:
+        """Tell what later runs read of this one in the audit log; small, and nothing that they only show."""
+        return {}
+
 
 def conclude(checks: Sequence[Check]) -> Verdict:
     """Give the verdict of a set of checks: one refuted refutes; nothing looked at proves nothing.

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 ReportType = TypeVar("ReportType", bound=Report)
 
+_SMALL = 2**20
+
 
 class Run:
     """The ledger of one run: its identity, the fleet, and what was found so far."""
@@ -152,7 +154,10 @@ def _report(kind: type[ReportType], identity: RunIdentity, started: datetime, **
 def _keep(run: Run, report: ReportType) -> ReportType:
     """Store the report with its page and logs, then end the run in the audit log and anchor the chain."""
     fingerprint = digest(to_json(report).encode())
-    report = _store(run, report)
+    remembered = report.remembered()
+    documents = _documents(run, report)
+    digests = {suffix: digest(data) for suffix, data in documents.items()}
+    report = _store(run, report, documents)
     detail = {
         "verdict": report.verdict,
         "headline": headline(report),
@@ -160,6 +165,8 @@ def _keep(run: Run, report: ReportType) -> ReportType:
         "digest": fingerprint,
         "evidence": list(report.evidence),
         "dry_run": report.dry_run,
+        **({"digests": digests} if report.evidence else {}),
+        **({"remembered": facts(remembered)} if remembered else {}),
         # Without a stored report the log is the only place that has the checks.
         **({} if report.evidence else {"report": report.model_dump(mode="json")}),
     }
@@ -175,12 +182,23 @@ def _keep(run: Run, report: ReportType) -> ReportType:
     return _anchor(run, report, link)
 
 
-def _store(run: Run, report: ReportType) -> ReportType:
-    renderings = {"md": markdown(report).encode()}
-    kept = [file for file in sorted(run.directory.iterdir()) if file.suffix in {".log", ".svg"}]
-    renderings |= {file.name: file.read_bytes() for file in kept}
+def _documents(run: Run, report: Report) -> dict[str, bytes]:
+    """Collect what is kept beside the report by suffix: its page, its own documents, the run's files."""
+    own = {"md": markdown(report), **report.documents()}
+    files = [file for file in sorted(run.directory.iterdir()) if _is_kept(file)]
+    texts = {suffix: text.encode("utf-8", "backslashreplace") for suffix, text in own.items()}
+    return texts | {file.name: file.read_bytes() for file in files}
+
+
+def _is_kept(file: Path) -> bool:
+    """Tell evidence from what the steps needed in between; JSON may be a listing of a whole repository."""
+    is_small = file.suffix == ".json" and file.stat().st_size <= _SMALL
+    return is_small or file.suffix in {".log", ".svg", ".html"}
+
+
+def _store(run: Run, report: ReportType, documents: Mapping[str, bytes]) -> ReportType:
     try:
-        uris = open_report_store(run.fleet.audit.reports, run.fleet.s3).save(report, renderings)
+        uris = open_report_store(run.fleet.audit.reports, run.fleet.s3).save(report, documents)
     except PgvigilError as error:
         return _with_findings(report, finding_of(error, run.identity.subject, Severity.WARNING))
     return report.model_copy(update={"evidence": uris})

@@ -24,12 +24,16 @@ class State(StrEnum):
 
 
 class Expectation(Frozen):
-    """A proof that the fleet wants, and the age at which it is too old."""
+    """A proof that the fleet wants, and the age at which it is too old.
+
+    Where proofs take turns, a run that tells of another one has left nothing out.
+    """
 
     subject: str
     flow: str
     proof: str
     max_age: timedelta
+    takes_turns: bool = False
 
 
 class Claim(Frozen):
@@ -105,11 +109,24 @@ def _newest(claims: list[Claim], *verdicts: Verdict) -> Claim | None:
 
 def _last_attempt(claims: list[Claim], wanted: Expectation) -> Claim | None:
     """Return what the newest run said; a run that does not mention the proof could not tell."""
+    if wanted.takes_turns:
+        claims = _meant(claims, wanted.proof)
     if not claims:
         return None
     newest = claims[-1]
     said = next((c for c in claims if c.run_id == newest.run_id and c.proof == wanted.proof), None)
     return said or newest.model_copy(update={"proof": wanted.proof, "verdict": Verdict.INCONCLUSIVE})
+
+
+def _meant(claims: list[Claim], proof: str) -> list[Claim]:
+    """Keep the claims of runs that tell of a proof, and of those that ended before they could tell of any."""
+    telling = {claim.run_id for claim in claims if claim.proof is not None}
+    meant = {claim.run_id for claim in claims if claim.proof == proof}
+    return [
+        claim
+        for claim in claims
+        if claim.run_id in meant or (claim.run_id not in telling and claim.verdict is Verdict.INCONCLUSIVE)
+    ]
 
 
 def _state(last: Claim | None, decisive: Claim | None, age: timedelta | None, max_age: timedelta) -> State:
@@ -124,7 +141,8 @@ def _state(last: Claim | None, decisive: Claim | None, age: timedelta | None, ma
 
 def _reason(state: State, wanted: Expectation, last: Claim | None, decisive: Claim | None) -> str:
     if last is None:
-        return f"no run of {wanted.flow} on {wanted.subject} has ended yet"
+        what = f"has proven '{wanted.proof}'" if wanted.takes_turns else "has ended"
+        return f"no run of {wanted.flow} on {wanted.subject} {what} yet"
     untold = f"the last run could not tell: {last.headline or 'no reason given'}"
     is_untold = last.verdict is Verdict.INCONCLUSIVE
     if decisive is None:

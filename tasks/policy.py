@@ -29,3 +29,5 @@ READ: dict[str, Any] = {
     "persist_result": False,
 }
 CHANGE = READ | {"retries": 2, "retry_delay_seconds": [10, 60]}
+# A step that is not its own undoing is not repeated within the run: the next run begins anew.
+ONCE: dict[str, Any] = {"retries": 0, "cache_policy": NO_CACHE, "persist_result": False}

@@ -6,18 +6,31 @@ from collections.abc import Generator
 import pytest
 
 from tests.fixtures.backup import night
+from tests.fixtures.drill import drilled_sandbox, exercise
+from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
+from tests.fixtures.drill_source import field_with_standby
+from tests.fixtures.partitions import shop, shop_sandbox
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, own_vault, vault
 
 __all__ = [
+    "drill",
+    "drilled_sandbox",
+    "exercise",
+    "field_with_standby",
     "fresh_sandbox",
     "healthy_vault",
     "in_sandbox",
+    "marked",
     "night",
     "own_vault",
     "sandbox",
+    "scratch_directory",
+    "shop",
+    "shop_sandbox",
     "ssh_prefix",
+    "template",
     "vault",
     "workplace",
 ]

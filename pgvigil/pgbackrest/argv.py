@@ -112,6 +112,68 @@ def expire(target: Target, repo: int, label: str, keep_fulls: int, *, dry_run: b
     )
 
 
+class Destination(Frozen):
+    """Where a restore puts things; `tools` holds lock, log and spool of pgBackRest itself."""
+
+    data: Path
+    tablespaces: Path
+    tools: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What both commands need; as an option it is refused unless the configuration has archive-async."""
+        return {"PGBACKREST_SPOOL_PATH": str(self.tools / "spool")}
+
+
+def restore(target: Target, repo: int, label: str, destination: Destination) -> list[str]:
+    """Restore one set into directories of our own, recovering to the end of WAL, and never archiving.
+
+    What the configuration may say for the production server is undone: another host, a delta into what
+    is there, links and tablespaces to their old places, databases left out, recovery settings.
+    """
+    return _command(
+        target,
+        "restore",
+        f"--repo={repo}",
+        f"--set={label}",
+        "--type=default",
+        "--archive-mode=off",
+        "--no-delta",
+        "--no-link-all",
+        f"--tablespace-map-all={destination.tablespaces}",
+        *(f"--reset-{name}" for name in _PRODUCTION_ONLY),
+        *_elsewhere(destination),
+        console="detail",
+    )
+
+
+_PRODUCTION_ONLY = ("tablespace-map", "link-map", "db-include", "db-exclude", "recovery-option")
+
+
+def archive_get(target: Target, repo: int, destination: Destination) -> list[str]:
+    """Fetch a WAL file from one repository, without its two arguments: name and where to put it."""
+    config = [f"--config={target.config}"] if target.config else []
+    return [
+        *config,
+        f"--stanza={target.stanza}",
+        f"--repo={repo}",
+        *_elsewhere(destination),
+        "--log-level-console=off",
+        "--log-level-stderr=warn",
+        "archive-get",
+    ]
+
+
+def _elsewhere(destination: Destination) -> list[str]:
+    """Work on the copy and with locks and logs of its own, so that production's are untouched."""
+    return [
+        "--reset-pg1-host",
+        f"--pg1-path={destination.data}",
+        f"--lock-path={destination.tools / 'lock'}",
+        f"--log-path={destination.tools / 'log'}",
+    ]
+
+
 def stop_file_probe(target: Target, repo: int) -> list[str]:
     """Ask, without changing anything, whether a stop file forbids work: exit code 62 says yes."""
     return _command(

@@ -28,10 +28,14 @@ _VERSION = re.compile(rb"pgBackRest (\d+)\.(\d+)")
 
 
 class PgBackRest:
-    """The stanza that the settings name; nothing is cached but the program's version."""
+    """The stanza that the settings name; nothing is cached but the program's version.
 
-    def __init__(self, settings: PgBackRestSettings) -> None:
+    `env` is added to the environment of every command.
+    """
+
+    def __init__(self, settings: PgBackRestSettings, env: Mapping[str, str] | None = None) -> None:
         self.settings = settings
+        self.env = dict(env or {})
         self.target = argv.Target(stanza=settings.stanza, config=settings.config)
 
     @cached_property
@@ -102,6 +106,18 @@ class PgBackRest:
         command = argv.expire(self.target, repo, label, keep_fulls, dry_run=dry_run)
         return self._run(f"expire {label}", command, on_line=lambda _: None).tail
 
+    def restore(
+        self,
+        repo: int,
+        label: str,
+        destination: argv.Destination,
+        on_line: Callable[[str], None],
+        transcript: Path,
+    ) -> Completed:
+        """Restore one set into empty directories; raises the typed failure, which leaves a partial copy."""
+        command = argv.restore(self.target, repo, label, destination)
+        return self._run(f"restore {label}", command, on_line=on_line, transcript=transcript)
+
     def is_stopped(self, repo: int) -> bool:
         """Tell whether a stop file forbids work on this stanza."""
         try:
@@ -129,6 +145,7 @@ class PgBackRest:
         command = Command(
             argv=(program, *words),
             prefix=tuple(prefix),
+            env=self.env,
             user=self.settings.user,
             deadline=self.settings.deadline,
             stall=self.settings.stall,

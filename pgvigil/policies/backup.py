@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from pydantic import Field
+from typing_extensions import override
 
+from pgvigil.policies.clocks import Clock, Watched
 from pgvigil.policies.units import Duration, ServerWait
 from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Retention(Frozen):
@@ -17,7 +23,7 @@ class Retention(Frozen):
     days: int = Field(default=0, ge=0)
 
 
-class BackupPolicy(Frozen):
+class BackupPolicy(Watched):
     """When which backup type is taken, and what a proof is worth."""
 
     full_every: Duration = timedelta(days=7)
@@ -35,3 +41,7 @@ class BackupPolicy(Frozen):
         default=64, ge=0, description="WAL files waiting for the archiver that call for a warning"
     )
     clock_skew: Duration = timedelta(seconds=5)
+
+    @override
+    def clocks(self) -> Iterator[Clock]:
+        yield Clock(flow="nightly_backup", proof="backup", max_age=self.fresh)

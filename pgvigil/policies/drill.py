@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field
+from typing_extensions import override
 
+from pgvigil.drill.facts import TargetKind
+from pgvigil.policies.clocks import Clock, Watched
 from pgvigil.policies.units import AbsolutePath, Dsn, Duration
 from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Assertion(Frozen):
@@ -21,7 +27,7 @@ class Assertion(Frozen):
     role: str | None = Field(default=None, description="the role it is run as, such as the application's")
 
 
-class DrillPolicy(Frozen):
+class DrillPolicy(Watched):
     """Where and how a restore is drilled, and what it must reach."""
 
     scratch: AbsolutePath = Field(
@@ -50,4 +56,16 @@ class DrillPolicy(Frozen):
     rto: Duration | None = Field(default=None, description="longest time that a restore may take")
     keep_for: Duration = Field(default=timedelta(hours=24), description="deadline of a copy that is kept")
     deadline: Duration = Field(default=timedelta(hours=24), description="longest time of one phase")
-    fresh: Duration = Field(default=timedelta(days=35), description="older proof is stale in pgvigil status")
+    fresh: Duration = Field(
+        default=timedelta(days=35),
+        description="longest time between proofs in pgvigil status; repositories and target kinds take "
+        "turns, so each has so many times longer as there are",
+    )
+
+    @override
+    def clocks(self) -> Iterator[Clock]:
+        kinds = get_args(TargetKind)
+        turn = Clock(flow="restore_drill", proof="restore", max_age=self.fresh, takes_turns=True)
+        yield turn
+        for kind in kinds:
+            yield turn.model_copy(update={"detail": kind, "max_age": self.fresh * len(kinds)})

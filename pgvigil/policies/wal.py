@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
+from pgvigil.policies.clocks import Clock, Watched
 from pgvigil.policies.units import Duration
 from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class KnownLoss(Frozen):
@@ -28,7 +33,7 @@ class KnownLoss(Frozen):
         return self
 
 
-class WalPolicy(Frozen):
+class WalPolicy(Watched):
     """What the WAL archive must hold, and how often its content is proven again."""
 
     max_delay: Duration = Field(
@@ -58,3 +63,7 @@ class WalPolicy(Frozen):
     )
     known_losses: tuple[KnownLoss, ...] = ()
     fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
+
+    @override
+    def clocks(self) -> Iterator[Clock]:
+        yield Clock(flow="verify_wal_archive", proof="wal", max_age=self.fresh)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
+
+from pgvigil import svg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,10 +17,6 @@ _WIDTH, _LEFT, _ROW, _TOP = 960, 130, 64, 34
 _GREEN, _RED, _GREY, _INK = "#2e9d5b", "#d33b3b", "#9aa3ad", "#2b3036"
 _LETTER = {"full": "F", "diff": "D", "incr": "I"}
 _MOST_MARKS = 200
-_HEAD = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-    'font-family="sans-serif" font-size="12" role="img" aria-label="recovery windows">'
-)
 
 
 def draw(repositories: Sequence[RepositoryFacts]) -> str:
@@ -30,17 +28,13 @@ def draw(repositories: Sequence[RepositoryFacts]) -> str:
     scale = _Scale(min(times), max(times))
     height = _TOP + _ROW * len(rows) + 30
     body = [line for index, row in enumerate(rows) for line in _row(scale, _TOP + _ROW * index, *row)]
-    return "\n".join(
-        [
-            _HEAD.format(width=_WIDTH, height=height),
-            f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-            _text(10, 18, "green: restorable · red: lost · F, D, I: backups", _GREY),
-            *body,
-            _text(_LEFT, height - 8, f"{scale.first:%Y-%m-%d %H:%M:%S}", _INK),
-            _text(_WIDTH - 10, height - 8, f"{scale.last:%Y-%m-%d %H:%M:%S} UTC", _INK, "end"),
-            "</svg>",
-        ]
-    )
+    shapes = [
+        svg.text((10, 18), "green: restorable · red: lost · F, D, I: backups", _GREY),
+        *body,
+        svg.text((_LEFT, height - 8), f"{scale.first:%Y-%m-%d %H:%M:%S}", _INK),
+        svg.text((_WIDTH - 10, height - 8), f"{scale.last:%Y-%m-%d %H:%M:%S} UTC", _INK, "end"),
+    ]
+    return svg.document(_WIDTH, height, "recovery windows", shapes)
 
 
 class _Scale:
@@ -63,8 +57,8 @@ def _times(archive: ArchiveFacts) -> list[datetime]:
 
 
 def _row(scale: _Scale, top: int, repo: int, archive: ArchiveFacts) -> Iterator[str]:
-    yield _text(10, top + 26, f"repo{repo} {archive.archive_id}", _INK)
-    yield f'<rect x="{_LEFT}" y="{top + 20}" width="{_WIDTH - _LEFT - 20}" height="4" fill="{_GREY}"/>'
+    yield svg.text((10, top + 26), f"repo{repo} {archive.archive_id}", _INK)
+    yield svg.box((_LEFT, top + 20), (_WIDTH - _LEFT - 20, 4), _GREY)
     yield from (_span(scale, top, span) for span in archive.spans)
     yield from (_gap(scale, top, gap) for gap in archive.gaps if gap.from_time and gap.to_time)
     yield from (_mark(scale, top, mark) for mark in archive.backups[-_MOST_MARKS:])
@@ -85,21 +79,13 @@ def _gap(scale: _Scale, top: int, gap: Gap) -> str:
 
 
 def _bar(left: float, right: float, top: int, colour: str, title: str) -> str:
-    width = max(round(right - left, 1), 3)
-    return (
-        f'<rect x="{left}" y="{top + 14}" width="{width}" height="16" fill="{colour}">'
-        f"<title>{escape(title)}</title></rect>"
-    )
+    return svg.box((left, top + 14), (max(round(right - left, 1), 3), 16), colour, title)
 
 
 def _mark(scale: _Scale, top: int, mark: BackupMark) -> str:
     x, colour = scale.x(mark.at), _INK if mark.is_usable else _RED
     return (
         f"<g><title>{escape(f'{mark.type} {mark.label}')}</title>"
-        f'<line x1="{x}" y1="{top + 8}" x2="{x}" y2="{top + 38}" stroke="{colour}" stroke-width="2"/>'
-        f"{_text(x, top + 50, _LETTER.get(mark.type, '?'), colour, 'middle')}</g>"
+        f"{svg.line((x, top + 8), (x, top + 38), colour, 2)}"
+        f"{svg.text((x, top + 50), _LETTER.get(mark.type, '?'), colour, 'middle')}</g>"
     )
-
-
-def _text(x: float, y: float, words: str, colour: str, anchor: str = "start") -> str:
-    return f'<text x="{x}" y="{y}" fill={quoteattr(colour)} text-anchor="{anchor}">{escape(words)}</text>'

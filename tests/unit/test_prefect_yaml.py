@@ -1,7 +1,9 @@
+import pkgutil
 from pathlib import Path
 
 import pytest
 
+import flows
 from deployments.manifest import FILE, load_manifest
 from pgvigil.errors import ConfigError
 
@@ -18,21 +20,34 @@ def refusal(directory: Path, text: str) -> str:
 
 def test_a_schedule_that_names_the_cluster_is_made_for_each_cluster() -> None:
     """Every cluster has its own slug and its own parameters."""
-    for deployment, word in zip(
-        load_manifest(["orders", "billing"]).deployments, ("nightly", "wal"), strict=True
-    ):
-        assert [(s.slug, s.parameters) for s in deployment.schedules] == [
-            (f"{word}-orders", {"cluster": "orders"}),
-            (f"{word}-billing", {"cluster": "billing"}),
-        ]
+    named = [d for d in load_manifest(["orders", "billing"]).deployments if d.schedules]
+    for deployment in named:
+        (first, second) = deployment.schedules
+        assert ({"cluster": "orders"}, {"cluster": "billing"}) == (first.parameters, second.parameters)
+        assert first.slug.removesuffix("-orders") == second.slug.removesuffix("-billing")
+
+
+def test_a_schedule_that_names_the_database_is_made_for_each_with_partitions() -> None:
+    """Without any, the deployment is there and its schedule is not."""
+    (rolled,) = [
+        d for d in load_manifest(["demo"], databases=["demo/shop"]).deployments if d.name == "roll-partitions"
+    ]
+
+    assert [("partitions-demo/shop", {"database": "demo/shop"})] == [
+        (s.slug, s.parameters) for s in rolled.schedules
+    ]
+    assert () == next(d.schedules for d in load_manifest(["demo"]).deployments if d.name == rolled.name)
 
 
 def test_entry_points_are_module_paths() -> None:
-    """A file entry point would put flows/ in front of sys.path."""
-    assert [d.entrypoint for d in load_manifest(["demo"]).deployments] == [
-        "flows.nightly_backup:nightly_backup",
-        "flows.verify_wal_archive:verify_wal_archive",
-    ]
+    """Every flow is deployed, by its module; a file entry point would put flows/ in front of sys.path."""
+    assert sorted(f"flows.{name}:{name}" for name in flow_names()) == sorted(
+        deployment.entrypoint for deployment in load_manifest(["demo"]).deployments
+    )
+
+
+def flow_names() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(flows.__path__)]
 
 
 def test_runs_start_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

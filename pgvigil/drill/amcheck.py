@@ -1,0 +1,332 @@
+"""Whether tables and indexes of the copy are sound: pg_amcheck in every database, its coverage counted.
+
+pg_amcheck passes over a database without the extension and still ends well, so the extension is installed
+first, and what was checked is compared with what is there. The copy must have been promoted.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pgvigil import postgres
+from pgvigil.drill.judgement import Judgement, bounded, join, listed, passed, refuted, unknown
+from pgvigil.errors import DatabaseFailed, PgvigilError
+from pgvigil.postgres import sql
+from pgvigil.processes import Command, run
+from pgvigil.reports import Check, Finding, Frozen, Severity
+from pgvigil.sql import query
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pgvigil.postgres import Connection
+
+SCHEMA = "pgvigil_amcheck"
+
+_EXPECTED = "every table and B-tree index of the database sound, every entry of a table in its indexes"
+_READING = re.compile(r'^pg_amcheck: checking (?:heap table|btree index) "(?P<name>.*)"$')
+_CORRUPT = re.compile(r'^(?:heap table|btree index) "(?P<name>.*)"(?P<place>, block .*)?:$')
+_WORDS = re.compile(r"^ {4}(?P<words>.*)$")
+_CORRUPTION = 2  # pg_amcheck's exit code
+_ASKED = 50  # so many relations are asked about again
+# PostgreSQL appendix A: XX internal error and corruption, 58 system error such as a file that is gone.
+_DAMAGE = ("XX", "58")
+
+
+class Access(Frozen):
+    """How to reach the copy: `dsn` without a database, as superuser over the socket; programs, and whose."""
+
+    dsn: str
+    programs: Path
+    user: str | None = None
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    def database(self, name: str) -> str:
+        """Return the connection string of one database."""
+        quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{self.dsn} dbname='{quoted}'"
+
+
+class Relation(Frozen):
+    """A relation with pages; `checked_as` is None for kinds that amcheck does not know."""
+
+    oid: int
+    name: str
+    checked_as: str | None
+    kind: str
+
+
+class Damage(Frozen):
+    """What pg_amcheck says of one relation, its first words; `sqlstate` where asking again gave one."""
+
+    relation: str
+    words: str
+    sqlstate: str = ""
+
+    @property
+    def is_corruption(self) -> bool:
+        """Tell damage from a check that failed for another reason, such as a function of an index."""
+        return not self.words.startswith("ERROR:") or self.sqlstate.startswith(_DAMAGE)
+
+
+class Outcome(Frozen):
+    """How pg_amcheck ended in one database."""
+
+    exit_code: int
+    checked: frozenset[str] = frozenset()
+    damages: tuple[Damage, ...] = ()
+    tail: tuple[str, ...] = ()
+
+
+class _Reader:
+    """Reads pg_amcheck's lines: what it looks at, and what it says of it."""
+
+    def __init__(self, database: str, on_progress: Callable[[int], None]) -> None:
+        self.prefix = f"{database}."
+        self.on_progress = on_progress
+        self.checked: set[str] = set()
+        self.damages: dict[str, str] = {}
+        self._relation = ""
+
+    def take(self, line: str) -> None:
+        """Take the next line of either stream."""
+        if match := _READING.match(line):
+            self.checked.add(match["name"].removeprefix(self.prefix))
+            self.on_progress(len(self.checked))
+        elif match := _CORRUPT.match(line):
+            self._relation = match["name"].removeprefix(self.prefix)
+        elif (match := _WORDS.match(line)) and self._relation:
+            self.damages.setdefault(self._relation, match["words"].strip())
+
+
+def check(
+    access: Access,
+    application_name: str,
+    deadline: timedelta,
+    *,
+    jobs: int = 1,
+    on_progress: Callable[[str, int], None] = lambda _database, _checked: None,
+) -> Judgement:
+    """Check every database of the copy, those that let nobody in as well, within one deadline for all.
+
+    Opens databases and installs the extension, so read the copy's catalogue before. What could not be
+    checked is inconclusive by its name. Raises DatabaseFailed only when the copy itself is not reachable.
+    """
+    end = time.monotonic() + deadline.total_seconds()
+    judgements = []
+    for database in open_databases(access, application_name):
+        left = timedelta(seconds=max(end - time.monotonic(), 0.001))
+        told = partial(on_progress, database)
+        judgements.append(check_database(access, application_name, database, left, jobs, told))
+    return join(judgements)
+
+
+def open_databases(access: Access, application_name: str) -> tuple[str, ...]:
+    """Let the superuser into every database, template0 included, and name them all."""
+    with postgres.connect(access.database("postgres"), application_name) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        rows = connection.execute(query("drill_amcheck", "databases")).fetchall()
+        for row in rows:
+            if not row["allows"]:
+                statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true")
+                connection.execute(statement.format(sql.Identifier(row["name"])))
+    return tuple(row["name"] for row in rows)
+
+
+def check_database(  # noqa: PLR0913 - one call, its bounds and who listens
+    access: Access,
+    application_name: str,
+    database: str,
+    deadline: timedelta,
+    jobs: int = 1,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Judgement:
+    """Check one database; any failure makes it inconclusive, never a pass."""
+    try:
+        with postgres.connect(
+            access.database(database), application_name, statement_timeout=deadline
+        ) as connection:
+            install(connection)
+            relations = read_relations(connection)
+            outcome = _run(access, database, deadline, jobs, on_progress)
+            return judge(database, relations, _ask_again(connection, relations, outcome))
+    except PgvigilError as error:
+        name = f"amcheck {database}"
+        return Judgement(
+            checks=(unknown(name, _EXPECTED, error.message),), findings=(_unchecked(database, error.message),)
+        )
+
+
+def install(connection: Connection) -> None:
+    """Install amcheck in a schema of ours, or bring the one that is there up to date.
+
+    Event triggers of the users are put aside within the same transaction, so none can hinder it.
+    """
+    (here,) = connection.execute(query("drill_amcheck", "installed")).fetchall()
+    if here["version"] is not None and here["version"] == here["newest"]:
+        return
+    connection.execute("SET default_transaction_read_only = off")  # users may have set it for the database
+    with connection.transaction(), _deaf(connection, here["event_triggers"] or []):
+        if here["version"] is None:
+            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(SCHEMA)))
+            connection.execute(sql.SQL("CREATE EXTENSION amcheck SCHEMA {}").format(sql.Identifier(SCHEMA)))
+        else:
+            connection.execute("ALTER EXTENSION amcheck UPDATE")
+
+
+_ENABLE = {"O": "ENABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
+
+
+@contextmanager
+def _deaf(connection: Connection, event_triggers: Sequence[Sequence[str]]) -> Iterator[None]:
+    """Disable event triggers for the block; commands on event triggers fire none themselves."""
+    statement = sql.SQL("ALTER EVENT TRIGGER {} {}")
+    for name, _ in event_triggers:
+        connection.execute(statement.format(sql.Identifier(name), sql.SQL("DISABLE")))
+    yield
+    for name, state in event_triggers:
+        connection.execute(statement.format(sql.Identifier(name), sql.SQL(_ENABLE[state])))
+
+
+def read_relations(connection: Connection) -> tuple[Relation, ...]:
+    """Read which relations of the database have pages to check."""
+    rows = connection.execute(query("drill_amcheck", "relations")).fetchall()
+    return tuple(
+        Relation(
+            oid=row["oid"],
+            name=f"{row['schema_name']}.{row['name']}",
+            checked_as=row["checked_as"],
+            kind=row["kind"],
+        )
+        for row in rows
+    )
+
+
+def _run(
+    access: Access, database: str, deadline: timedelta, jobs: int, on_progress: Callable[[int], None]
+) -> Outcome:
+    words = (
+        str(access.programs / "pg_amcheck"),
+        "--verbose",
+        "--no-password",
+        "--heapallindexed",
+        "--parent-check",
+        "--on-error-stop",
+        f"--jobs={jobs}",
+        access.database(database),
+    )
+    reader = _Reader(database, on_progress)
+    # These outrank what users set for database or role; the words that are read here are English.
+    options = f"-c lc_messages=C -c lock_timeout=0 -c statement_timeout={postgres.milliseconds(deadline)}"
+    environment = {**access.environment, "LC_ALL": "C", "PGOPTIONS": options}
+    command = Command(argv=words, user=access.user, env=environment, deadline=deadline)
+    done = run(command, on_line=reader.take)
+    return Outcome(
+        exit_code=done.exit_code,
+        checked=frozenset(reader.checked),
+        damages=tuple(Damage(relation=name, words=words) for name, words in reader.damages.items()),
+        tail=done.tail[-3:],
+    )
+
+
+def _ask_again(connection: Connection, relations: Sequence[Relation], outcome: Outcome) -> Outcome:
+    """Ask the server itself about relations of which pg_amcheck tells an error: it gives no SQLSTATE."""
+    known = {each.name: each for each in relations}
+    asked = [
+        each.model_copy(update={"sqlstate": _sqlstate(connection, known[each.relation])})
+        if each.words.startswith("ERROR:") and each.relation in known and place < _ASKED
+        else each
+        for place, each in enumerate(outcome.damages)
+    ]
+    return outcome.model_copy(update={"damages": tuple(asked)})
+
+
+def _sqlstate(connection: Connection, relation: Relation) -> str:
+    (here,) = connection.execute(query("drill_amcheck", "installed")).fetchall()
+    call = "SELECT {}.bt_index_parent_check({}::oid::regclass, true)"
+    if relation.checked_as == "heap table":
+        call = "SELECT count(*) FROM {}.verify_heapam({}::oid::regclass, true, true)"
+    statement = sql.SQL(call).format(sql.Identifier(here["schema_name"]), sql.Literal(relation.oid))
+    try:
+        with postgres.translated(connection.info.dsn):
+            connection.execute(statement)
+    except DatabaseFailed as error:
+        return error.sqlstate
+    return ""
+
+
+def judge(database: str, relations: Sequence[Relation], outcome: Outcome) -> Judgement:
+    """Judge what pg_amcheck said of one database, against what the database has."""
+    name = f"amcheck {database}"
+    tables = {each.name for each in relations if each.checked_as == "heap table"}
+    damages = sorted(outcome.damages, key=lambda each: (each.relation not in tables, each.relation))
+    groups = _grouped([each for each in damages if each.is_corruption])
+    findings = [_corrupt(database, words, names) for words, names in groups.items()]
+    doubt = _doubt({each.name for each in relations if each.checked_as}, outcome)
+    if groups:
+        decisive = refuted(
+            name, _EXPECTED, [f"{', '.join(names)}: {words}" for words, names in groups.items()]
+        )
+    elif doubt:
+        decisive = unknown(name, _EXPECTED, doubt)
+        findings.append(_unchecked(database, doubt))
+    else:
+        decisive = passed(name, _EXPECTED, f"{len(outcome.checked)} tables and B-tree indexes")
+    return Judgement(checks=(decisive, *_others(name, relations)), findings=bounded(findings, name))
+
+
+def _doubt(due: set[str], outcome: Outcome) -> str:
+    """Say why no damage found is no proof, if so."""
+    failed = [f"{each.relation}: {each.words}" for each in outcome.damages if not each.is_corruption]
+    missed = sorted(due - outcome.checked)
+    if failed:
+        return f"the check itself failed for {listed(failed)}"
+    if outcome.exit_code:
+        return f"pg_amcheck ended with {outcome.exit_code}: {listed(outcome.tail)}"
+    if missed or not due:
+        return f"pg_amcheck passed over {listed(missed) or 'everything'}"
+    return ""
+
+
+def _grouped(damages: Sequence[Damage]) -> dict[str, list[str]]:
+    """Put together what has one cause: a broken page of a table is met by the check of each index as well."""
+    groups: dict[str, list[str]] = {}
+    for each in damages:
+        groups.setdefault(each.words, []).append(each.relation)
+    return groups
+
+
+def _others(name: str, relations: Sequence[Relation]) -> Iterator[Check]:
+    """List what amcheck has no test for, as a check that did not run."""
+    others = [f"{each.name} ({each.kind})" for each in relations if not each.checked_as]
+    if others:
+        expected = "indexes of other kinds sound"
+        yield unknown(f"{name} other", expected, f"amcheck has no test for {listed(others)}", required=False)
+
+
+def _corrupt(database: str, words: str, names: Sequence[str]) -> Finding:
+    return Finding(
+        code="amcheck-corrupt",
+        severity=Severity.ERROR,
+        message=f"database {database}: {listed(names)} is corrupt in the copy: {words}",
+        hint="run pg_amcheck on the source: sound there, the backup is bad; else mend the source at once",
+        subject=f"{database}: {names[0]}",
+    )
+
+
+def _unchecked(database: str, why: str) -> Finding:
+    return Finding(
+        code="amcheck-unchecked",
+        severity=Severity.WARNING,
+        message=f"database {database} was not checked by amcheck: {why}",
+        hint="without it nobody knows whether its tables and indexes are sound; mend this and drill again",
+        subject=database,
+    )

@@ -1,0 +1,199 @@
+"""The content of a marked database: hashed on the source under the mark's snapshot, and again on the copy."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pgvigil.drill.digest import (
+    Limits,
+    TableResult,
+    column_changes,
+    cut,
+    cut_again,
+    hash_tables,
+    pin,
+)
+from pgvigil.drill.facts import Content, Digest, Table, Unproven
+from pgvigil.drill.mark import Marked, mark
+from pgvigil.drill.tables import Doubt, Inventory, list_tables, read_types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from pgvigil.drill.digest import Connect, Progress
+    from pgvigil.policies.drill import DrillPolicy
+
+_REWRITTEN = "rewritten since the mark (TRUNCATE and ALTER TABLE look so in an older snapshot)"
+_COLUMNS = "its columns were changed since the mark"
+_TYPES = "an enum or composite type was changed since the mark"
+
+
+class SourceContent(Content):
+    """Content of the source, and for which tables a difference in the copy would prove nothing."""
+
+    doubts: tuple[Doubt, ...] = ()
+
+
+def hash_database(
+    dsn: str,
+    policy: DrillPolicy,
+    run_name: str,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None],
+) -> tuple[SourceContent, ...]:
+    """Mark a database and hash it: one content, or one more for each set of tables that cannot share a mark.
+
+    Raises PreconditionFailed if it cannot be marked, and DatabaseFailed when the server is away.
+    """
+    contents: list[SourceContent] = []
+    only: frozenset[int] | None = None
+    while only is None or only:
+        with mark(dsn, policy, run_name, only=only) as marked:
+            contents.append(hash_source(marked, policy, seed=seed, on_progress=on_progress))
+            only = marked.contended
+    return tuple(contents)
+
+
+def hash_source(
+    marked: Marked, policy: DrillPolicy, *, seed: int = 0, on_progress: Callable[[Progress], None]
+) -> SourceContent:
+    """Hash every table of the marked database, or, until hash_for is over, a seeded sample of each.
+
+    Raises DatabaseFailed when the server is away.
+    """
+    began = time.monotonic()
+    limits = Limits(
+        workers=policy.hash_workers,
+        rate=policy.hash_rate and policy.hash_rate * 10**6,
+        until=marked.until,
+        seed=seed,
+    )
+    pieces = cut(marked.inventory.tables, limits)
+    results = hash_tables(marked.connect, pieces, limits, snapshot=marked.snapshot, on_progress=on_progress)
+    results = _settle(marked, results, limits)
+    database = marked.mark.database
+    hashed = [(each.table, each.digest) for each in results if each.digest]
+    unread = [each.unproven(database) for each in results if not each.digest]
+    return SourceContent(
+        mark=marked.mark,
+        tables=tuple(hashed),
+        unproven=(*marked.inventory.unproven, *unread),
+        seconds=time.monotonic() - began,
+        bytes_read=_bytes_read(results),
+        doubts=(*marked.doubts, *_doubts(marked, results)),
+    )
+
+
+def _settle(marked: Marked, results: Sequence[TableResult], limits: Limits) -> tuple[TableResult, ...]:
+    """Read once more what was rewritten between two of its pieces; a sample of other blocks is none."""
+    torn = {each.table.oid for each in results if len(each.filenodes) > 1 and _is_whole(each)}
+    again = {each.table.oid: each for each in _hash_again(marked, torn, limits)} if torn else {}
+    return tuple(_judge(again.get(each.table.oid, each), each.table) for each in results)
+
+
+def _hash_again(marked: Marked, oids: set[int], limits: Limits) -> tuple[TableResult, ...]:
+    with marked.connect() as connection:
+        pin(connection)
+        now = list_tables(connection, marked.mark.database)
+    pieces = cut([listed for listed in now.tables if listed.table.oid in oids], limits)
+    return hash_tables(marked.connect, pieces, limits, snapshot=marked.snapshot)
+
+
+def _judge(result: TableResult, marked: Table) -> TableResult:
+    """Keep a digest only if all of it comes from one file, and a sample only from the marked file."""
+    listed = result.listed.model_copy(update={"table": marked})
+    is_moved = result.filenodes != {marked.filenode}
+    if result.digest and is_moved and (len(result.filenodes) > 1 or not _is_whole(result)):
+        return TableResult(listed=listed, reason="rewritten while it was hashed")
+    return result.model_copy(update={"listed": listed})
+
+
+def _is_whole(result: TableResult) -> bool:
+    return result.digest is not None and not result.digest.ranges
+
+
+def _doubts(marked: Marked, results: Sequence[TableResult]) -> tuple[Doubt, ...]:
+    """Name the tables that users changed, other than by writing rows, after the mark."""
+    hashed = [each for each in results if each.digest]
+    with marked.connect() as connection:
+        changed = column_changes(connection, [each.listed for each in hashed])
+        types = read_types(connection)
+    doubts = []
+    for each in hashed:
+        reasons = [
+            reason
+            for reason, holds in (
+                (_REWRITTEN, each.filenodes != {each.table.filenode}),
+                (_COLUMNS, each.table.oid in changed),
+                (_TYPES, types != marked.inventory.types),
+            )
+            if holds
+        ]
+        if reasons:
+            doubts.append(Doubt(oid=each.table.oid, relation=str(each.table), reason="; ".join(reasons)))
+    return tuple(doubts)
+
+
+def _bytes_read(results: Iterable[TableResult]) -> int:
+    return sum(
+        each.listed.size * each.digest.blocks_read // max(each.digest.blocks, 1)
+        for each in results
+        if each.digest
+    )
+
+
+def hash_copy(
+    connect: Connect, content: Content, limits: Limits, *, on_progress: Callable[[Progress], None]
+) -> Content:
+    """Hash in the copy the same tables, and of each the same blocks, as were hashed on the source.
+
+    Nothing may write to the copy meanwhile. A table that is not there, or was not wholly read, is told as
+    unproven. Raises DatabaseFailed when the copy is away.
+    """
+    began = time.monotonic()
+    with connect() as connection:
+        pin(connection)
+        there = list_tables(connection, content.mark.database)
+    listed = {each.table.oid: each for each in there.tables}
+    wanted = {table.oid: digest for table, digest in content.tables}
+    pieces = [
+        piece
+        for oid, digest in wanted.items()
+        if oid in listed
+        for piece in cut_again(listed[oid], digest, limits)
+    ]
+    results = hash_tables(connect, pieces, limits, on_progress=on_progress)
+    complete = [_as_asked(each, wanted[each.table.oid]) for each in results]
+    unread = [each.unproven(content.mark.database) for each in complete if not each.digest]
+    return Content(
+        mark=content.mark,
+        tables=tuple((each.table, each.digest) for each in complete if each.digest),
+        unproven=(*unread, *_missing(content, there)),
+        seconds=time.monotonic() - began,
+        bytes_read=_bytes_read(results),
+    )
+
+
+def _as_asked(result: TableResult, digest: Digest) -> TableResult:
+    """Give a digest the ranges that were asked for; one of fewer pieces than asked is no digest."""
+    if result.digest is None:
+        return result
+    if result.digest.ranges:
+        return TableResult(listed=result.listed, reason="no time was left to read all of it in the copy")
+    return result.model_copy(update={"digest": result.digest.model_copy(update={"ranges": digest.ranges})})
+
+
+def _missing(content: Content, there: Inventory) -> list[Unproven]:
+    found = {each.table.oid for each in there.tables}
+    reasons = {told.relation: told.reason for told in there.unproven}
+    return [
+        Unproven(
+            database=content.mark.database,
+            relation=str(table),
+            reason=f"in the copy: {reasons.get(str(table), 'the table is missing')}",
+        )
+        for table, _ in content.tables
+        if table.oid not in found
+    ]

@@ -1,0 +1,124 @@
+"""Marking a database: a place in the WAL at which its content is known exactly, while users go on writing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgvigil.drill.facts import Mark, MarkMethod
+from pgvigil.drill.fence import from_fence
+from pgvigil.drill.point import Point, Source, ask, read_source
+from pgvigil.drill.slot import from_slot
+from pgvigil.drill.standby import from_standby
+from pgvigil.errors import DatabaseFailed, PreconditionFailed
+from pgvigil.sql import query
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgvigil.drill.tables import Doubt, Inventory
+    from pgvigil.policies.drill import DrillPolicy
+    from pgvigil.postgres import Connection
+
+# The gentlest first.
+_METHODS: dict[MarkMethod, Callable[[Source], AbstractContextManager[Point]]] = {
+    "standby": from_standby,
+    "slot": from_slot,
+    "fence": from_fence,
+}
+
+_PART_FOR_HASHING = 0.95  # of the time for which the server keeps the snapshot; then we stop by ourselves
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A marked database whose snapshot is held, so that its content can be read as it was at the mark."""
+
+    mark: Mark
+    snapshot: str
+    inventory: Inventory
+    doubts: tuple[Doubt, ...]
+    contended: frozenset[int]
+    until: float
+    declined: tuple[str, ...]
+    source: Source
+
+    def connect(self) -> AbstractContextManager[Connection]:
+        """Open a session on the server that has the snapshot: the source, or its standby."""
+        return self.source.connect()
+
+
+@contextmanager
+def mark(
+    dsn: str, policy: DrillPolicy, run_name: str, *, only: frozenset[int] | None = None
+) -> Iterator[Marked]:
+    """Mark the database of the dsn, and hold the mark's snapshot during the block.
+
+    With `only`, these tables by OID. `contended` are tables that need a mark of their own: what users lock
+    in different orders cannot be fenced together; they are not in the inventory.
+    `until` (of time.monotonic) is when hashing must end, before drill.hash_for is over and the
+    server drops the snapshot;
+    `declined` says why gentler methods were not taken. Raises PreconditionFailed if none can be had.
+    """
+    source = read_source(dsn, run_name, policy).model_copy(update={"only": only})
+    with ExitStack() as stack:
+        point, declined = _fix(source, stack)
+        until = time.monotonic() + policy.hash_for.total_seconds() * _PART_FOR_HASHING
+        yield Marked(
+            mark=_describe(source, point),
+            snapshot=point.snapshot,
+            inventory=_inventory(source, point),
+            doubts=tuple(doubt for doubt in point.doubts if only is None or doubt.oid in only),
+            contended=point.contended,
+            until=until,
+            declined=declined,
+            source=point.source,
+        )
+
+
+def _fix(source: Source, stack: ExitStack) -> tuple[Point, tuple[str, ...]]:
+    """Take the first method that works."""
+    wanted = source.policy.mark
+    declined: list[str] = []
+    for name, method in _METHODS.items():
+        if wanted not in {"auto", name}:
+            continue
+        try:
+            return stack.enter_context(method(source)), tuple(declined)
+        except (PreconditionFailed, DatabaseFailed) as error:
+            if wanted == name:
+                raise
+            declined.append(f"{name}: {error.message}")
+    raise PreconditionFailed(
+        f"database '{source.database}' cannot be marked: {'; '.join(declined)}",
+        hint="name a drill.standby, set wal_level = logical, or drill when fewer users write for long",
+    )
+
+
+def _inventory(source: Source, point: Point) -> Inventory:
+    """Leave out what this mark is not for."""
+    inventory, only = point.inventory, source.only
+    kept = [
+        listed
+        for listed in inventory.tables
+        if listed.table.oid not in point.contended and (only is None or listed.table.oid in only)
+    ]
+    unproven = inventory.unproven if only is None else ()
+    return inventory.model_copy(update={"tables": tuple(kept), "unproven": unproven})
+
+
+def _describe(source: Source, point: Point) -> Mark:
+    with point.source.connect() as connection:
+        timeline = ask(connection, query("drill_source", "timeline"))["timeline"]
+    return Mark(
+        database=source.database,
+        method=point.method,
+        lsn=point.lsn,
+        name=point.name,
+        timeline=timeline,
+        at=point.at,
+        writers_waited_ms=point.waited_ms,
+        attempts=point.attempts,
+    )

@@ -1,0 +1,101 @@
+"""The source's part of a drill: every database marked and hashed, the target fixed, its WAL stored."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pgvigil import postgres
+from pgvigil.drill import catalogue, untouched
+from pgvigil.drill.facts import Target
+from pgvigil.drill.judgement import passed, unknown
+from pgvigil.drill.source import MarkedDatabase, mark_database
+from pgvigil.drill.state import OWED, Drill, Marked, Plan
+from pgvigil.drill.witness import beat, end_segment, fix_target
+from pgvigil.errors import DatabaseFailed, PreconditionFailed
+from pgvigil.runs import finding_of
+from pgvigil.wal.heartbeat import Beat, await_arrival, is_hopeless
+from pgvigil.wal.names import parse_lsn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgvigil.drill.facts import Heartbeat
+
+    Hear = Callable[[Any], None]
+
+
+def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
+    """Mark every database of the source and fix the target; of a point of the past nothing is known.
+
+    Waits until the repository holds the target's WAL; raises PreconditionFailed when it does not come.
+    """
+    listing = untouched.read(drill.pgbackrest, plan.choice.repo)
+    if not plan.choice.proves_equality:
+        return _past(drill, plan, listing)
+    run = drill.run
+    with run.step("mark source", {"databases": list(plan.cluster.databases)}) as noted:
+        with postgres.connect(drill.settings.dsn, run.name) as session:
+            before = catalogue.read(session, "cluster")
+            *others, last = plan.cluster.databases
+            marked = [each for name in others for each in _mark(drill, plan, name, on_progress)]
+            present = beat(session, f"pgvigil {run.id} present")
+            newest = _mark(drill, plan, last, on_progress)
+            after_it = newest[-1].content.mark if newest else None
+            target = fix_target(session, plan.choice.target_kind, after_it, present, f"pgvigil {run.id}")
+            after = catalogue.read(session, "cluster", since=before.window)
+            segment = end_segment(session)
+        noted |= {"target": target.value, "lsn": target.lsn, "segment": segment}
+    run.facts["target"] = target
+    arrival = _await(drill, plan, segment, target.absent or target.present or present)
+    return Marked(target, (*marked, *newest), (before, after), listing, datetime.now(UTC), arrival)
+
+
+def _mark(drill: Drill, plan: Plan, name: str, on_progress: Hear) -> tuple[MarkedDatabase, ...]:
+    """Mark one database; that it cannot be is told, and leaves the others alone."""
+    drill.lock.check()
+    dsn = postgres.in_database(drill.settings.dsn, name)
+    try:
+        marked = mark_database(
+            dsn, drill.policy, drill.run.name, seed=plan.choice.seed, on_progress=on_progress
+        )
+    except (PreconditionFailed, DatabaseFailed) as error:
+        drill.run.findings.append(finding_of(error, name))
+        drill.run.checks.append(unknown(f"rows {name}", OWED["rows"], error.message))
+        return ()
+    for each in marked:
+        drill.note("hash source", each.content.seconds, each.content.bytes_read)
+    return marked
+
+
+def _await(drill: Drill, plan: Plan, segment: str, last: Heartbeat) -> float:
+    """Wait until the chosen repository holds the segment; return the seconds from the last commit on."""
+    repo, dsn, name = plan.choice.repo, drill.settings.dsn, drill.run.name
+    path = f"archive/{drill.stanza}/{plan.archive_id}/{segment[:16]}"
+    look = {repo: lambda wanted: any(file.startswith(wanted) for file in drill.pgbackrest.ls(repo, path))}
+    waited = await_arrival(
+        Beat(segment=segment, committed_at=last.committed_at),
+        look,
+        lambda: is_hopeless(dsn, name, segment),
+        drill.policy.archive_wait,
+    )
+    if repo not in waited.latency:
+        raise PreconditionFailed(
+            f"the target's WAL segment {segment} is not in repository {repo} after {waited.waited:.0f} s",
+            hint="see why archiving is late: verify-wal-archive tells; or raise drill.archive_wait",
+        )
+    return waited.latency[repo]
+
+
+def _past(drill: Drill, plan: Plan, listing: untouched.Listing) -> Marked:
+    """Take a point of the past as the target: it can be proven that it is reached, not what is there."""
+    kind, value = plan.choice.target_kind, plan.choice.target_value or ""
+    stop = plan.backup.lsn.stop if plan.backup.lsn else "0/0"
+    is_further = kind == "lsn" and parse_lsn(value) > parse_lsn(stop)
+    target = Target(kind=kind, value=value, lsn=value if is_further else stop)
+    drill.run.facts["target"] = target
+    for name in ("rows", "catalogue", "sequences", "witnesses"):
+        why = "a point of the past was asked for: nobody knows what it must hold"
+        drill.run.checks.append(unknown(name, OWED[name], why, required=False))
+    drill.run.checks.append(passed("asked", "a point of the past", f"{kind} {value}"))
+    return Marked(target, (), None, listing, datetime.now(UTC))

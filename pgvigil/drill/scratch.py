@@ -1,0 +1,562 @@
+"""The directory of one drill: claimed with an owner file before anything else, refused where it could hurt.
+
+A directory is ours when it has an owner file, and only then is anything in it ended or removed. It
+appears complete (written beside, then renamed) and vanishes the other way round, so that a run that is
+killed anywhere leaves something that `reap` understands.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pwd
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+from pydantic import Field, ValidationError
+
+from pgvigil import liveness
+from pgvigil.drill import copyprocesses
+from pgvigil.errors import Busy, PgvigilError, PreconditionFailed
+from pgvigil.processes import Command, run
+from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgvigil.pgbackrest import Backup
+
+OWNER = "owner.json"
+SOCKET = ".s.PGSQL.5432"
+CLAIM_PATIENCE = 10.0  # seconds to wait for another claim, which takes milliseconds
+_POLL = 0.05
+LONGEST_SOCKET = 107  # bytes of sockaddr_un.sun_path without its closing zero
+_NAME = re.compile(r"^(?P<stanza>.+)-[0-9a-f]{8}$")
+_DRAFT = re.compile(r"^\..+-[0-9a-f]{8}\.draft$")
+_LIVE = ("PG_VERSION", "postmaster.pid")
+
+Refusal = Literal["path", "link", "live data", "source", "not empty", "access", "room"]
+
+
+class Place(Frozen):
+    """Where the parts of one copy lie; `user` is the server's, None for the user we are."""
+
+    directory: Path
+    sockets: Path
+    user: str | None = None
+
+    @property
+    def data(self) -> Path:
+        """The copy's data directory."""
+        return self.directory / "data"
+
+    @property
+    def tablespaces(self) -> Path:
+        """Where every tablespace of the source is put, under its name."""
+        return self.directory / "tablespaces"
+
+    @property
+    def conf(self) -> Path:
+        """The copy's configuration, ours alone to write."""
+        return self.directory / "conf"
+
+    @property
+    def log(self) -> Path:
+        """What server and pgBackRest say."""
+        return self.directory / "log"
+
+    @property
+    def tools(self) -> Path:
+        """Locks, logs and spool of pgBackRest, so that none of production's is touched."""
+        return self.directory / "pgbackrest"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variable by which every process of this copy is found."""
+        return {copyprocesses.MARK: str(self.directory)}
+
+
+class Request(Frozen):
+    """What a drill needs to claim; `protected` are the source's data directory and tablespaces."""
+
+    scratch: Path
+    stanza: str
+    run_id: UUID
+    system_id: str
+    user: str | None = None
+    room: int = Field(default=0, ge=0, description="bytes")
+    protected: tuple[Path, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        """The directory that this drill gets."""
+        return self.scratch / f"{self.stanza}-{self.run_id.hex[:8]}"
+
+
+class Owner(Frozen):
+    """Whose a directory is; it stands in the directory as `owner.json`."""
+
+    run_id: UUID
+    stanza: str
+    system_id: str
+    host: str = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid)
+    process_started: int | None = Field(default_factory=liveness.own_start)
+    pid_space: str = Field(default_factory=liveness.pid_space)
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    keep_until: datetime | None = None
+    sockets: Path
+    user: str | None = None
+
+    def place(self, directory: Path) -> Place:
+        """Return the place of this owner."""
+        return Place(directory=directory, sockets=self.sockets, user=self.user)
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} (process {self.pid} on {self.host}, since {self.created_at:%F %T} UTC)"
+
+
+class Reaped(Frozen):
+    """A directory that was removed, and why."""
+
+    directory: Path
+    stanza: str
+    run_id: UUID | None = None
+    reason: Literal["its run is dead", "its deadline has passed", "it was never finished"]
+    processes: int = Field(default=0, description="that still ran and were ended")
+
+
+class Left(Frozen):
+    """A directory that was left alone, and why."""
+
+    directory: Path
+    reason: str
+    owner: Owner | None = None
+
+
+class Reaping(Frozen):
+    """What a reaper did."""
+
+    reaped: tuple[Reaped, ...] = ()
+    left: tuple[Left, ...] = ()
+
+
+def room_needed(backup: Backup, wal_bytes: int) -> int:
+    """Return the bytes that a copy needs: the set as it was, the WAL to replay, and a tenth more."""
+    return (backup.info.size + wal_bytes) * 11 // 10
+
+
+def claim(request: Request, now: datetime) -> tuple[Place, Reaping]:
+    """Remove what dead drills of the stanza left, then make a directory of our own and return it.
+
+    Nothing is written before every refusal was considered. Raises PreconditionFailed, whose
+    `context["refusal"]` names the kind, and Busy when a drill of the stanza is alive.
+    """
+    refuse(request)
+    _make_scratch(request.scratch)
+    _check_access(request)
+    reaping = _reap(request.scratch, now, request.stanza)
+    _check_alone(request, reaping)
+    _check_room(request)
+    return _create(request), reaping
+
+
+def refuse(request: Request) -> None:
+    """Raise PreconditionFailed when the scratch directory is one in which no copy may be made."""
+    _check_path(request.scratch)
+    _check_live(request.scratch)
+    for path in request.protected:
+        _check_apart(request.scratch, path)
+    _check_vacant(request)
+
+
+def keep(place: Place, until: datetime) -> Owner:
+    """Record that the copy outlives its run until a deadline, after which any reaper removes it."""
+    owner = read_owner(place.directory)
+    if owner is None:
+        raise PreconditionFailed(f"'{place.directory}' has no {OWNER}", hint="it is not a drill's: leave it")
+    kept = owner.model_copy(update={"keep_until": until})
+    _write_owner(place.directory, kept)
+    return kept
+
+
+def remove(place: Place) -> int:
+    """End every process of a copy and remove all of it; returns how many still ran. Idempotent."""
+    if not place.directory.exists():
+        return 0
+    with _locked(place.directory):
+        ended = copyprocesses.end(place.directory, place.data)
+        copyprocesses.release_memory(place.data)
+        _remove_sockets(place)
+        _remove_tree(place.directory)
+    return ended
+
+
+def reap(scratch: Path, now: datetime) -> Reaping:
+    """Remove the copies of dead runs and those past their deadline; living and kept ones stay.
+
+    Idempotent, and can itself be killed anywhere: the next reaper goes on.
+    """
+    return _reap(scratch, now, None)
+
+
+def read_owner(directory: Path) -> Owner | None:
+    """Read who owns a directory; None when it has no readable owner file, and is so nobody's of ours."""
+    try:
+        return Owner.model_validate_json((directory / OWNER).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+def _refused(kind: Refusal, message: str, hint: str) -> PreconditionFailed:
+    return PreconditionFailed(message, hint=hint, refusal=kind)
+
+
+def _check_path(scratch: Path) -> None:
+    if not scratch.is_absolute() or not str(scratch).isprintable():
+        raise _refused(
+            "path",
+            f"scratch {str(scratch)!r} is not an absolute path of printable characters",
+            "correct drill.scratch in the fleet file",
+        )
+    real = scratch.resolve()
+    if real != scratch:
+        raise _refused(
+            "link",
+            f"scratch '{scratch}' leads through a symbolic link to '{real}'",
+            f"write '{real}' into drill.scratch, if it is meant",
+        )
+    if not scratch.parent.is_dir() or (scratch.exists() and not scratch.is_dir()):
+        raise _refused(
+            "path", f"scratch '{scratch}' is not a directory and cannot become one", "create its parent"
+        )
+
+
+def _check_live(scratch: Path) -> None:
+    """Refuse a data directory upward, and one directly inside that is not a drill's."""
+    inside = [entry for entry in _entries(scratch) if read_owner(entry) is None]
+    for step in [scratch, *scratch.parents, *inside]:
+        found = next((name for name in _LIVE if os.path.lexists(step / name)), None)
+        if found:
+            how = "contains" if step in inside else "is or lies in"
+            raise _refused(
+                "live data",
+                f"scratch '{scratch}' {how} the data directory '{step}': it has {found}",
+                "name a directory of its own in drill.scratch",
+            )
+
+
+def _check_apart(scratch: Path, protected: Path) -> None:
+    """Refuse to share a directory with the source, by inode: no other spelling or bind mount helps."""
+    if not protected.exists():
+        return  # the source is on another host
+    if any(step.exists() and step.samefile(protected) for step in [scratch, *scratch.parents]):
+        raise _refused(
+            "source",
+            f"scratch '{scratch}' is or lies in '{protected}', which is the source's",
+            "name a directory of its own in drill.scratch",
+        )
+    if scratch.exists() and any(step.samefile(scratch) for step in protected.parents):
+        raise _refused(
+            "source",
+            f"scratch '{scratch}' contains '{protected}', which is the source's",
+            "name a directory of its own in drill.scratch",
+        )
+
+
+def _check_vacant(request: Request) -> None:
+    if os.path.lexists(request.directory):
+        raise _refused(
+            "not empty",
+            f"'{request.directory}' exists already",
+            "look at it and remove it; each run makes a directory of its own",
+        )
+
+
+def _make_scratch(scratch: Path) -> None:
+    if scratch.exists():
+        return
+    try:
+        _make_open(scratch)
+    except OSError as error:
+        raise _refused(
+            "access", f"cannot create scratch '{scratch}': {error.strerror}", "create it for pgvigil's user"
+        ) from error
+
+
+def _make_open(directory: Path) -> None:
+    """Create a directory that others may enter, whatever the umask says."""
+    directory.mkdir()
+    directory.chmod(0o755)
+
+
+def _check_access(request: Request) -> None:
+    if not os.access(request.scratch, os.R_OK | os.W_OK | os.X_OK):
+        raise _refused(
+            "access",
+            f"scratch '{request.scratch}' is not writable for pgvigil's user",
+            "correct its owner and mode",
+        )
+    for step in [*reversed(request.scratch.parents), request.scratch]:
+        if request.user and not _can_enter(step, request.user):
+            raise _refused(
+                "access",
+                f"user '{request.user}', as whom the copy runs, cannot enter '{step}'",
+                f"open it: chmod o+x '{step}', or name another directory in drill.scratch",
+            )
+
+
+def _can_enter(step: Path, user: str) -> bool:
+    return run(Command(argv=("test", "-x", str(step)), user=user)).exit_code == 0
+
+
+def _check_room(request: Request) -> None:
+    free = shutil.disk_usage(request.scratch).free
+    if free < request.room:
+        raise _refused(
+            "room",
+            f"scratch '{request.scratch}' has {free} bytes free, the copy needs {request.room}",
+            "free space there, or name a larger file system in drill.scratch",
+        )
+
+
+def _check_alone(request: Request, reaping: Reaping) -> None:
+    for left in reaping.left:
+        if left.owner and left.owner.stanza == request.stanza and left.owner.keep_until is None:
+            raise Busy(
+                f"a drill of stanza '{request.stanza}' has '{left.directory}': {left.owner}; {left.reason}",
+                hint="wait for it to end, or end it",
+            )
+
+
+# --- making -----------------------------------------------------------------------------------------
+
+
+def _create(request: Request) -> Place:
+    place = Place(directory=request.directory, sockets=_choose_sockets(request), user=request.user)
+    owner = Owner(
+        run_id=request.run_id,
+        stanza=request.stanza,
+        system_id=request.system_id,
+        sockets=place.sockets,
+        user=request.user,
+    )
+    with _locked(request.scratch, CLAIM_PATIENCE):
+        # Somebody may have claimed since we looked.
+        _check_alone(request, _look(request.scratch, datetime.now(UTC), request.stanza)[1])
+        _check_vacant(request)
+        draft = _draft(request.directory)
+        _make_open(draft)
+        _write_owner(draft, owner)
+        draft.rename(request.directory)
+        _sync(request.scratch)
+    try:
+        _furnish(place)
+    except OSError as error:
+        remove(place)
+        raise _refused(
+            "access", f"cannot furnish '{place.directory}': {error}", "see owner, mode and free space there"
+        ) from error
+    return place
+
+
+def _draft(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.draft")
+
+
+def _choose_sockets(request: Request) -> Path:
+    """Choose a directory for the socket; what is too long for the kernel goes to a short one, recorded."""
+    inside = request.directory / "socket"
+    if len(os.fsencode(inside / SOCKET)) <= LONGEST_SOCKET:
+        return inside
+    return Path(tempfile.gettempdir()) / f"pgvigil-{secrets.token_hex(8)}"
+
+
+def _furnish(place: Place) -> None:
+    for path in (place.conf, place.log):
+        _make_open(path)
+    for path in (place.data, place.tablespaces, place.sockets, place.tools):
+        path.mkdir(mode=0o700)
+    for name in ("lock", "log", "spool"):
+        (place.tools / name).mkdir(mode=0o700)
+    if place.user:
+        given = (place.data, place.tablespaces, place.sockets, place.tools, *place.tools.iterdir())
+        for path in given:
+            shutil.chown(path, place.user)
+
+
+def _write_owner(directory: Path, owner: Owner) -> None:
+    draft = directory / f"{OWNER}.draft"
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(owner.model_dump_json(indent=2))
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+    draft.replace(directory / OWNER)
+    _sync(directory)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(directory: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a directory against every other claim or removal; the kernel frees it when its holder dies."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(handle, directory, time.monotonic() + patience)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, directory: Path, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise Busy(
+                    f"another run works on '{directory}' at this moment", hint="try again when it is done"
+                ) from error
+        time.sleep(_POLL)
+
+
+# --- reaping ----------------------------------------------------------------------------------------
+
+
+def _reap(scratch: Path, now: datetime, stanza: str | None) -> Reaping:
+    dead, left = _look(scratch, now, stanza)
+    reaped = _finish_drafts(scratch)
+    missed = list(left.left)
+    for item, owner in dead:
+        try:
+            ended = remove(owner.place(item.directory))
+        except (PgvigilError, OSError) as error:
+            missed.append(Left(directory=item.directory, reason=f"it could not be removed: {error}"))
+        else:
+            reaped.append(item.model_copy(update={"processes": ended}))
+    return Reaping(reaped=tuple(reaped), left=tuple(missed))
+
+
+def _look(scratch: Path, now: datetime, stanza: str | None) -> tuple[list[tuple[Reaped, Owner]], Reaping]:
+    """Part the directories into those to remove and those to leave."""
+    dead, left = [], []
+    for entry in _entries(scratch):
+        owner = read_owner(entry)
+        if not _NAME.match(entry.name) or (owner and stanza not in {None, owner.stanza}):
+            continue
+        if owner is None:
+            left.append(Left(directory=entry, reason=f"it has no {OWNER}, so it is not a drill's"))
+        elif reason := _fate(owner, now):
+            item = Reaped(directory=entry, stanza=owner.stanza, run_id=owner.run_id, reason=reason)
+            dead.append((item, owner))
+        else:
+            left.append(Left(directory=entry, reason=_life(owner), owner=owner))
+    return dead, Reaping(left=tuple(left))
+
+
+def _fate(owner: Owner, now: datetime) -> Literal["its run is dead", "its deadline has passed"] | None:
+    """Say why a directory is to go; a run that cannot be seen from here counts as living."""
+    if owner.keep_until is not None:
+        return "its deadline has passed" if owner.keep_until <= now else None
+    here = liveness.pid_space()
+    if not here or owner.pid_space != here:
+        rebooted = owner.host == socket.gethostname() and _boot(owner.pid_space) != _boot(here)
+        return "its run is dead" if rebooted else None
+    return "its run is dead" if liveness.process_is_gone(owner.pid, owner.process_started) else None
+
+
+def _boot(pid_space: str) -> str:
+    return pid_space.partition("/")[0]
+
+
+def _life(owner: Owner) -> str:
+    if owner.keep_until:
+        return f"it is kept until {owner.keep_until:%F %T} UTC"
+    if owner.pid_space == liveness.pid_space():
+        return "its run is alive"
+    return f"its run was on {owner.host}, whose processes cannot be seen from here"
+
+
+def _finish_drafts(scratch: Path) -> list[Reaped]:
+    """Remove what was killed while it appeared or vanished: nothing but an owner file is in it."""
+    drafts = [entry for entry in _entries(scratch) if _DRAFT.match(entry.name)]
+    if not drafts:
+        return []
+    reaped = []
+    with suppress(Busy), _locked(scratch):  # whoever holds it may be making one
+        for entry in drafts:
+            _remove_draft(entry)
+            name = entry.name.removeprefix(".").removesuffix(".draft")
+            stanza = name.rpartition("-")[0]
+            reaped.append(Reaped(directory=scratch / name, stanza=stanza, reason="it was never finished"))
+    return reaped
+
+
+def _entries(scratch: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in scratch.iterdir() if entry.is_dir() and not entry.is_symlink())
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        raise _refused(
+            "access", f"cannot list scratch '{scratch}'", "run as the user who owns it, or correct its mode"
+        ) from error
+
+
+def _remove_sockets(place: Place) -> None:
+    """Remove a socket directory outside of ours, if it is what was recorded: no link, and of our users."""
+    if place.sockets.is_relative_to(place.directory):
+        return
+    with suppress(FileNotFoundError):
+        stat = place.sockets.lstat()
+        owners = {os.geteuid(), _uid(place.user)}
+        if not place.sockets.is_symlink() and stat.st_uid in owners:
+            shutil.rmtree(place.sockets)
+
+
+def _uid(user: str | None) -> int:
+    return pwd.getpwnam(user).pw_uid if user else os.geteuid()
+
+
+def _remove_tree(directory: Path) -> None:
+    """Remove everything, the owner file last; links are removed, never followed."""
+    for entry in directory.iterdir():
+        if entry.name == OWNER:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    draft = _draft(directory)
+    directory.rename(draft)
+    _remove_draft(draft)
+
+
+def _remove_draft(draft: Path) -> None:
+    for name in (f"{OWNER}.draft", OWNER):
+        (draft / name).unlink(missing_ok=True)
+    try:
+        draft.rmdir()
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise

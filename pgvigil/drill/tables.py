@@ -1,0 +1,103 @@
+"""Which relations of a database have content to compare, and which cannot be compared, each with its cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pgvigil.drill.facts import Table, Unproven
+from pgvigil.reports import Frozen
+from pgvigil.sql import query
+
+if TYPE_CHECKING:
+    from pgvigil.postgres import Connection
+
+
+class Listed(Frozen):
+    """A table to be hashed: how large it is with its TOAST, and what its columns were when it was listed."""
+
+    table: Table
+    size: int
+    columns: str
+    is_textual: bool = False
+    is_view: bool = False
+
+
+class Doubt(Frozen):
+    """A table whose content at the mark is not known for sure: equality proves it, a difference nothing."""
+
+    oid: int
+    relation: str
+    reason: str
+
+
+class Inventory(Frozen):
+    """The relations of one database, seen by one transaction; `types` is a fingerprint of its own types."""
+
+    database: str
+    tables: tuple[Listed, ...]
+    unproven: tuple[Unproven, ...]
+    types: str
+
+
+def list_tables(connection: Connection, database: str) -> Inventory:
+    """List ordinary tables, materialized views, leaves of partitioned tables and the large objects.
+
+    The connection should be one that `digest.pin` has prepared. Raises DatabaseFailed.
+    """
+    tables, unproven = [], []
+    for row in connection.execute(query("drill_source", "tables")):
+        listed = _listed(row)
+        reason, by_design = _obstacle(row)
+        if reason:
+            told = Unproven(database=database, relation=str(listed.table), reason=reason, by_design=by_design)
+            unproven.append(told)
+        else:
+            tables.append(listed)
+    return Inventory(
+        database=database,
+        tables=tuple(tables),
+        unproven=tuple(unproven),
+        types=read_types(connection),
+    )
+
+
+def read_types(connection: Connection) -> str:
+    """Return a fingerprint of the labels of all enums and the attributes of all composite types."""
+    row = connection.execute(query("drill_source", "types")).fetchone() or {}
+    return str(row["types"])
+
+
+def _listed(row: dict[str, Any]) -> Listed:
+    table = Table(
+        oid=row["oid"],
+        schema_name=row["schema_name"],
+        name=row["name"],
+        filenode=row["filenode"],
+        blocks=row["blocks"] or 0,
+        has_large_objects=row["has_large_objects"],
+    )
+    return Listed(
+        table=table,
+        size=row["bytes"] or 0,
+        columns=row["columns"],
+        is_textual=row["is_textual"],
+        is_view=row["kind"] == "m",
+    )
+
+
+def _obstacle(row: dict[str, Any]) -> tuple[str, bool]:
+    """Say why a relation cannot be compared, and whether that is by its own design; empty if it can."""
+    obstacles = (
+        (row["kind"] == "f", "foreign table: its rows live on another server", True),
+        (row["persistence"] == "u", "unlogged: no WAL, so no restore brings its rows back", True),
+        (row["persistence"] == "t", "temporary: it ends with its session", True),
+        (row["is_unpopulated"], "materialized view without data", True),
+        (row["blocks"] is None, "dropped while it was listed", False),
+        (not row["is_readable"], "not readable: GRANT pg_read_all_data, as infra/roles.sql does", False),
+        (
+            row["is_filtered"],
+            "row security hides rows: ALTER ROLE … BYPASSRLS, as infra/roles.sql does",
+            False,
+        ),
+    )
+    return next(((reason, by_design) for holds, reason, by_design in obstacles if holds), ("", False))

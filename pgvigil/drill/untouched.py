@@ -1,0 +1,259 @@
+"""Whether the drill left the repository as it was, but for what production itself has done meanwhile."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pgvigil.drill.judgement import Judgement, bounded, listed, passed, refuted, unknown
+from pgvigil.errors import ToolFailed
+from pgvigil.reports import Finding, Frozen, Severity
+from pgvigil.wal.names import HISTORY_FILE, PARTIAL_FILE, SEGMENT_FILE, segment_number, segment_timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pgvigil.pgbackrest import PgBackRest
+
+_EXPECTED = "nothing but production's own new WAL and backups, and what expired"
+_ENTRY = re.compile(rb'[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*(\{[^{}]*\})\s*')
+_END = re.compile(rb"\s*\}?\s*$")
+_LONGEST_ENTRY = 1 << 20
+_LABEL = re.compile(r"^\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?$")
+_BACKUP_START = re.compile(r"^(?P<segment>[0-9A-F]{24})\.[0-9A-F]{8}\.backup$")
+# What pgbackrest writes anew with every backup, expire and annotate, and what expire does besides.
+_LISTS = ("backup.info", "backup.info.copy")
+_ARCHIVE_LISTS = ("archive.info", "archive.info.copy")
+_KEEPING = "backup.history"
+
+Change = Literal["new", "changed", "gone"]
+
+
+class Stored(NamedTuple):
+    """A stored file: bytes, and the store's time of it in epoch seconds."""
+
+    size: int
+    time: int
+
+
+class Listing(NamedTuple):
+    """The files of one stanza in one repository, by path below `archive/<stanza>` and `backup/<stanza>`."""
+
+    archive: dict[str, Stored]
+    backup: dict[str, Stored]
+
+
+class Production(Frozen):
+    """What production itself may have archived: its timelines, where it writes, and what waited at first.
+
+    `timelines` are those that the server was on from before the first listing to after the last one.
+    Before the first listing, at one moment, it was writing segment `first`, and the segments `waiting` were
+    ready for its archiver, which may take them late and out of order. After the last it was writing `last`.
+    """
+
+    timelines: frozenset[int]
+    first: str
+    last: str
+    segment_size: int
+    waiting: frozenset[str] = frozenset()
+
+
+class Trace(NamedTuple):
+    """One difference that production does not explain."""
+
+    path: str
+    change: Change
+    why: str
+
+
+class ListingReader:
+    """Reads the JSON of `repo-ls` chunk by chunk and keeps the files alone."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Stored] = {}
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk; raises ToolFailed for what is no listing."""
+        text = self._rest + chunk
+        position = 0
+        for match in _ENTRY.finditer(text, 0, text.rfind(b"}") + 1):
+            if match.start() != position:
+                break
+            position = match.end()
+            self._take(json.loads(match[1]), json.loads(match[2]))
+        self._rest = text[position:]
+        if len(self._rest) > _LONGEST_ENTRY:
+            raise _unreadable(self._rest)
+
+    def _take(self, path: str, entry: Mapping[str, object]) -> None:
+        if entry.get("type") == "file":
+            self.files[path] = Stored(int(str(entry.get("size", 0))), int(str(entry.get("time", 0))))
+
+    def close(self) -> dict[str, Stored]:
+        """Return the files; raises ToolFailed when the listing did not come whole."""
+        if not _END.fullmatch(self._rest) or b"}" not in self._rest:
+            raise _unreadable(self._rest)
+        return self.files
+
+
+def _unreadable(rest: bytes) -> ToolFailed:
+    return ToolFailed(
+        f"pgbackrest's listing ends or breaks at {rest[:80]!r}",
+        hint="a command prefix or login script may write to standard output",
+    )
+
+
+def read(pgbackrest: PgBackRest, repo: int) -> Listing:
+    """List one repository's files of the stanza; about 300 bytes of memory for each."""
+    stanza = pgbackrest.target.stanza
+    return Listing(
+        archive=_read(pgbackrest, repo, f"archive/{stanza}"),
+        backup=_read(pgbackrest, repo, f"backup/{stanza}"),
+    )
+
+
+def _read(pgbackrest: PgBackRest, repo: int, path: str) -> dict[str, Stored]:
+    reader = ListingReader()
+    pgbackrest.list_into(repo, path, reader.feed)
+    return reader.close()
+
+
+def compare(before: Listing, after: Listing, production: Production) -> tuple[Trace, ...]:
+    """Find what production's own archiving, backups and expiry do not explain."""
+    return (*_archive_traces(before, after, production), *_backup_traces(before, after))
+
+
+def _changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> Iterator[tuple[str, Change]]:
+    for path in sorted(before.keys() | after.keys()):
+        if path not in before:
+            yield path, "new"
+        elif path not in after:
+            yield path, "gone"
+        elif before[path] != after[path]:
+            yield path, "changed"
+
+
+def _archive_traces(before: Listing, after: Listing, production: Production) -> Iterator[Trace]:
+    needed = _needed(after.archive, production.segment_size)
+    left = {path.partition("/")[0] for path in after.archive}
+    has_worked = any(before.backup.get(path) != after.backup.get(path) for path in _LISTS)
+    for path, change in _changes(before.archive, after.archive):
+        name = path.rpartition("/")[2]
+        archive_id = path.partition("/")[0]
+        why = "an archived file never changes"
+        if path in _ARCHIVE_LISTS and change == "changed":
+            why = "" if has_worked else "no backup and no expire of production ran"
+        elif change == "new":
+            why = _why_not_archived(name, production)
+        elif change == "gone":
+            is_whole = "/" in path and archive_id not in left
+            why = (
+                ""
+                if is_whole
+                else _why_not_expired(name, needed.get(archive_id, -1), production.segment_size)
+            )
+        if why:
+            yield Trace(f"archive/{path}", change, why)
+
+
+def _needed(archive: Mapping[str, Stored], segment_size: int) -> dict[str, int]:
+    """Return by archive id the segment in which the newest backup began: no expire goes beyond it."""
+    needed: dict[str, int] = {}
+    for path in archive:
+        if match := _BACKUP_START.match(path.rpartition("/")[2]):
+            archive_id = path.partition("/")[0]
+            number = segment_number(match["segment"], segment_size)
+            needed[archive_id] = max(needed.get(archive_id, -1), number)
+    return needed
+
+
+def _why_not_archived(name: str, production: Production) -> str:
+    """Say why production cannot have archived a new file; empty when it can."""
+    match = SEGMENT_FILE.match(name) or PARTIAL_FILE.match(name)
+    told = match or _BACKUP_START.match(name)
+    history = HISTORY_FILE.match(name)
+    if not (told or history):
+        return "production archives no such file"
+    timeline = int(history["timeline"], 16) if history else segment_timeline(told["segment"]) if told else 0
+    if timeline not in production.timelines:
+        return f"timeline {timeline} is not the server's"
+    return _why_not_written(match["segment"], production) if match else ""
+
+
+def _why_not_written(segment: str, production: Production) -> str:
+    number, first, last = (
+        segment_number(each, production.segment_size) for each in (segment, production.first, production.last)
+    )
+    if number < first and segment not in production.waiting:
+        return "the server had finished that segment before and was not waiting to archive it"
+    if number > last and segment_timeline(segment) == segment_timeline(production.last):
+        return "the server has not written that far"
+    return ""
+
+
+def _why_not_expired(name: str, needed: int, segment_size: int) -> str:
+    """Say why no expire can have removed a file; empty when one can."""
+    match = SEGMENT_FILE.match(name) or PARTIAL_FILE.match(name) or _BACKUP_START.match(name)
+    if match is None:
+        return "no expire removes that file"
+    is_old = segment_number(match["segment"], segment_size) < needed
+    return "" if is_old else "the newest backup needs it, so no expire removes it"
+
+
+def _backup_traces(before: Listing, after: Listing) -> Iterator[Trace]:
+    for path, change in _changes(before.backup, after.backup):
+        why = _why_not_backed_up(path, change, before, after)
+        if why:
+            yield Trace(f"backup/{path}", change, why)
+
+
+def _why_not_backed_up(path: str, change: Change, before: Listing, after: Listing) -> str:
+    """Say why no backup, expire or annotate of production explains a change; empty when one does."""
+    label, _, rest = path.partition("/")
+    if path in _LISTS:
+        return "" if change == "changed" else "the list of backups stays where it is"
+    if label == _KEEPING:
+        return "" if change != "changed" else "a kept manifest never changes"
+    if not (rest and _LABEL.match(label)):
+        return "production writes no such file"
+    manifest = f"{label}/backup.manifest"
+    if change == "gone":
+        return "its backup is still there" if manifest in after.backup else ""
+    return "a finished backup never changes" if manifest in before.backup else ""
+
+
+def judge(repo: int, before: Listing, after: Listing, production: Production) -> Judgement:
+    """Judge whether a repository holds what it would hold without the drill."""
+    name = f"repo{repo}.untouched"
+    if not (before.archive and before.backup):
+        why = "the listing before the drill is empty: a wrong path or stanza answers so, too"
+        return Judgement(checks=(unknown(name, _EXPECTED, why),))
+    traces = compare(before, after, production)
+    if traces:
+        groups = _grouped(traces)
+        findings = [_finding(repo, change, why, paths) for (change, why), paths in groups.items()]
+        faults = [f"{trace.path} is {trace.change}: {trace.why}" for trace in traces]
+        return Judgement(checks=(refuted(name, _EXPECTED, faults),), findings=bounded(findings, name))
+    files = len(after.archive) + len(after.backup)
+    changes = sum(1 for each in zip(before, after, strict=True) for _ in _changes(*each))
+    return Judgement(checks=(passed(name, _EXPECTED, f"{files} files, {changes} changed by production"),))
+
+
+def _grouped(traces: Sequence[Trace]) -> dict[tuple[Change, str], list[str]]:
+    groups: dict[tuple[Change, str], list[str]] = {}
+    for trace in traces:
+        groups.setdefault((trace.change, trace.why), []).append(trace.path)
+    return groups
+
+
+def _finding(repo: int, change: Change, why: str, paths: Sequence[str]) -> Finding:
+    return Finding(
+        code=f"repository-{change}",
+        severity=Severity.ERROR,
+        message=f"repository {repo}: {listed(paths)} is {change} since the drill began, and {why}",
+        hint="find who wrote or removed it before the next restore: a stray timeline misleads recovery; "
+        "credentials of drills should be read-only",
+        subject=f"repository {repo}: {paths[0]}",
+    )

@@ -1,0 +1,196 @@
+-- pin: all that could render or filter the same row differently on another server or for another role
+SELECT set_config('client_encoding', current_setting('server_encoding'), false),
+       set_config('datestyle', 'ISO, YMD', false),
+       set_config('intervalstyle', 'postgres', false),
+       set_config('extra_float_digits', '3', false),
+       set_config('bytea_output', 'hex', false),
+       set_config('xmlbinary', 'base64', false),
+       set_config('xmloption', 'content', false),
+       set_config('lc_monetary', 'C', false),
+       set_config('quote_all_identifiers', 'off', false),
+       set_config('row_security', 'off', false),
+       set_config('jit', 'off', false),
+       set_config('max_parallel_workers_per_gather', '0', false),
+       set_config('enable_seqscan', 'off', false)
+
+-- tables: every relation with rows of its own, and what may stand against hashing it; sizes are bytes.
+-- A type without a binary form makes all that contain it, in whatever depth, be hashed as text.
+WITH RECURSIVE part (whole, part) AS (
+    SELECT oid, typbasetype FROM pg_type WHERE typbasetype <> 0
+    UNION ALL
+    SELECT oid, typelem FROM pg_type WHERE typelem <> 0
+    UNION ALL
+    SELECT rngtypid, rngsubtype FROM pg_range
+    UNION ALL
+    SELECT rngmultitypid, rngtypid FROM pg_range
+    UNION ALL
+    SELECT type.oid, attribute.atttypid
+      FROM pg_type AS type JOIN pg_attribute AS attribute ON attribute.attrelid = type.typrelid
+     WHERE attribute.attnum > 0 AND NOT attribute.attisdropped
+), textual (oid) AS (
+    SELECT oid FROM pg_type WHERE typsend = 0 AND typtype <> 'p'
+    UNION
+    SELECT part.whole FROM part JOIN textual ON textual.oid = part.part
+)
+SELECT class.oid::bigint AS oid,
+       namespace.nspname AS schema_name,
+       class.relname AS name,
+       class.relkind::text AS kind,
+       class.relpersistence::text AS persistence,
+       class.relfilenode::bigint AS filenode,
+       pg_relation_size(class.oid) / current_setting('block_size')::int AS blocks,
+       pg_table_size(class.oid) AS bytes,
+       class.oid = 'pg_largeobject'::regclass AS has_large_objects,
+       class.relkind = 'm' AND NOT class.relispopulated AS is_unpopulated,
+       has_schema_privilege(namespace.oid, 'USAGE') AND has_table_privilege(class.oid, 'SELECT') AS is_readable,
+       coalesce(row_security_active(class.oid), false) AS is_filtered,
+       EXISTS (SELECT FROM textual WHERE textual.oid = class.reltype) AS is_textual,
+       (SELECT coalesce(md5(string_agg(concat_ws(',', attnum, atttypid, atttypmod, attisdropped), ';' ORDER BY attnum)), '')
+          FROM pg_attribute WHERE attrelid = class.oid AND attnum > 0) AS columns
+  FROM pg_class AS class
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ WHERE class.relkind IN ('r', 'm', 'f')
+   AND (class.oid = 'pg_largeobject'::regclass
+        OR namespace.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast'))
+ ORDER BY namespace.nspname, class.relname
+
+-- columns: what the columns of these tables are now, outside of any snapshot
+SELECT class.oid::bigint AS oid,
+       (SELECT coalesce(md5(string_agg(concat_ws(',', attnum, atttypid, atttypmod, attisdropped), ';' ORDER BY attnum)), '')
+          FROM pg_attribute WHERE attrelid = class.oid AND attnum > 0) AS columns
+  FROM pg_class AS class
+ WHERE class.oid = ANY (%(oids)s::oid[])
+
+-- types: a fingerprint of all labels of enums and all attributes of composite types
+SELECT md5(concat(
+           (SELECT string_agg(concat_ws(',', oid, enumlabel), ';' ORDER BY oid) FROM pg_enum),
+           (SELECT string_agg(concat_ws(',', attrelid, attnum, atttypid, attisdropped), ';' ORDER BY attrelid, attnum)
+              FROM pg_attribute JOIN pg_class AS class ON class.oid = attrelid
+             WHERE class.relkind = 'c')
+       )) AS types
+
+-- server: what decides which marks can be had here
+SELECT pg_is_in_recovery() AS in_recovery,
+       current_database() AS database,
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database_oid,
+       current_user AS role,
+       current_setting('wal_level') AS wal_level,
+       (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user) AS may_replicate,
+       (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
+       (SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout') AS deadlock_ms
+
+-- timeline: on which timeline this server writes, or, in recovery, last restarted
+SELECT CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline
+
+-- export: the snapshot of this transaction, for other sessions to read under
+SELECT pg_export_snapshot() AS snapshot, clock_timestamp() AS at, pg_current_snapshot()::text AS visible
+
+-- visible: which transactions a snapshot taken now calls finished
+SELECT pg_current_snapshot()::text AS visible
+
+-- fence_helper: whether the function of infra/roles.sql is here, ours to call, and nobody else's to change
+SELECT EXISTS (
+    SELECT FROM pg_proc AS function
+      JOIN pg_roles AS owner ON owner.oid = function.proowner
+     WHERE function.oid = to_regprocedure('pgvigil_drill.fence(oid[])')
+       AND function.prosecdef AND owner.rolsuper
+       AND has_schema_privilege(function.pronamespace, 'USAGE')
+       AND has_function_privilege(function.oid, 'EXECUTE')
+) AS is_here
+
+-- fence_plan: the tables to be locked, those written most first, and whether we may lock them ourselves
+SELECT class.oid::bigint AS oid,
+       namespace.nspname AS schema_name,
+       class.relname AS name,
+       has_table_privilege(class.oid, 'UPDATE, DELETE, TRUNCATE') AS may_lock
+  FROM pg_class AS class
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ WHERE class.relkind = 'r'
+   AND class.relpersistence = 'p'
+   AND (class.oid = 'pg_largeobject'::regclass
+        OR namespace.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast'))
+ ORDER BY pg_stat_get_tuples_inserted(class.oid) + pg_stat_get_tuples_updated(class.oid)
+              + pg_stat_get_tuples_deleted(class.oid) DESC,
+          class.oid
+
+-- lock_room: how many locks the server can hold, and how many it holds
+SELECT current_setting('max_locks_per_transaction')::bigint
+           * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int) AS room,
+       (SELECT count(*) FROM pg_locks WHERE NOT fastpath) AS used
+
+-- fence: lock these tables, in this order, against writers
+SELECT pgvigil_drill.fence(%(oids)s::oid[])
+
+-- fenced: snapshot and restore point while the tables are locked, with a look before and after for a
+-- REFRESH of a materialized view, which nothing can lock
+SELECT pg_export_snapshot() AS snapshot,
+       clock_timestamp() AS at,
+       (SELECT array_agg(relation::bigint) FROM pg_locks
+         WHERE database = %(database)s AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')
+           AND granted) AS locked_before,
+       pg_create_restore_point(%(name)s)::text AS lsn,
+       (SELECT array_agg(relation::bigint) FROM pg_locks
+         WHERE database = %(database)s AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')
+           AND granted) AS locked_after
+
+-- holders: who holds a lock on these tables that a fence must wait for, and for how long by now
+SELECT lock.relation::bigint AS oid,
+       lock.relation::regclass::text AS relation,
+       lock.pid,
+       lock.mode,
+       coalesce(activity.application_name, '') AS application,
+       coalesce(activity.backend_type, 'prepared transaction') AS backend,
+       coalesce(extract(epoch FROM clock_timestamp() - coalesce(activity.xact_start, prepared.prepared)), 0)::float8 AS age,
+       coalesce(activity.state, prepared.gid) AS state,
+       left(regexp_replace(coalesce(activity.query, ''), '\s+', ' ', 'g'), 120) AS query
+  FROM pg_locks AS lock
+  LEFT JOIN pg_stat_activity AS activity USING (pid)
+  LEFT JOIN pg_locks AS own  -- what leads from a prepared transaction, which has no process, to its name
+    ON lock.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
+   AND own.virtualtransaction = lock.virtualtransaction
+  LEFT JOIN pg_prepared_xacts AS prepared ON prepared.transaction = own.transactionid
+ WHERE lock.locktype = 'relation'
+   AND lock.database = %(database)s
+   AND lock.relation = ANY (%(oids)s::oid[])
+   AND lock.granted
+   AND lock.pid IS DISTINCT FROM pg_backend_pid()
+   AND lock.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                     'AccessExclusiveLock')
+ ORDER BY age DESC
+
+-- awaited: the table for which a session waits, and whether who has it waits for that session in turn
+SELECT relation::bigint AS oid,
+       EXISTS (SELECT FROM unnest(pg_blocking_pids(%(pid)s)) AS blocker (pid)
+                WHERE %(pid)s = ANY (pg_blocking_pids(blocker.pid))) AS is_mutual
+  FROM pg_locks
+ WHERE pid = %(pid)s AND locktype = 'relation' AND NOT granted
+
+-- replay: whether, and where, this standby replays
+SELECT pg_is_in_recovery() AS in_recovery,
+       CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END AS state,
+       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text END AS lsn
+
+-- pause: hold the replay until the marker's lock says that the snapshot was taken, two seconds at most.
+-- It runs inside the server to its end, so the replay goes on also when nobody is left to say so.
+DO $$
+DECLARE
+    bound constant timestamptz := clock_timestamp() + interval '2 seconds';
+BEGIN
+    PERFORM pg_wal_replay_pause();
+    WHILE clock_timestamp() < bound
+        AND NOT EXISTS (SELECT FROM pg_locks
+                         WHERE locktype = 'advisory' AND granted AND database = {database}
+                           AND classid = {key} AND objid = 1)
+    LOOP
+        PERFORM pg_sleep(0.002);
+    END LOOP;
+    PERFORM pg_wal_replay_resume();
+EXCEPTION WHEN query_canceled OR others THEN
+    PERFORM pg_wal_replay_resume();
+    RAISE;
+END
+$$
+
+-- release_pause: tell the session that holds the replay that it may go on
+SELECT pg_advisory_lock(%(key)s, 1)

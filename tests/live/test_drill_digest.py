@@ -1,0 +1,488 @@
+"""Claims about hashing tables: every type, any order, every change seen, and never more than was read."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import psycopg
+import pytest
+
+from pgvigil import postgres
+from pgvigil.drill.content import SourceContent, hash_copy, hash_source
+from pgvigil.drill.digest import Limits, Piece, Progress, collect, cut, hash_piece, hash_tables, pin
+from pgvigil.drill.facts import Digest
+from pgvigil.drill.mark import Marked, mark
+from pgvigil.drill.tables import Inventory, list_tables
+from pgvigil.policies.drill import DrillPolicy
+from pgvigil.sandbox import Sandbox
+from tests.fixtures.drill_source import RUN, admin, make_database, nothing
+
+TYPES = {
+    "smallint": ("1", "2"),
+    "integer": ("1", "-1"),
+    "bigint": ("1", "9223372036854775807"),
+    "numeric": ("1.0", "1.00"),
+    "numeric(30,10)": ("'NaN'", "'1e-10'"),
+    "numeric -- infinite": ("'Infinity'", "'-Infinity'"),
+    "real": ("'NaN'", "'Infinity'"),
+    "double precision": ("0.1", "0.1000000000000001"),
+    "double precision -- zero": ("'0'", "'-0'"),
+    "money": ("'1.01'", "'1.02'"),
+    "text": ("''", "' '"),
+    "varchar(20)": ("'a'", "'b'"),
+    "char(5)": ("'a'", "'b'"),
+    "bpchar": ("'a'", "'a '"),
+    '"char"': ("'a'", "'b'"),
+    "name": ("'a'", "'b'"),
+    "bytea": (r"'\x00'", r"'\x0000'"),
+    "boolean": ("true", "false"),
+    "date": ("'infinity'", "'-infinity'"),
+    "time": ("'24:00'", "'00:00'"),
+    "timetz": ("'01:00+00'", "'02:00+01'"),
+    "timestamp": ("'0044-03-15 BC'", "'0044-03-15'"),
+    "timestamptz": ("'2026-10-25 02:30+02'", "'2026-10-25 02:30+01'"),
+    "interval": ("'1 day'", "'24 hours'"),
+    "uuid": ("'a0000000-0000-0000-0000-000000000000'", "'b0000000-0000-0000-0000-000000000000'"),
+    "json": ("'{\"a\":1}'", "'{\"a\": 1}'"),
+    "jsonb": ("'{\"a\":1}'", "'{\"a\":1.0}'"),
+    "jsonpath": ("'$.a'", "'$.b'"),
+    "xml": ("'<a/>'", "'<a></a>'"),
+    "inet": ("'10.0.0.1'", "'10.0.0.1/8'"),
+    "cidr": ("'10.0.0.0/8'", "'10.0.0.0/9'"),
+    "macaddr": ("'08:00:2b:01:02:03'", "'08:00:2b:01:02:04'"),
+    "macaddr8": ("'08:00:2b:01:02:03:04:05'", "'08:00:2b:01:02:03:04:06'"),
+    "bit(3)": ("'101'", "'100'"),
+    "varbit": ("'1'", "'10'"),
+    "point": ("'(1,2)'", "'(1,3)'"),
+    "line": ("'{1,2,3}'", "'{1,2,4}'"),
+    "lseg": ("'[(0,0),(1,1)]'", "'[(0,0),(1,2)]'"),
+    "box": ("'(1,1),(0,0)'", "'(2,1),(0,0)'"),
+    "path": ("'((0,0),(1,1))'", "'[(0,0),(1,1)]'"),
+    "polygon": ("'((0,0),(1,1))'", "'((0,0),(1,2))'"),
+    "circle": ("'<(0,0),1>'", "'<(0,0),2>'"),
+    "tsvector": ("'a:1'", "'a:2'"),
+    "tsquery": ("'a & b'", "'a | b'"),
+    "pg_lsn": ("'0/1'", "'0/2'"),
+    "pg_snapshot": ("'1:2:'", "'1:3:'"),
+    "xid8": ("'1'", "'2'"),
+    "tid": ("'(0,1)'", "'(0,2)'"),
+    "oid": ("1", "2"),
+    "regclass": ("'pg_class'", "'pg_type'"),
+    "aclitem": ("'postgres=r/postgres'", "'postgres=w/postgres'"),
+    "aclitem[]": ("'{postgres=r/postgres}'", "NULL"),
+    "int4range": ("'[1,2)'", "'[1,3)'"),
+    "tstzrange": ("'empty'", "'(,)'"),
+    "int4multirange": ("'{[1,2)}'", "'{[1,2),[3,4)}'"),
+    "integer[]": ("'{1,NULL}'", "'{1,2}'"),
+    "text[] -- bounds": ("'[0:1]={a,b}'", "'[1:2]={a,b}'"),
+    "integer[][]": ("'{{1,2}}'", "'{1,2}'"),
+    "mood": ("'sad'", "'glad'"),
+    "mood[]": ("'{sad}'", "'{glad}'"),
+    "percentage": ("1", "2"),
+    "pair": ("ROW(1,'a')", "ROW(1,NULL)"),
+    "pair[]": ("ARRAY[ROW(1,'a')::pair]", "ARRAY[ROW(1,'b')::pair]"),
+    "guarded": ("ROW('postgres=r/postgres')", "ROW('postgres=w/postgres')"),
+    "percentages": ("'[1,2)'", "'[1,3)'"),
+}
+
+SCHEMA = """
+CREATE TYPE mood AS ENUM ('sad', 'glad');
+CREATE DOMAIN percentage AS numeric CHECK (value <= 100);
+CREATE TYPE pair AS (a int, b text);
+CREATE TYPE guarded AS (acl aclitem);
+CREATE TYPE percentages AS RANGE (subtype = numeric);
+CREATE SCHEMA "s'"";--";
+CREATE TABLE "s'"";--"."Ä""b.c'; --" AS SELECT 1 AS "t", 2 AS "Ä""b.c'; --";
+CREATE TABLE t AS SELECT 1 AS t, 2 AS r, 3 AS hashed;
+CREATE TABLE nothing ();
+INSERT INTO nothing SELECT FROM generate_series(1, 3);
+CREATE TABLE twice AS SELECT 1 AS n FROM generate_series(1, 2);
+CREATE TABLE large AS SELECT n, md5(n::text) AS text FROM generate_series(1, 60000) AS n;
+ALTER TABLE large ADD PRIMARY KEY (n);
+CREATE TABLE wide (n int, text text);
+ALTER TABLE wide ALTER text SET STORAGE EXTERNAL;
+INSERT INTO wide SELECT n, repeat(n::text, 20000) FROM generate_series(1, 100) AS n;
+CREATE TABLE made (a int, b int GENERATED ALWAYS AS (a * 2) STORED, c int);
+INSERT INTO made (a, c) SELECT n, 7 FROM generate_series(1, 5) AS n;
+ALTER TABLE made DROP COLUMN c;
+CREATE UNLOGGED TABLE unlogged AS SELECT 1 AS n;
+CREATE TABLE parent (n int) PARTITION BY RANGE (n);
+CREATE TABLE leaf PARTITION OF parent FOR VALUES FROM (0) TO (10);
+INSERT INTO parent VALUES (1);
+CREATE TABLE old (n int);
+CREATE TABLE heir () INHERITS (old);
+INSERT INTO heir VALUES (1);
+CREATE MATERIALIZED VIEW view AS SELECT count(*) FROM large;
+CREATE MATERIALIZED VIEW empty AS SELECT 1 WITH NO DATA;
+CREATE FOREIGN DATA WRAPPER nowhere;
+CREATE SERVER nowhere FOREIGN DATA WRAPPER nowhere;
+CREATE FOREIGN TABLE elsewhere (n int) SERVER nowhere;
+CREATE TABLE secret AS SELECT 1 AS n;
+ALTER TABLE secret ENABLE ROW LEVEL SECURITY;
+SELECT lo_from_bytea(4711, 'large object');
+"""
+
+
+@pytest.fixture(scope="module")
+def database(sandbox: Sandbox) -> Iterator[str]:
+    """A database with one of everything; its dsn for role pgvigil."""
+    make_database(sandbox, "types")
+    with psycopg.connect(sandbox.admin_dsn(sandbox.primary_port, "types"), autocommit=True) as session:
+        session.execute(SCHEMA.encode())
+    yield sandbox.dsn("types")
+    with admin(sandbox) as session:
+        session.execute("DROP DATABASE types WITH (FORCE)")
+
+
+@pytest.fixture(autouse=True)
+def _environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the passwords of the sandbox."""
+    monkeypatch.setenv("PGPASSFILE", str(sandbox.passfile))
+
+
+@pytest.fixture
+def owner(database: str, sandbox: Sandbox) -> Iterator[psycopg.Connection]:
+    """A session of somebody who may change everything."""
+    assert database
+    with psycopg.connect(sandbox.admin_dsn(sandbox.primary_port, "types"), autocommit=True) as session:
+        yield session
+
+
+def connected(dsn: str) -> AbstractContextManager[postgres.Connection]:
+    return postgres.connect(dsn, "test")
+
+
+def inventory(dsn: str, names: Sequence[str] = ()) -> Inventory:
+    with connected(dsn) as session:
+        pin(session)
+        found = list_tables(session, "types")
+    kept = [listed for listed in found.tables if not names or listed.table.name in names]
+    return found.model_copy(update={"tables": tuple(kept)})
+
+
+def digests(dsn: str, *names: str, limits: Limits | None = None) -> dict[str, Digest]:
+    limits = limits or Limits()
+    results = hash_tables(lambda: connected(dsn), cut(inventory(dsn, names).tables, limits), limits)
+    assert all(result.digest for result in results), [result.reason for result in results]
+    return {result.table.name: result.digest for result in results if result.digest}
+
+
+def digest(dsn: str, name: str) -> tuple[int, str]:
+    found = digests(dsn, name)[name]
+    return found.rows, found.hash
+
+
+@pytest.fixture(scope="module")
+def probes(database: str, sandbox: Sandbox) -> dict[str, Digest]:
+    """The digests of four tables per type: one value, another, the first again, and NULL."""
+    with psycopg.connect(sandbox.admin_dsn(sandbox.primary_port, "types"), autocommit=True) as session:
+        for number, (name, values) in enumerate(TYPES.items()):
+            plain = name.split(" --")[0]
+            for place, value in enumerate((*values, values[0], "NULL")):
+                cast = f"CREATE TABLE probe_{number}_{place} AS SELECT CAST({value} AS {plain}) AS v"
+                session.execute(cast.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSFILE", str(sandbox.passfile))
+        found = digests(database)
+    with psycopg.connect(sandbox.admin_dsn(sandbox.primary_port, "types"), autocommit=True) as session:
+        session.execute(("DROP TABLE " + ", ".join(name for name in found if "probe_" in name)).encode())
+    return found
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_two_values_of_a_type_have_two_hashes(probes: dict[str, Digest], type_name: str) -> None:
+    """Also values that the type calls equal; each the same when it is hashed again, and other than NULL."""
+    number = list(TYPES).index(type_name)
+    one, other, again, null = (probes[f"probe_{number}_{place}"].hash for place in range(4))
+
+    assert one == again
+    assert one != other
+    assert null != one
+
+
+def test_every_type_of_the_server_can_be_hashed(database: str, owner: psycopg.Connection) -> None:
+    """A column of any type that a table may have makes no table unreadable, with or without values."""
+    types = owner.execute(
+        "SELECT format_type(oid, NULL) FROM pg_type WHERE typtype <> 'p' AND typisdefined"
+        " AND typnamespace = 'pg_catalog'::regnamespace AND typrelid = 0"
+        " AND typelem NOT IN (SELECT oid FROM pg_type WHERE typrelid <> 0 OR typtype = 'p')"
+    ).fetchall()
+    columns = ", ".join(f"c{number} {name}" for number, (name,) in enumerate(types))
+    owner.execute(f"CREATE TABLE every ({columns})".encode())
+    owner.execute("INSERT INTO every (c0) SELECT NULL FROM generate_series(1, 2)")
+
+    rows, _ = digest(database, "every")
+    owner.execute("DROP TABLE every")
+
+    assert (2, True) == (rows, len(types) > 150)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("nothing", 3),
+        ("Ä\"b.c'; --", 1),
+        ("t", 1),
+        ("made", 5),
+        ("leaf", 1),
+        ("heir", 1),
+        ("old", 0),
+        ("view", 1),
+    ],
+)
+def test_a_table_of_any_kind_is_counted_and_hashed(database: str, name: str, rows: int) -> None:
+    """Without columns, with hostile names, generated or dropped columns, a leaf, an heir, a view."""
+    assert rows == digests(database, name)[name].rows
+
+
+def test_neither_order_nor_place_of_rows_matters(database: str, owner: psycopg.Connection) -> None:
+    """CLUSTER and VACUUM FULL move every row; the table's hash stays."""
+    owner.execute("UPDATE large SET n = n WHERE n % 3 = 0")
+    before = digest(database, "large")
+    owner.execute("CLUSTER large USING large_pkey")
+    clustered = digest(database, "large")
+    owner.execute("UPDATE large SET n = n WHERE n % 5 = 0")
+    owner.execute("VACUUM FULL large")
+
+    assert [before, before] == [clustered, digest(database, "large")]
+
+
+def test_a_row_that_is_there_twice_counts_twice(database: str, owner: psycopg.Connection) -> None:
+    """Two equal rows do not cancel each other out."""
+    two = digest(database, "twice")
+    owner.execute("DELETE FROM twice")
+    none = digest(database, "twice")
+    owner.execute("INSERT INTO twice VALUES (1), (1)")
+
+    assert (two, True) == (digest(database, "twice"), two[1] != none[1])
+
+
+def test_two_tables_that_swap_a_value_differ(database: str, owner: psycopg.Connection) -> None:
+    """A value moved from one row to another is a change, though all values are still there."""
+    owner.execute("CREATE TABLE swap AS VALUES (1, 'a'), (2, 'b')")
+    before = digest(database, "swap")
+    owner.execute("UPDATE swap SET column2 = CASE column1 WHEN 1 THEN 'b' ELSE 'a' END")
+    after = digest(database, "swap")
+    owner.execute("DROP TABLE swap")
+
+    assert before != after
+
+
+def test_what_toast_keeps_is_hashed(database: str, owner: psycopg.Connection) -> None:
+    """One byte changed in the middle of a value of 60 000 bytes is seen."""
+    before = digest(database, "wide")
+    owner.execute("UPDATE wide SET text = overlay(text PLACING 'x' FROM 30000) WHERE n = 50")
+
+    assert before != digest(database, "wide")
+
+
+def test_a_large_object_is_hashed(database: str, owner: psycopg.Connection) -> None:
+    """One byte changed in it is seen."""
+    before = digest(database, "pg_largeobject")
+    owner.execute("SELECT lo_put(4711, 3, 'X')")
+
+    assert before != digest(database, "pg_largeobject")
+
+
+def test_the_hash_is_the_same_for_other_settings_of_a_session(
+    database: str, owner: psycopg.Connection, sandbox: Sandbox
+) -> None:
+    """What role or database prefer for dates, floats, bytea, money and encoding changes nothing."""
+    before = digests(database)
+    for setting in (
+        "datestyle = 'German'",
+        "intervalstyle = 'iso_8601'",
+        "extra_float_digits = -3",
+        "bytea_output = 'escape'",
+        "client_encoding = 'SQL_ASCII'",
+        "xmlbinary = 'hex'",
+    ):
+        owner.execute(f"ALTER ROLE pgvigil IN DATABASE types SET {setting}".encode())
+    after = digests(database)
+    owner.execute("ALTER ROLE pgvigil IN DATABASE types RESET ALL")
+
+    assert before == after
+    assert sandbox
+
+
+def test_pieces_of_a_table_add_up_to_the_whole(database: str) -> None:
+    """However a table is cut, and by however many sessions, its hash is the same."""
+    (whole,) = digests(database, "large").values()
+    many = digests(database, "large", limits=Limits(rate=2**30, workers=3))
+    pieces = cut(inventory(database, ["large"]).tables, Limits(rate=1))
+
+    with connected(database) as session:
+        pin(session)
+        results = [hash_piece(session, piece) for piece in pieces]
+
+    assert {"large": whole} == many
+    assert [len(pieces) > 3, whole.rows] == [True, sum(each.rows for each in results)]
+    assert [result.digest for result in collect(pieces, results)] == [whole]
+
+
+def test_what_cannot_be_compared_is_named_with_its_reason(database: str, owner: psycopg.Connection) -> None:
+    """By design: unlogged, foreign, without data. For want of a right: each with the cure."""
+    owner.execute("ALTER ROLE pgvigil NOBYPASSRLS")
+    try:
+        told = {each.relation: (each.by_design, each.reason) for each in inventory(database).unproven}
+    finally:
+        owner.execute("ALTER ROLE pgvigil BYPASSRLS")
+
+    assert [("public.unlogged", True), ("public.elsewhere", True), ("public.empty", True)] == [
+        (name, told[name][0]) for name in ("public.unlogged", "public.elsewhere", "public.empty")
+    ]
+    assert "BYPASSRLS" in told["public.secret"][1]
+
+
+def test_a_role_without_rights_is_told_what_to_grant(database: str, owner: psycopg.Connection) -> None:
+    """Nothing is hashed that cannot be read, and nothing that cannot be read is passed over."""
+    owner.execute("REVOKE pg_read_all_data FROM pgvigil")
+    try:
+        found = inventory(database)
+    finally:
+        owner.execute("GRANT pg_read_all_data TO pgvigil")
+
+    assert () == found.tables
+    assert "GRANT pg_read_all_data" in {each.relation: each.reason for each in found.unproven}["public.large"]
+
+
+POLICY = DrillPolicy.model_validate({"fence_for": "5s"})
+
+
+def content(marked: Marked) -> SourceContent:
+    return hash_source(marked, POLICY, on_progress=nothing)
+
+
+def doubts(found: SourceContent) -> dict[str, str]:
+    return {doubt.relation: doubt.reason for doubt in found.doubts}
+
+
+def test_what_is_written_after_the_mark_is_not_hashed(database: str, owner: psycopg.Connection) -> None:
+    """The content is that of the mark, though rows come, go and change while it is read."""
+    before = digest(database, "large")
+    with mark(database, POLICY, RUN) as marked:
+        owner.execute("UPDATE large SET text = 'x' WHERE n < 1000")
+        owner.execute("DELETE FROM large WHERE n > 50000")
+        found = content(marked)
+    after = digest(database, "large")
+
+    (hashed,) = [each for table, each in found.tables if table.name == "large"]
+    assert (before, True) == ((hashed.rows, hashed.hash), before != after)
+    assert {} == doubts(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("TRUNCATE changing", "rewritten since the mark"),
+        ("ALTER TABLE changing ALTER n TYPE bigint", "rewritten since the mark"),
+        ("VACUUM FULL changing", "rewritten since the mark"),
+        ("ALTER TABLE changing ADD m int", "columns were changed"),
+        ("ALTER TABLE changing DROP text", "columns were changed"),
+    ],
+)
+def test_a_table_that_was_changed_as_a_whole_since_the_mark_is_doubted(
+    database: str, owner: psycopg.Connection, change: str, reason: str
+) -> None:
+    """Such a change is seen through an older snapshot as well, so a difference would prove nothing."""
+    owner.execute("CREATE TABLE changing AS SELECT 1 AS n, 'a' AS text")
+    with mark(database, POLICY, RUN) as marked:
+        owner.execute(change.encode())
+        found = content(marked)
+    owner.execute("DROP TABLE changing")
+
+    assert ["public.changing"] == [*doubts(found)]
+    assert reason in doubts(found)["public.changing"]
+
+
+def test_a_table_dropped_since_the_mark_is_unproven(database: str, owner: psycopg.Connection) -> None:
+    """It was there at the mark and cannot be read any more: told, and nothing else fails."""
+    owner.execute("CREATE TABLE going AS SELECT 1 AS n")
+    with mark(database, POLICY, RUN) as marked:
+        owner.execute("DROP TABLE going")
+        found = content(marked)
+
+    (told,) = [each.reason for each in found.unproven if each.relation == "public.going"]
+    assert "dropped since the mark" in told
+    assert "large" in {table.name for table, _ in found.tables}
+
+
+def test_a_locked_table_is_unproven_and_the_others_are_read(
+    database: str, owner: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We wait for it a bounded time, a bounded number of times."""
+    monkeypatch.setattr("pgvigil.drill.digest._ATTEMPTS", 1)
+    owner.execute("CREATE TABLE locked AS SELECT 1 AS n")
+    with mark(database, POLICY, RUN) as marked, owner.transaction():
+        owner.execute("LOCK TABLE locked IN ACCESS EXCLUSIVE MODE")
+        found = content(marked)
+    owner.execute("DROP TABLE locked")
+
+    (told,) = [each.reason for each in found.unproven if each.relation == "public.locked"]
+    assert "locked by a session that changes it" in told
+    assert "large" in {table.name for table, _ in found.tables}
+
+
+def sample(database: str, seed: int) -> tuple[list[Piece], SourceContent]:
+    """Hash half of the pieces of `large`, as when time was over then."""
+    limits = Limits(rate=1, seed=seed)
+    pieces = cut(inventory(database, ["large"]).tables, limits)
+    with connected(database) as session, mark(database, POLICY, RUN) as marked:
+        pin(session)
+        done = [hash_piece(session, piece) for piece in pieces[: len(pieces) // 2]]
+        (result,) = collect(pieces, done)
+        assert result.digest
+        return pieces, SourceContent(mark=marked.mark, tables=((result.table, result.digest),))
+
+
+def test_a_sample_is_read_again_from_the_same_blocks(database: str) -> None:
+    """What time allowed on the source is what is compared: the same ranges, the same hash."""
+    _, part = sample(database, seed=1)
+
+    copy = hash_copy(lambda: connected(database), part, Limits(), on_progress=nothing)
+
+    (found,), (wanted,) = copy.tables, part.tables
+    assert found[1] == wanted[1]
+    assert 0 < found[1].blocks_read < found[1].blocks
+    assert found[1].ranges
+
+
+def test_a_sample_depends_on_its_seed_alone(database: str) -> None:
+    """The same seed draws the same blocks again; another seed draws others."""
+    ranges = [sample(database, seed)[1].tables[0][1].ranges for seed in (1, 1, 2)]
+
+    assert ranges[0] == ranges[1] != ranges[2]
+
+
+def test_when_no_time_is_left_nothing_is_called_read(database: str) -> None:
+    """A deadline that is over makes every table unproven, none equal to an empty one."""
+    limits = Limits(until=time.monotonic())
+    results = hash_tables(lambda: connected(database), cut(inventory(database).tables, limits), limits)
+
+    assert {(None, "no time was left to read it")} == {(each.digest, each.reason) for each in results}
+
+
+def test_a_table_that_the_copy_lacks_is_told(database: str, owner: psycopg.Connection) -> None:
+    """Missing is not equal."""
+    owner.execute("CREATE TABLE lost AS SELECT 1 AS n")
+    with mark(database, POLICY, RUN) as marked:
+        found = content(marked)
+    owner.execute("DROP TABLE lost")
+
+    copy = hash_copy(lambda: connected(database), found, Limits(), on_progress=nothing)
+
+    assert [("public.lost", "in the copy: the table is missing")] == [
+        (each.relation, each.reason) for each in copy.unproven
+    ]
+
+
+def test_progress_counts_to_the_end(database: str) -> None:
+    """Bytes done grow to bytes in all."""
+    heard: list[Progress] = []
+    limits = Limits()
+    hash_tables(
+        lambda: connected(database), cut(inventory(database).tables, limits), limits, on_progress=heard.append
+    )
+
+    assert heard == sorted(heard, key=lambda each: each.bytes_done)
+    assert heard[-1].bytes_done == heard[-1].bytes_total > 0

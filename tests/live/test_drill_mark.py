@@ -1,0 +1,390 @@
+"""Claims about marks: exact under writers, bounded for them, and honest where they cannot be had."""
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgvigil import postgres
+from pgvigil.drill.content import SourceContent, hash_database
+from pgvigil.drill.facts import Content
+from pgvigil.drill.fence import _bound, _prepare, _Siege
+from pgvigil.drill.mark import mark
+from pgvigil.drill.point import Source, read_source
+from pgvigil.drill.standby import _await_pause, _paused
+from pgvigil.errors import PreconditionFailed
+from pgvigil.policies.drill import DrillPolicy
+from pgvigil.sandbox import Sandbox
+from tests.fixtures.drill_source import RUN, Copy, Field, admin, make_database, nothing, wait
+
+ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "1"))
+NO_STANDBY = "standby: the fleet file names no standby"
+NO_LOGICAL = "slot: wal_level is replica, a slot needs logical"
+METHODS = ("fence", "slot", "standby")
+
+Pair = tuple[SourceContent, Content]
+
+
+def position(content: SourceContent) -> int:
+    high, low = content.mark.lsn.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def digests(content: Content) -> dict[str, Any]:
+    return {str(table): digest for table, digest in content.tables}
+
+
+def differing(source: Content, copy: Content) -> set[str]:
+    theirs = digests(copy)
+    return {
+        name
+        for name, ours in digests(source).items()
+        if name not in theirs or (ours.rows, ours.hash) != (theirs[name].rows, theirs[name].hash)
+    }
+
+
+@pytest.fixture(scope="module")
+def recovered(field_with_standby: Field) -> Iterator[tuple[Copy, list[Pair]]]:
+    """What every method marked while users were at work, and the copy's content at each of these places."""
+    with field_with_standby.writers() as writers:
+        contents = [
+            content
+            for _ in range(ROUNDS)
+            for method in METHODS
+            for content in field_with_standby.contents(method)
+        ]
+    assert writers.committed > 100
+    with admin(field_with_standby.sandbox) as session:
+        session.execute("SELECT pg_create_restore_point('end'), pg_switch_wal()")
+    with field_with_standby.copy() as copy:
+        pairs = []
+        for content in sorted(contents, key=position):
+            copy.recover(content.mark.lsn)
+            pairs.append((content, copy.hash(content)))
+        copy.control("promote")
+        yield copy, pairs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_copy_recovered_to_the_mark_equals_the_source(
+    recovered: tuple[Copy, list[Pair]], method: str
+) -> None:
+    """Under writers, with aborts and subtransactions, every table is the same, and none is doubted."""
+    _, pairs = recovered
+    own = [pair for pair in pairs if pair[0].mark.method == method]
+
+    assert {(frozenset(), (), ())} == {
+        (frozenset(differing(source, copy)), source.doubts, copy.unproven) for source, copy in own
+    }
+    assert [ROUNDS] * 8 == [*Counter(str(table) for source, _ in own for table, _ in source.tables).values()]
+
+
+@pytest.mark.parametrize(
+    ("change", "table"),
+    [
+        ("UPDATE shop.accounts SET balance = balance + 1 WHERE id = 7", "shop.accounts"),
+        ("DELETE FROM shop.totals WHERE id = 1", "shop.totals"),
+        ("INSERT INTO shop.ledger SELECT * FROM shop.ledger LIMIT 1", "shop.ledger"),
+        (
+            "UPDATE shop.journal SET what = '{}' WHERE id = (SELECT max(id) FROM shop.journal_1)",
+            "shop.journal_1",
+        ),
+        ("SELECT lo_unlink(max(loid)) FROM pg_largeobject", "pg_catalog.pg_largeobject"),
+    ],
+    ids=["changed", "missing", "twice", "leaf", "large-object"],
+)
+def test_one_row_in_the_copy_makes_its_table_differ(
+    recovered: tuple[Copy, list[Pair]], change: str, table: str
+) -> None:
+    """A changed, missing or doubled row is seen, in its own table alone."""
+    copy, pairs = recovered
+    (all_tables, _) = next(pair for pair in pairs if len(pair[0].tables) == 8)
+    before = copy.hash(all_tables)
+
+    copy.sql(change)
+
+    assert {table} == differing(before, copy.hash(before))
+
+
+def policy(**settings: object) -> DrillPolicy:
+    return DrillPolicy.model_validate({"fence_for": "1s", **settings})
+
+
+@pytest.fixture(scope="module")
+def ward(sandbox: Sandbox) -> Iterator[str]:
+    """A database of the shared sandbox, where wal_level is replica, with three tables."""
+    make_database(sandbox, "ward")
+    with admin(sandbox, "ward") as session:
+        session.execute("SET search_path = public")
+        session.execute("CREATE TABLE calm AS SELECT 1 AS n")
+        session.execute("CREATE TABLE busy AS SELECT 1 AS n")
+        session.execute('CREATE TABLE "Ä""b.c\'; --" AS SELECT 1 AS n')
+        session.execute("CREATE MATERIALIZED VIEW sums AS SELECT sum(n) FROM calm")
+    yield sandbox.dsn("ward")
+    with admin(sandbox) as session:
+        session.execute("DROP DATABASE ward WITH (FORCE)")
+
+
+@pytest.fixture(autouse=True)
+def _environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the passwords of the shared sandbox; the field asks for none."""
+    monkeypatch.setenv("PGPASSFILE", str(sandbox.passfile))
+
+
+@pytest.fixture
+def writer(sandbox: Sandbox) -> Iterator[psycopg.Connection]:
+    """A session of a user in database `ward`."""
+    dsn = sandbox.admin_dsn(sandbox.primary_port, "ward")
+    with psycopg.connect(dsn, application_name="payroll", autocommit=True) as session:
+        yield session
+
+
+def test_where_nothing_gentler_fits_a_fence_is_taken_and_says_why(ward: str) -> None:
+    """With wal_level = replica and no standby every table is fenced, and the report can tell the reasons."""
+    with mark(ward, policy(), RUN) as marked:
+        assert ("fence", ()) == (marked.mark.method, marked.doubts)
+        assert [
+            "standby: the fleet file names no standby",
+            "slot: wal_level is replica, a slot needs logical",
+        ] == [*marked.declined]
+
+
+def test_the_gentlest_method_that_works_is_taken(field_with_standby: Field) -> None:
+    """A standby comes before a slot, and a slot before a fence."""
+    standby = field_with_standby.policy()
+    with mark(field_with_standby.dsn, standby, RUN) as first:
+        assert "standby" == first.mark.method
+    with mark(field_with_standby.dsn, standby.model_copy(update={"standby": None}), RUN) as second:
+        assert "slot" == second.mark.method
+
+
+def test_a_method_that_was_asked_for_is_not_replaced(ward: str) -> None:
+    """The operator's word stands: a slot on a server without logical WAL is refused with its cure."""
+    with (
+        pytest.raises(PreconditionFailed, match="wal_level is replica"),
+        mark(ward, policy(mark="slot"), RUN),
+    ):
+        pass
+
+
+def test_a_primary_is_no_standby(field_with_standby: Field) -> None:
+    """Replay is held nowhere but on a standby of this very system."""
+    wrong = field_with_standby.policy(mark="standby", standby=field_with_standby.dsn)
+    with (
+        pytest.raises(PreconditionFailed, match="is no standby of system"),
+        mark(field_with_standby.dsn, wrong, RUN),
+    ):
+        pass
+
+
+def test_a_table_with_a_writer_that_does_not_end_is_doubted_and_the_writer_named(
+    ward: str, writer: psycopg.Connection
+) -> None:
+    """The other tables are fenced; who writes to them waits no longer than the bound."""
+    with writer.transaction(), mark(ward, policy(), RUN) as marked:
+        pass  # the writer holds nothing yet
+    with writer.transaction():
+        writer.execute("INSERT INTO busy VALUES (2)")
+        with mark(ward, policy(), RUN) as held:
+            assert ["public.busy"] == [doubt.relation for doubt in held.doubts]
+            assert "'payroll'" in held.doubts[0].reason
+            assert "INSERT INTO busy VALUES (2)" in held.doubts[0].reason
+            assert held.mark.writers_waited_ms <= 200
+        raise psycopg.Rollback
+    assert () == marked.doubts
+
+
+def test_tables_that_cannot_be_fenced_together_get_marks_of_their_own(
+    ward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers that lock two tables in both orders cost a second mark, and no table its proof."""
+    part = _Siege.part
+
+    def part_at_once(siege: _Siege) -> None:
+        siege.mutual[siege.order[-1]] += 12
+        part(siege)
+
+    prepare = _prepare
+
+    def prepare_contended(source: Source, watch: postgres.Connection) -> _Siege:
+        siege = prepare(source, watch)
+        part_at_once(siege)
+        return siege
+
+    monkeypatch.setattr("pgvigil.drill.fence._prepare", prepare_contended)
+    contents = hash_database(ward, policy(), RUN, on_progress=nothing)
+
+    tables = [str(table) for content in contents for table, _ in content.tables]
+    assert len(tables) == len(set(tables)) == 5
+    assert len({content.mark.name for content in contents}) == len(contents) > 1
+
+
+def test_where_every_table_is_held_there_is_no_mark(ward: str, writer: psycopg.Connection) -> None:
+    """Nothing is guessed: the refusal names the holder, and how long anybody waited for it."""
+    with writer.transaction():
+        writer.execute('LOCK TABLE calm, busy, "Ä""b.c\'; --", pg_largeobject IN ROW EXCLUSIVE MODE')
+        with pytest.raises(PreconditionFailed, match="payroll") as refused, mark(ward, policy(), RUN):
+            pass
+
+    assert "writers waited at most" in refused.value.message
+
+
+def test_a_prepared_transaction_is_named(field_with_standby: Field) -> None:
+    """It has no process, and it stays until somebody ends it."""
+    with psycopg.connect(field_with_standby.sandbox.dsn("field", "shop")) as session:
+        session.tpc_begin("forgotten")
+        session.execute("UPDATE shop.totals SET amount = amount WHERE id = 1")
+        session.tpc_prepare()
+        wanted = field_with_standby.policy(mark="fence", fence_for="500ms")
+        with mark(field_with_standby.dsn, wanted, RUN) as marked:
+            doubts = marked.doubts
+        session.tpc_rollback()
+
+    assert ["shop.totals"] == [doubt.relation for doubt in doubts]
+    assert "prepared transaction 'forgotten'" in doubts[0].reason
+
+
+def test_without_the_function_the_cure_is_told(ward: str, sandbox: Sandbox) -> None:
+    """A role that may not lock doubts each table, and what it may lock it locks itself."""
+    with admin(sandbox, "ward") as session:
+        session.execute("REVOKE EXECUTE ON FUNCTION pgvigil_drill.fence(oid[]) FROM pgvigil")
+        session.execute("GRANT UPDATE ON public.calm TO pgvigil")
+        try:
+            with mark(ward, policy(), RUN) as marked:
+                doubts = {doubt.relation: doubt.reason for doubt in marked.doubts}
+        finally:
+            session.execute("GRANT EXECUTE ON FUNCTION pgvigil_drill.fence(oid[]) TO pgvigil")
+            session.execute("REVOKE UPDATE ON public.calm FROM pgvigil")
+
+    assert {"public.busy", "public.Ä\"b.c'; --", "pg_catalog.pg_largeobject"} == set(doubts)
+    assert all("infra/roles.sql" in reason for reason in doubts.values())
+
+
+def test_a_function_that_is_not_a_superusers_is_not_called(ward: str, sandbox: Sandbox) -> None:
+    """Whoever owns a function decides what it does with our rights."""
+    with admin(sandbox, "ward") as session:
+        session.execute("ALTER FUNCTION pgvigil_drill.fence(oid[]) OWNER TO shop")
+        try:
+            with mark(ward, policy(mark="fence"), RUN):
+                pytest.fail("it was called")
+        except PreconditionFailed as refused:
+            message = refused.message
+        finally:
+            session.execute("ALTER FUNCTION pgvigil_drill.fence(oid[]) OWNER TO postgres")
+
+    assert "infra/roles.sql" in message
+
+
+def test_a_fence_whose_holder_stands_still_is_ended_by_the_server(
+    ward: str, writer: psycopg.Connection
+) -> None:
+    """A run that is frozen with all tables locked cannot keep users waiting."""
+    source = read_source(ward, RUN, policy())
+    with source.connect() as watch, psycopg.connect(ward, autocommit=True) as frozen:
+        siege = _prepare(source, watch)
+        _bound(frozen, siege)  # type: ignore[arg-type]
+        frozen.execute("BEGIN")
+        frozen.execute("SELECT pgvigil_drill.fence(%s::oid[])", (siege.order,))
+
+        writer.execute("SET lock_timeout = '30s'")
+        writer.execute("INSERT INTO busy SELECT 1 LIMIT 0")
+
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            frozen.execute("SELECT")
+
+
+def test_a_table_that_appears_while_the_mark_is_made_is_doubted(
+    ward: str, writer: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the fence did not know of it did not hold."""
+    prepare = _prepare
+
+    def prepare_early(source: Source, watch: postgres.Connection) -> Any:
+        siege = prepare(source, watch)
+        writer.execute("CREATE TABLE new AS SELECT 1 AS n")
+        return siege
+
+    monkeypatch.setattr("pgvigil.drill.fence._prepare", prepare_early)
+    with mark(ward, policy(), RUN) as marked:
+        doubts = [(doubt.relation, doubt.reason) for doubt in marked.doubts]
+    writer.execute("DROP TABLE new")
+
+    assert [("public.new", "created while the mark was made")] == doubts
+
+
+def test_more_tables_than_the_server_can_lock_are_doubted(ward: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fence leaves users their share of the lock table, and says what to raise."""
+    monkeypatch.setattr("pgvigil.drill.fence._SHARE_OF_LOCKS", 5000)
+    with mark(ward, policy(), RUN) as marked:
+        reasons = {doubt.reason for doubt in marked.doubts}
+
+    assert ["more tables than the server can lock at once: raise max_locks_per_transaction"] == [*reasons]
+
+
+def test_a_mark_leaves_nothing_behind(field_with_standby: Field) -> None:
+    """No slot, no lock, no session and no held replay outlives its block."""
+    for method in METHODS:
+        with mark(field_with_standby.dsn, field_with_standby.policy(mark=method), RUN):
+            pass
+
+    with admin(field_with_standby.sandbox, "field") as session:
+        query = (
+            "SELECT (SELECT count(*) FROM pg_replication_slots) AS slots, count(*) AS n FROM pg_stat_activity"
+            " WHERE application_name LIKE 'pgvigil restore_drill%'"
+        )
+        wait(lambda: session.execute(query).fetchone() == {"slots": 0, "n": 0})
+    assert [("not paused",)] == field_with_standby.standby.sql("SELECT pg_get_wal_replay_pause_state()")
+
+
+def hold_replay(source: Source) -> None:
+    """Hold the replay until somebody kills this process."""
+    with source.connect() as pauser, source.connect() as watch, _paused(pauser, watch, source):
+        _await_pause(watch, source)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_replay_held_by_a_killed_run_goes_on_by_itself(field_with_standby: Field) -> None:
+    """The hold runs inside the standby, which ends it after two seconds whoever is left."""
+    source = read_source(field_with_standby.standby.dsn(), RUN, field_with_standby.policy())
+    child = multiprocessing.get_context("spawn").Process(target=hold_replay, args=(source,))
+    child.start()
+    child.join(60)
+
+    assert -signal.SIGKILL == child.exitcode
+    state = "SELECT pg_get_wal_replay_pause_state()"
+    wait(lambda: field_with_standby.standby.sql(state) == [("not paused",)], seconds=20)
+
+
+def test_a_replay_that_somebody_else_holds_is_left_alone(field_with_standby: Field) -> None:
+    """It is neither used nor resumed; the message says how to end it."""
+    standby = field_with_standby.standby
+    standby.sql("SELECT pg_wal_replay_pause()")
+    try:
+        wanted = field_with_standby.policy(mark="standby")
+        with (
+            pytest.raises(PreconditionFailed, match="is held already") as refused,
+            mark(field_with_standby.dsn, wanted, RUN),
+        ):
+            pass
+        assert "pg_wal_replay_resume()" in refused.value.hint
+        assert [("not paused",)] != standby.sql("SELECT pg_get_wal_replay_pause_state()")
+    finally:
+        standby.sql("SELECT pg_wal_replay_resume()")
+
+
+def test_a_snapshot_is_held_no_longer_than_allowed(ward: str) -> None:
+    """When hash_for is over the server ends the session that holds back vacuum."""
+    short = policy().model_copy(update={"hash_for": timedelta(milliseconds=200)})
+    with mark(ward, short, RUN) as marked:
+        held = (
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE backend_xmin IS NOT NULL"
+            " AND application_name LIKE 'pgvigil restore_drill%' AND pid <> pg_backend_pid()"
+        )
+        with marked.connect() as session:
+            wait(lambda: session.execute(held).fetchone() == {"n": 0}, seconds=20)
