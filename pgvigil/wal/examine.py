@@ -57,9 +57,10 @@ class Evidence:
     """All that is known of one archive id; `server` is None where it is not the server's own.
 
     `server` was read before the listing and `after` after it, so that nothing that happens meanwhile
-    looks like a fault. `lacking` maps backups to the manifests that they lack. `stuck` is the segment at
-    which the archiver fails though every repository holds one of that name. `has_older` tells that an
-    archive before this one, as an upgrade leaves it, has backups.
+    looks like a fault. `lacking` maps backups to the manifests that they lack, `unread` timelines to the
+    reason why their history files cannot be read. `stuck` is the segment at which the archiver fails
+    though every repository holds one of that name. `has_older` tells that an archive before this one, as
+    an upgrade leaves it, has backups.
     """
 
     repo: int
@@ -67,6 +68,7 @@ class Evidence:
     histories: Mapping[int, str]
     backups: Sequence[Backup]
     lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: Mapping[int, str] = field(default_factory=dict)
     bad: Sequence[Judged] = ()
     server: Server | None = None
     after: Server | None = None
@@ -99,6 +101,7 @@ class _Examination:
         self.inventory = evidence.inventory
         self.size = evidence.inventory.segment_size
         self.tree = Tree.read(evidence.histories)
+        self.tree.unreadable |= evidence.unread
         self.stored: Ranges = {t: track.ranges() for t, track in sorted(self.inventory.tracks.items())}
         newest = max([*self.stored, *self.tree.ancestry], default=1)
         self.live = evidence.after.timeline if evidence.after else newest
@@ -152,7 +155,10 @@ class _Examination:
             if fate is Fate.STRAY:
                 yield Fault("timelines", self._stray(timeline))
             elif timeline in self.tree.unreadable:
-                yield Fault("timelines", self._no_history(timeline, f"is {self.tree.unreadable[timeline]}"))
+                yield Fault(
+                    "timelines",
+                    self._no_history(timeline, f"is of no use ({self.tree.unreadable[timeline]})"),
+                )
             elif self._lacks_history(timeline):
                 yield Fault("timelines", self._no_history(timeline, "is missing"))
 
@@ -387,6 +393,7 @@ class _Examination:
             "wal-truncated": "is truncated",
             "wal-corrupt": "is damaged",
             "wal-unreadable": "cannot be read",
+            "wal-misplaced": "is not what its name says",
         }[code]
         return self._finding(
             code,

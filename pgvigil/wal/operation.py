@@ -22,6 +22,7 @@ from pgvigil.wal.facts import RepositoryFacts
 from pgvigil.wal.heartbeat import Look, Search
 from pgvigil.wal.inventory import Inventory, ListingReader
 from pgvigil.wal.names import SEGMENT_FILE, SEGMENT_NAME, segment_name
+from pgvigil.wal.origins import origin_of, read_histories, segment_sizes
 from pgvigil.wal.picture import draw
 from pgvigil.wal.proving import Progress, Reading, read_content
 from pgvigil.wal.ranges import clip, count, without
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.pgbackrest import Backup
+    from pgvigil.pgbackrest.info import RepositoryFile
     from pgvigil.runs import Run
     from pgvigil.wal.heartbeat import Beat
     from pgvigil.wal.ranges import Range
@@ -183,7 +185,9 @@ def prove(
         still = {backup.label for backup in archive.pgbackrest.info().backups(repo)}
         backups = [backup for backup in backups if backup.label in still]
         lacking = {label: files for label, files in lacking.items() if label in still}
-    reading = read_content(archive, repo, info, inventories, before.now, on_progress)
+    histories = {name: read_histories(archive.pgbackrest, repo, inv) for name, inv in inventories.items()}
+    origins = {name: origin_of(info, repo, inv, histories[name]) for name, inv in inventories.items()}
+    reading = read_content(archive, repo, info, inventories, origins, before.now, on_progress)
     examined = {}
     for archive_id, inventory in sorted(inventories.items()):
         is_current = archive_id == current
@@ -191,7 +195,8 @@ def prove(
         evidence = Evidence(
             repo=repo,
             inventory=inventory,
-            histories=_histories(archive, repo, inventory),
+            histories=histories[archive_id].texts,
+            unread=histories[archive_id].unread,
             backups=own,
             lacking={label: files for label, files in lacking.items() if label in {b.label for b in own}},
             bad=reading.bad.get(archive_id, ()),
@@ -248,12 +253,15 @@ def _look_around(archive: Archive, repo: int) -> _Seen:
 def _list(archive: Archive, repo: int) -> _Seen:
     before = archive.server()
     listed = archive.pgbackrest.info()
-    reader = ListingReader(before.segment_size)
+    sizes = segment_sizes(archive.pgbackrest, listed, repo, archive_id_of(listed, repo))
+    reader = ListingReader(before.segment_size, sizes)
     archive.pgbackrest.list_into(repo, f"archive/{archive.stanza}", reader.feed)
     inventories = reader.close()
     info = archive.pgbackrest.info()
     current = archive_id_of(info, repo)
     inventories.setdefault(current, Inventory(current, before.segment_size))
+    for stray in reader.strays:
+        inventories[current].note_foreign(stray)
     return _Seen(before, listed, inventories, info, archive.server(), repo)
 
 
@@ -284,20 +292,18 @@ def _lacking(archive: Archive, repo: int, backups: Sequence[Backup]) -> dict[str
     found = {}
     for backup in backups:
         there = archive.pgbackrest.ls(repo, f"backup/{archive.stanza}/{backup.label}")
-        missing = tuple(name for name in _MANIFESTS if name not in there)
-        if missing:
-            found[backup.label] = missing
+        faults = {name: _manifest_fault(there.get(name)) for name in _MANIFESTS}
+        lacking = tuple(f"{name}{fault}" for name, fault in faults.items() if fault is not None)
+        if lacking:
+            found[backup.label] = lacking
     return found
 
 
-def _histories(archive: Archive, repo: int, inventory: Inventory) -> dict[int, str]:
-    found = {}
-    for timeline in sorted(inventory.histories):
-        chunks: list[bytes] = []
-        path = f"archive/{archive.stanza}/{inventory.archive_id}/{timeline:08X}.history"
-        archive.pgbackrest.read(repo, path, chunks.append)
-        found[timeline] = b"".join(chunks).decode(errors="replace")
-    return found
+def _manifest_fault(file: RepositoryFile | None) -> str | None:
+    """Say what to add to the name of a manifest that is not there, or is there in vain."""
+    if file is None:
+        return ""
+    return " (it is empty)" if file.type == "file" and file.size == 0 else None
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ def test_a_stray_timeline_is_told(vault: Vault) -> None:
     stray = own.parent.with_name("00000002" + own.parent.name[8:])
     stray.mkdir()
     (stray / ("00000002" + own.name[8:])).write_bytes(own.read_bytes())
-    (vault.archive / "00000002.history").write_text("1\t0/5000000\tno recovery target specified\n")
+    switch = f"{int(own.name[8:16], 16):X}/{int(own.name[16:24], 16) * 2**24 + 0x28:X}"  # in this segment
+    (vault.archive / "00000002.history").write_text(f"1\t{switch}\tno recovery target specified\n")
 
     report = vault.prove()
 
