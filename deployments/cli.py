@@ -479,7 +479,7 @@ def deploy(
     from deployments.server import require_answer, required_url  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
 
-    wanted = manifest.load_manifest(load_fleet().clusters, file or manifest.FILE)
+    wanted = manifest.read_manifest(load_fleet(), file)
     require_answer(required_url())
     from deployments.deploy import deploy as apply  # noqa: PLC0415
 

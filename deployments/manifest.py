@@ -18,8 +18,11 @@ from pgvigil.reports import Frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pgvigil.fleet import Fleet
+
 FILE = Path(__file__).resolve().parents[1] / "prefect.yaml"
 CLUSTER = "PGVIGIL_CLUSTER"
+DATABASE = "PGVIGIL_DATABASE"
 _PLACE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 
@@ -67,19 +70,34 @@ class Manifest(Frozen):
     deployments: tuple[DeploymentEntry, ...]
 
 
-def load_manifest(clusters: Iterable[str], file: Path = FILE) -> Manifest:
-    """Read prefect.yaml, checked and with every place filled in; raises ConfigError naming the key."""
+def load_manifest(clusters: Iterable[str], file: Path = FILE, databases: Iterable[str] = ()) -> Manifest:
+    """Read prefect.yaml, checked and with every place filled in; raises ConfigError naming the key.
+
+    `databases` are written cluster/database: those whose partitions the fleet file has a policy for.
+    """
+    subjects = {CLUSTER: tuple(clusters), DATABASE: tuple(databases)}
     document = _read(file)
     home = os.environ.get("PGVIGIL_HOME") or str(file.resolve().parent)
     for deployment in document.get("deployments") or ():
         if isinstance(deployment, dict) and isinstance(deployment.get("schedules"), list):
-            deployment["schedules"] = _per_cluster(deployment["schedules"], tuple(clusters))
+            deployment["schedules"] = _per_subject(deployment["schedules"], subjects)
             _share_only_parameters(deployment)
     try:
         return Manifest.model_validate(fill(document, {**os.environ, "PGVIGIL_HOME": home}))
     except ValidationError as error:
         faults = "; ".join(_fault(item, document) for item in error.errors())
         raise ConfigError(f"'{file}': {faults}", hint="Prefect would have ignored or refused it") from error
+
+
+def read_manifest(fleet: Fleet, file: Path | None = None) -> Manifest:
+    """Read prefect.yaml for the clusters and databases of a fleet file."""
+    rolled = [
+        f"{cluster}/{database}"
+        for cluster, settings in fleet.clusters.items()
+        for database, own in settings.databases.items()
+        if own.partitions
+    ]
+    return load_manifest(fleet.clusters, file or FILE, rolled)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -95,13 +113,14 @@ def _read(file: Path) -> dict[str, Any]:
     return document
 
 
-def _per_cluster(schedules: list[Any], clusters: tuple[str, ...]) -> list[Any]:
-    """Repeat each schedule that names the cluster for every cluster."""
-    return [
-        fill(schedule, {CLUSTER: name})
-        for schedule in schedules
-        for name in (clusters if CLUSTER in str(schedule) else ("",))
-    ]
+def _per_subject(schedules: list[Any], subjects: Mapping[str, tuple[str, ...]]) -> list[Any]:
+    """Repeat each schedule that names a cluster or a database for every one of them."""
+    repeated = []
+    for schedule in schedules:
+        place = next((place for place in subjects if place in str(schedule)), None)
+        names = subjects[place] if place else ("",)
+        repeated += [fill(schedule, {place or "": name}) for name in names]
+    return repeated
 
 
 def _share_only_parameters(deployment: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deployments.manifest import load_manifest
+from deployments.manifest import read_manifest
 from deployments.server import start_in, start_worker
 from pgvigil import sandbox as bare
 from pgvigil.errors import DeadlineExceeded
@@ -58,7 +58,7 @@ def _deploy(sandbox: Sandbox, server: StartingServer) -> None:
 
     from deployments.deploy import deploy  # noqa: PLC0415
 
-    manifest = load_manifest(load_fleet(sandbox.fleet_file).clusters)
+    manifest = read_manifest(load_fleet(sandbox.fleet_file))
     server.await_ready()
     with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
         deploy(manifest)

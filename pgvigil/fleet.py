@@ -16,6 +16,7 @@ from pgvigil.errors import ConfigError
 from pgvigil.policies.backfills import BackfillPolicy
 from pgvigil.policies.backup import BackupPolicy
 from pgvigil.policies.drill import DrillPolicy
+from pgvigil.policies.partitions import PartitionPolicy
 from pgvigil.policies.units import AbsolutePath, Dsn, Duration
 from pgvigil.policies.wal import WalPolicy
 from pgvigil.reports import Frozen
@@ -69,6 +70,9 @@ class PgBackRestSettings(Frozen):
 class DatabaseSettings(Frozen):
     """One database of a cluster; its pipelines add their own keys here."""
 
+    partitions: tuple[PartitionPolicy, ...] = Field(
+        default=(), description="partitioned tables that roll_partitions looks after"
+    )
     backfills: dict[str, BackfillPolicy] = Field(default_factory=dict)
 
     def backfill(self, name: str) -> BackfillPolicy:

@@ -1,4 +1,4 @@
-"""One run at a time per stanza, across flows and hosts: a session lock in the cluster itself.
+"""One run at a time per stanza or table, across flows and hosts: a session lock in the cluster itself.
 
 The lock dies with its session, so a dead owner's lock does not outlive it: at once when the process
 dies, after a minute of TCP keepalives when its host vanishes.
@@ -21,40 +21,50 @@ if TYPE_CHECKING:
 LOCK_NOT_AVAILABLE = "55P03"
 
 
-class StanzaLock:
+class HeldLock:
     """A held lock; `check` before every step that changes something."""
 
-    def __init__(self, connection: postgres.Connection, dsn: str, stanza: str) -> None:
+    def __init__(self, connection: postgres.Connection, dsn: str, what: str) -> None:
         self.connection = connection
         self.dsn = dsn
-        self.stanza = stanza
+        self.what = what
 
     def check(self) -> None:
         """Raise Busy when the session that holds the lock is gone, for then another run may have begun."""
         try:
             with postgres.translated(self.dsn):
                 row = self.connection.execute(
-                    query("cluster", "holds_lock"), {"key": lock_key(self.stanza)}
+                    query("cluster", "holds_lock"), {"key": lock_key(self.what)}
                 ).fetchone()
         except DatabaseFailed as error:
             raise Busy(
-                f"the lock on stanza '{self.stanza}' is lost: {error.message}",
+                f"the lock on {self.what} is lost: {error.message}",
                 hint="the server restarted or failed over; the next run starts anew",
             ) from error
         if not row or not row["held"]:
-            raise Busy(f"the lock on stanza '{self.stanza}' is lost", hint="the next run starts anew")
+            raise Busy(f"the lock on {self.what} is lost", hint="the next run starts anew")
 
 
-def lock_key(stanza: str) -> int:
-    """Return the advisory lock key of a stanza: positive, so that pg_locks shows it in two plain halves."""
-    return int.from_bytes(hashlib.sha256(f"pgvigil stanza {stanza}".encode()).digest()[:8]) >> 1
+def lock_key(what: str) -> int:
+    """Return the advisory lock key of a thing: positive, so that pg_locks shows it in two plain halves."""
+    return int.from_bytes(hashlib.sha256(f"pgvigil {what}".encode()).digest()[:8]) >> 1
 
 
 @contextmanager
-def hold_stanza(dsn: str, stanza: str, application_name: str, wait: timedelta) -> Iterator[StanzaLock]:
+def hold_stanza(dsn: str, stanza: str, application_name: str, wait: timedelta) -> Iterator[HeldLock]:
     """Hold the stanza's lock for the block; raises Busy, naming the owner, when `wait` is over."""
+    with hold(dsn, f"stanza '{stanza}'", application_name, wait) as held:
+        yield held
+
+
+@contextmanager
+def hold(dsn: str, what: str, application_name: str, wait: timedelta) -> Iterator[HeldLock]:
+    """Hold the lock of a thing, named as messages call it; raises Busy, naming the owner.
+
+    The lock is kept in the database of `dsn` and known there alone.
+    """
     with postgres.connect(dsn, application_name, statement_timeout=wait * 2, lock_timeout=wait) as connection:
-        key = {"key": lock_key(stanza)}
+        key = {"key": lock_key(what)}
         try:
             with postgres.translated(dsn):
                 connection.execute(query("cluster", "take_lock"), key)
@@ -62,10 +72,10 @@ def hold_stanza(dsn: str, stanza: str, application_name: str, wait: timedelta) -
             if error.sqlstate != LOCK_NOT_AVAILABLE:
                 raise
             raise Busy(
-                f"stanza '{stanza}' is held by {_owner(connection, key)}; waited {wait.total_seconds():g} s",
+                f"{what} is held by {_owner(connection, key)}; waited {wait.total_seconds():g} s",
                 hint="wait for it to end, or end it; its lock goes with its session",
             ) from error
-        yield StanzaLock(connection, dsn, stanza)
+        yield HeldLock(connection, dsn, what)
 
 
 def _owner(connection: postgres.Connection, key: dict[str, int]) -> str:

@@ -15,7 +15,9 @@ from psycopg.rows import dict_row
 from pgvigil.errors import DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
+
+    from psycopg.sql import Composed
 
 Connection = psycopg.Connection[dict[str, Any]]
 
@@ -24,6 +26,7 @@ IMPATIENT = timedelta(seconds=5)  # for who has something else to do when the se
 STATEMENT_TIMEOUT = timedelta(seconds=60)
 LOCK_TIMEOUT = timedelta(seconds=2)
 IDLE_IN_TRANSACTION_TIMEOUT = timedelta(seconds=60)
+COPY_PIECE = 256 * 1024
 UNREADABLE = "postgresql (unreadable dsn)"
 
 _QUOTED = re.compile(r'(?<!connection option )"[^"]*"')
@@ -122,11 +125,47 @@ def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: t
         "tcp_keepalives_idle": "30",  # so that the server drops the locks of a host that vanished
         "tcp_keepalives_interval": "10",
         "tcp_keepalives_count": "3",
+        "client_connection_check_interval": "10000",  # so that it stops working for a client that died
         "search_path": "pg_catalog",
         "timezone": "UTC",
+        # A role may have others as its own, which the driver cannot read.
+        "datestyle": "ISO, MDY",
+        "intervalstyle": "postgres",
     }
     for name, value in settings.items():
         connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+
+
+def in_database(dsn: str, database: str) -> str:
+    """Return the connection string for another database of the same cluster."""
+    try:
+        return psycopg.conninfo.make_conninfo(dsn, dbname=database)
+    except psycopg.Error:
+        return dsn  # unreadable: opening it tells why
+
+
+def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:
+    """Give the bytes of a COPY … TO STDOUT in pieces of a few hundred kilobytes; errors as in `connect`."""
+    waiting: list[bytes] = []
+    size = 0
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        for row in copy:
+            waiting.append(bytes(row))
+            size += len(waiting[-1])
+            if size >= COPY_PIECE:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)
+
+
+def copy_in(connection: Connection, statement: Composed, chunks: Iterable[bytes]) -> int:
+    """Feed a COPY … FROM STDIN and return the number of rows; an error of the chunks undoes it."""
+    with connection.cursor() as cursor:
+        with cursor.copy(statement) as copy:
+            for chunk in chunks:
+                copy.write(chunk)
+        return cursor.rowcount
 
 
 def milliseconds(span: timedelta) -> str:
@@ -177,11 +216,6 @@ def _is_unreachable(error: psycopg.Error) -> bool:
 def conninfo(**parts: str | int) -> str:
     """Render a connection string from its parts, whatever signs they hold."""
     return psycopg.conninfo.make_conninfo("", **parts)
-
-
-def in_database(dsn: str, database: str) -> str:
-    """Return how the same role enters another database of the same server."""
-    return psycopg.conninfo.make_conninfo(dsn, dbname=database)
 
 
 def describe(dsn: str) -> str:

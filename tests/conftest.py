@@ -4,12 +4,14 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fixtures.backfill import backfill_sandbox, yard
 from tests.fixtures.backup import night
 from tests.fixtures.drill import drilled_sandbox, exercise
 from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
 from tests.fixtures.drill_source import field_with_standby
+from tests.fixtures.partitions import shop, shop_sandbox
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, own_vault, vault
@@ -28,12 +30,18 @@ __all__ = [
     "own_vault",
     "sandbox",
     "scratch_directory",
+    "shop",
+    "shop_sandbox",
     "ssh_prefix",
     "template",
     "vault",
     "workplace",
     "yard",
 ]
+
+# No test times anything: on a busy machine an example may take as long as it likes.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 DEMAND = "PGVIGIL_DEMAND_LIVE"
 LIVE = {"acceptance", "contract", "fault", "live"}

@@ -12,7 +12,7 @@ from pgvigil.backup import expire as expiry
 from pgvigil.backup import prove as proof
 from pgvigil.backup import take as taking
 from pgvigil.errors import Busy, EvidenceError, PgvigilError, PreconditionFailed, ToolFailed
-from pgvigil.lock import StanzaLock, hold_stanza
+from pgvigil.lock import HeldLock, hold_stanza
 from pgvigil.pgbackrest import Backup, PgBackRest
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.runs import finding_of
@@ -32,7 +32,7 @@ class Stanza:
     run: Run
     settings: ClusterSettings
     pgbackrest: PgBackRest
-    lock: StanzaLock
+    lock: HeldLock
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from pgvigil.drill import scratch
 from pgvigil.drill.judgement import passed
-from pgvigil.drill.scratch import Left, Reaped  # noqa: TC001 - of the report's fields
+from pgvigil.drill.scratch import Left, Reaped
 from pgvigil.pages import table
 from pgvigil.reports import Finding, Report, Severity
 

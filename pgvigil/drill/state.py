@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.source import Cluster, MarkedDatabase
     from pgvigil.drill.untouched import Listing
     from pgvigil.fleet import ClusterSettings
-    from pgvigil.lock import StanzaLock
+    from pgvigil.lock import HeldLock
     from pgvigil.pgbackrest import Backup, PgBackRest, StanzaInfo
     from pgvigil.policies.drill import DrillPolicy
     from pgvigil.runs import Run
@@ -51,7 +51,7 @@ class Drill:
     run: Run
     settings: ClusterSettings
     pgbackrest: PgBackRest
-    lock: StanzaLock
+    lock: HeldLock
     wanted: Wanted
     keep: bool = False
     phases: list[Phase] = field(default_factory=list)

@@ -162,7 +162,7 @@ def _furnish(sandbox: Sandbox, pgbackrest: str, *, empty: bool) -> None:
     key, secret = f"AKIA{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30)
     _write_pgbackrest_conf(sandbox, key, secret)
     _write_passfile(sandbox, passwords)
-    _write_fleet(sandbox)
+    _write_fleet(sandbox, empty=empty)
     _write_env(sandbox, key, secret)
     with ThreadPoolExecutor(max_workers=1) as pool:
         store = pool.submit(_create_audit_store, sandbox, passwords)
@@ -272,7 +272,18 @@ def _write_passfile(sandbox: Sandbox, passwords: dict[str, str]) -> None:
     place.write_private(sandbox.passfile, "".join(lines))
 
 
-def _write_fleet(sandbox: Sandbox) -> None:
+_EVENTS = {
+    "table": "public.events",
+    "key": "created_at",
+    "every": "1 month",
+    "ahead": 4,
+    "keep": "12 months",
+    "archive": "s3://archive/shop",
+    "drop": "proven",
+}
+
+
+def _write_fleet(sandbox: Sandbox, *, empty: bool) -> None:
     pgbackrest = {"stanza": STANZA, "config": str(sandbox.pgbackrest_conf)}
     if sandbox.server_user:
         pgbackrest["user"] = sandbox.server_user
@@ -293,7 +304,9 @@ def _write_fleet(sandbox: Sandbox) -> None:
                 "pgbackrest": pgbackrest,
                 "backup": {"retention": {"fulls": 2}},
                 "drill": {"scratch": str(sandbox.directory / "drill")},
-                "databases": {"shop": {"backfills": {"cents": CENTS}}},
+                "databases": {
+                    "shop": {"backfills": {"cents": CENTS}} | ({} if empty else {"partitions": [_EVENTS]})
+                },
             }
         },
     }

@@ -246,13 +246,15 @@ def test_status_follows_the_proofs(pgvigil: Pgvigil, proven: Done) -> None:
     assert proven.returncode == 0
     before = pgvigil("status", "--json")
     assert pgvigil("run", "verify-wal-archive", "demo", "--json").returncode == 0
+    assert pgvigil("run", "roll-partitions", "demo/shop", "--json").returncode == 0
 
     after = pgvigil("status", "--json")
 
     states = [{s["proof"]: s["state"] for s in json.loads(done.stdout)} for done in (before, after)]
     drills = {name: states[0].pop(name) for name in list(states[0]) if name.startswith("restore repo1")}
-    assert states[0] == {"backup repo1": "verified", "wal repo1": "never"}
-    assert states[1] == states[0] | drills | {"wal repo1": "verified"}
+    events = "partitions public.events"
+    assert states[0] == {"backup repo1": "verified", "wal repo1": "never", events: "never"}
+    assert states[1] == states[0] | drills | {"wal repo1": "verified", events: "verified"}
     assert set(drills.values()) == {"never"}
     assert (before.returncode, after.returncode) == (2, 2)
 

@@ -28,6 +28,18 @@ def test_a_schedule_that_names_the_cluster_is_made_for_each_cluster() -> None:
         assert first.slug.removesuffix("-orders") == second.slug.removesuffix("-billing")
 
 
+def test_a_schedule_that_names_the_database_is_made_for_each_with_partitions() -> None:
+    """Without any, the deployment is there and its schedule is not."""
+    (rolled,) = [
+        d for d in load_manifest(["demo"], databases=["demo/shop"]).deployments if d.name == "roll-partitions"
+    ]
+
+    assert [("partitions-demo/shop", {"database": "demo/shop"})] == [
+        (s.slug, s.parameters) for s in rolled.schedules
+    ]
+    assert () == next(d.schedules for d in load_manifest(["demo"]).deployments if d.name == rolled.name)
+
+
 def test_entry_points_are_module_paths() -> None:
     """Every flow is deployed, by its module; a file entry point would put flows/ in front of sys.path."""
     assert sorted(f"flows.{name}:{name}" for name in flow_names()) == sorted(

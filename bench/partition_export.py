@@ -1,0 +1,118 @@
+"""What an archived partition costs: export and upload with the digest, beside COPY, zstd and an upload."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from measure import PGVIGIL, RUNS, Row, call, paired
+
+from pgvigil.archive import copying
+from pgvigil.fleet import load_fleet
+from pgvigil.objectstore import ObjectStore, connect
+from pgvigil.partitions.facts import Entry, Name
+from pgvigil.postgres import connect as connect_postgres
+from pgvigil.reports import Verdict, conclude
+from pgvigil.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MEGABYTES = int(os.environ.get("MEGABYTES", "100"))
+ROW = 92
+OTHER = "psql COPY | zstd | boto3 upload_fileobj"
+TABLE = Name(schema_="public", name="big")
+_UPLOAD = (
+    "import boto3, os, sys; boto3.client('s3', endpoint_url=os.environ['ENDPOINT'],"
+    " verify=os.environ['CA']).upload_fileobj(sys.stdin.buffer, 'archive', 'other')"
+)
+
+
+def compare() -> list[Row]:
+    """Measure the copy alone, and the copy with its proof, on one table."""
+    with _sandbox() as box:
+        sides = [partial(_ours, box, prove=False), partial(_ours, box, prove=True), partial(_other, box)]
+        copied, proven, other = paired(sides)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this process: {peak:.0f} MB")
+    row = partial(
+        Row, size=f"{MEGABYTES} MB of text", other=other, other_is=OTHER, unit="s", runs=max(3, RUNS)
+    )
+    return [row(name="partition_export", ours=copied), row(name="partition_export_proven", ours=proven)]
+
+
+@contextmanager
+def _sandbox() -> Iterator[Sandbox]:
+    parent = Path(tempfile.mkdtemp(prefix="pgvigil-bench-", dir="/tmp"))
+    parent.chmod(0o755)
+    try:
+        call([PGVIGIL, "sandbox", "up", "--dir", parent / "box", "--no-prefect"])
+        box = Sandbox.load(parent / "box")
+        os.environ.update(box.environment)
+        _fill(box)
+        yield box
+    finally:
+        call([PGVIGIL, "sandbox", "down", "--dir", parent / "box"])
+        shutil.rmtree(parent)
+
+
+def _fill(box: Sandbox) -> None:
+    statement = (
+        "CREATE TABLE public.big AS SELECT n AS id, now() + n * interval '1 s' AS at, n % 2000 AS customer,"
+        " 'view' AS kind, jsonb_build_object('page', n % 97, 'referrer', 'r' || n % 13) AS payload,"
+        " (n % 100000)::numeric / 100 AS amount"
+        " FROM generate_series(1, current_setting('bench.rows')::int) AS n"
+    )
+    with connect_postgres(box.dsn("shop", "shop"), "bench") as session:
+        session.execute("SET statement_timeout = 0")
+        session.execute("SELECT set_config('bench.rows', %s, false)", (str(MEGABYTES * 1_000_000 // ROW),))
+        session.execute(statement.encode())
+
+
+def _ours(box: Sandbox, *, prove: bool) -> None:
+    store = connect(load_fleet().s3)
+    copy = _copy(box, store)
+    if prove:
+        checks = copying.prove(store, copy, load_fleet().s3, lambda _: None)
+        if conclude(checks) is not Verdict.VERIFIED:
+            sys.exit(f"a copy that was not proven cannot be compared: {checks}")
+    store.delete(copy.manifest.rows.uri)
+
+
+def _copy(box: Sandbox, store: ObjectStore) -> copying.Copy:
+    dsn = box.dsn("shop", "shop")
+    with connect_postgres(dsn, "bench") as session, connect_postgres(dsn, "bench") as second:
+        for each in (session, second):
+            each.execute("SET statement_timeout = 0")
+        (row,) = session.execute("SELECT 'public.big'::regclass::oid::bigint AS oid").fetchall()
+        place = copying.Place("s3://archive/bench/", uuid4(), "demo", "shop", TABLE, _entry(row), None)
+        return copying.make(copying.Sessions(session, second, dsn), store, place, uuid4(), lambda _: None)
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    now = datetime.now(UTC)
+    return Entry(
+        id=uuid4(),
+        state="fenced",
+        relation=row["oid"],
+        name=TABLE,
+        parent=0,
+        bound="",
+        condition="",
+        since=now,
+    )
+
+
+def _other(box: Sandbox) -> None:
+    copy = f"psql -X -d '{box.dsn('shop', 'shop')}' -c 'COPY public.big TO STDOUT' | zstd -3 -c"
+    environment = {**box.environment, "ENDPOINT": box.endpoint_url, "CA": str(box.ca_file), "CODE": _UPLOAD}
+    call(["bash", "-o", "pipefail", "-c", f'{copy} | "{sys.executable}" -c "$CODE"'], environment)

@@ -1,0 +1,161 @@
+"""The row digest: computed by PostgreSQL from a table, and by us from the bytes of its copy.
+
+A row's line is what COPY writes for it in text format, without the newline. The digest is the sum over all
+rows of the first 120 bits of SHA-256 of the line: the order of rows plays no part, a row more or less or
+another does, and a row that stands there twice counts twice. PostgreSQL renders the lines itself in SQL,
+so a COPY that left something out does not agree with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pgvigil.archive.shape import Column
+    from pgvigil.postgres import Connection
+
+ALGORITHM = "sum of the first 120 bits of sha256 of each row's line in COPY text format"
+
+# Under these a value has one text only. Without row security a hidden row is an error, not an absence.
+SETTINGS = {
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "search_path": "pg_catalog",
+    "row_security": "off",
+}
+
+_HALF = 60
+_HALF_DIGITS = _HALF // 4
+
+# Types whose text is their output's, and never has what COPY escapes: int8, int2, int4, oid, float4, float8,
+# date, time, timestamp, timestamptz, interval, timetz, numeric, uuid.
+_PLAIN = frozenset({20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 1700, 2950})
+_MOST_ARGUMENTS = 90  # of one function call PostgreSQL takes 100
+_TEXTS = frozenset({25, 1043})  # text, varchar
+
+
+class Digest(Frozen):
+    """How many rows there are, and their digest in hexadecimal."""
+
+    rows: int
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows, digest {self.value}"
+
+
+def pin(session: Connection, encoding: str | None = None) -> None:
+    """Set everything that the text of a value depends on, and the encoding that it travels in."""
+    encodings = {"client_encoding": encoding} if encoding else {}
+    for name, value in {**SETTINGS, **encodings}.items():
+        session.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+
+
+def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column], encoding: str) -> Digest:
+    """Let PostgreSQL compute the digest of a table, under the settings of `pin`."""
+    statement = sql.SQL(
+        "SELECT count(*) AS rows,"
+        " coalesce(sum(('x' || substr(hash, 1, {half}))::bit({bits})::bigint), 0) AS high,"
+        " coalesce(sum(('x' || substr(hash, {second}, {half}))::bit({bits})::bigint), 0) AS low"
+        " FROM (SELECT encode(sha256(convert_to({line}, {encoding})), 'hex') AS hash"
+        "         FROM {table} OFFSET 0) AS hashes"
+    ).format(
+        half=sql.Literal(_HALF_DIGITS),
+        second=sql.Literal(_HALF_DIGITS + 1),
+        bits=sql.Literal(_HALF),
+        line=_line(columns),
+        encoding=sql.Literal(encoding),
+        table=table,
+    )
+    row = session.execute(statement).fetchone()
+    assert row is not None  # noqa: S101 - an aggregate has one row
+    return Digest(rows=row["rows"], value=_hex((int(row["high"]) << _HALF) + int(row["low"])))
+
+
+def _hex(total: int) -> str:
+    return f"{total:040x}"
+
+
+def _line(columns: Sequence[Column]) -> sql.Composed:
+    if not columns:
+        return sql.SQL("{}").format(sql.Literal(""))
+    groups = [columns[start : start + _MOST_ARGUMENTS] for start in range(0, len(columns), _MOST_ARGUMENTS)]
+    lines = [
+        sql.SQL("concat_ws(E'\\t', {})").format(sql.SQL(", ").join(map(_field, group))) for group in groups
+    ]
+    return sql.SQL(" || E'\\t' || ").join(lines)
+
+
+def _field(column: Column) -> sql.Composed:
+    """Compose one column's text in COPY's own form.
+
+    `concat` uses a type's output function, where a cast to text may not (boolean, character, inet); and
+    `num_nulls` tells NULL from a composite value all of whose fields are NULL.
+    """
+    name = sql.Identifier(column.name)
+    if column.type_oid in _PLAIN:
+        return sql.SQL("coalesce({}::text, E'\\\\N')").format(name)
+    if column.type_oid in _TEXTS:
+        return sql.SQL("coalesce({}, E'\\\\N')").format(_escaped(name))
+    return sql.SQL("CASE WHEN num_nulls({}) = 0 THEN {} ELSE E'\\\\N' END").format(
+        name, _escaped(sql.SQL("concat({})").format(name))
+    )
+
+
+_ESCAPES = (
+    sql.SQL(r"E'\\', E'\\\\'"),
+    sql.SQL(r"E'\b', E'\\b'"),
+    sql.SQL(r"E'\t', E'\\t'"),
+    sql.SQL(r"E'\n', E'\\n'"),
+    sql.SQL(r"E'\x0B', E'\\v'"),  # in a literal of PostgreSQL \v is a plain v
+    sql.SQL(r"E'\f', E'\\f'"),
+    sql.SQL(r"E'\r', E'\\r'"),
+)
+
+
+def _escaped(text: sql.Composable) -> sql.Composable:
+    for escape in _ESCAPES:
+        text = sql.SQL("replace({}, {})").format(text, escape)
+    return text
+
+
+class LineDigest:
+    """The digest from the bytes of a copy, fed in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+        self._rows = 0
+        self._total = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest = []
+        self._rest.append(rest)
+        self._rows += len(lines)
+        self._total += _sum(lines)
+
+    def result(self) -> Digest:
+        """Give the digest of what was fed; a last line without its end counts as one that differs."""
+        rest = list(filter(None, [b"".join(self._rest)]))
+        return Digest(rows=self._rows + len(rest), value=_hex(self._total + _sum(rest)))
+
+
+def _sum(lines: Iterable[bytes]) -> int:
+    first = 2 * _HALF // 8
+    number, digest = int.from_bytes, hashlib.sha256
+    return sum([number(digest(line).digest()[:first], "big") for line in lines])

@@ -1,0 +1,232 @@
+"""Rows on their way: out of PostgreSQL, through zstd, into the store, and back; nothing is kept whole."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import zstandard
+from psycopg import sql
+
+from pgvigil.archive.digest import Digest, LineDigest
+from pgvigil.errors import StorageFailed
+from pgvigil.postgres import copy_out
+from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pgvigil.archive.shape import Shape
+    from pgvigil.objectstore import ObjectLock, ObjectStore
+    from pgvigil.postgres import Connection
+
+LEVEL = 3
+PIECES_AHEAD = 32
+_MIB = 1024 * 1024
+
+
+class Progress(Frozen):
+    """How far a copy is; percent is a guess from the table's size until the end is known."""
+
+    percent: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Meter:
+    """Counts what passes on both sides of the compression."""
+
+    def __init__(self, expected: int, on_progress: Callable[[Progress], None]) -> None:
+        self.sha256 = hashlib.sha256()
+        self.text_size = 0
+        self.size = 0
+        self._expected = max(1, expected)
+        self._on_progress = on_progress
+
+    def text(self, chunk: bytes) -> None:
+        """Count bytes of text."""
+        self.text_size += len(chunk)
+        percent = min(99.0, 100 * self.text_size / self._expected)
+        self._on_progress(Progress(percent=percent, text=f"{self.text_size / _MIB:.0f} MiB of text"))
+
+    def stored(self, chunk: bytes) -> None:
+        """Count bytes as they are stored."""
+        self.size += len(chunk)
+        self.sha256.update(chunk)
+
+
+class Sent(Frozen):
+    """What was sent to the store, as counted before it left."""
+
+    uri: str
+    version_id: str | None
+    sha256: str
+    size: int
+    text_size: int
+
+
+def column_list(shape: Shape) -> sql.Composed:
+    """Compose the names of the columns that COPY takes."""
+    return sql.SQL(", ").join(sql.Identifier(column.name) for column in shape.stored_columns)
+
+
+def export(  # noqa: PLR0913 - both ends, and what passes between
+    session: Connection,
+    shape: Shape,
+    store: ObjectStore,
+    uri: str,
+    *,
+    meter: Meter,
+    lock: ObjectLock | None = None,
+) -> Sent:
+    """Stream a table's rows into one new object; raises DatabaseFailed, StorageFailed, ObjectExists.
+
+    What fails leaves no object and no unfinished upload. The session's settings are those of `digest.pin`.
+    """
+    statement = sql.SQL("COPY {} ({}) TO STDOUT").format(shape.table, column_list(shape))
+    # A thread each for reading, compressing and sending: the last two leave the interpreter to the first.
+    with (
+        closing(copy_out(session, statement)) as rows,
+        ahead(rows) as text,
+        ahead(_compressed(text, meter)) as chunks,
+    ):
+        stored = store.upload(uri, chunks, content_type="application/zstd", only_if_absent=True, lock=lock)
+    return Sent(
+        uri=uri,
+        version_id=stored.version_id,
+        sha256=meter.sha256.hexdigest(),
+        size=meter.size,
+        text_size=meter.text_size,
+    )
+
+
+def _compressed(rows: Iterable[bytes], meter: Meter) -> Iterator[bytes]:
+    compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compressobj()
+    for chunk in rows:
+        meter.text(chunk)
+        if squeezed := compressor.compress(chunk):
+            meter.stored(squeezed)
+            yield squeezed
+    last = compressor.flush()
+    meter.stored(last)
+    yield last
+
+
+@contextmanager
+def ahead(chunks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
+    """Let a thread make the next chunks while the block uses the last; errors come with their chunk."""
+    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=PIECES_AHEAD)
+    is_over = threading.Event()
+
+    def offer(item: bytes | BaseException | None) -> bool:
+        while not is_over.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            for chunk in chunks:
+                if not offer(chunk):
+                    return
+            offer(None)
+        except BaseException as error:  # it belongs to the block, which reads from the queue
+            offer(error)
+
+    worker = threading.Thread(target=produce, name="pgvigil-copy", daemon=True)
+    worker.start()
+    try:
+        yield _taken(ready)
+    finally:
+        is_over.set()
+        worker.join()
+
+
+def _taken(ready: queue.Queue[bytes | BaseException | None]) -> Iterator[bytes]:
+    while (item := ready.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+
+
+class Received(Frozen):
+    """What was read back from the store."""
+
+    sha256: str
+    size: int
+    text_size: int
+    digest: Digest
+
+
+class _Source:
+    """The stored bytes as a file that only reads, with their checksum."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._waiting = b""
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._waiting:
+            self._waiting = next(self._chunks, b"")
+            self.sha256.update(self._waiting)
+            self.size += len(self._waiting)
+        taken, self._waiting = (
+            (self._waiting, b"") if size < 0 else (self._waiting[:size], self._waiting[size:])
+        )
+        return taken
+
+
+class Rows:
+    """The text of a stored copy, piece by piece; what passed is known at the end."""
+
+    def __init__(self, store: ObjectStore, uri: str) -> None:
+        self._source = _Source(store.read(uri))
+        self._uri = uri
+        self._lines = LineDigest()
+        self._text_size = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            # Other than one piece of stored bytes at a time, this bounds what a piece expands to.
+            with zstandard.ZstdDecompressor().stream_reader(self._source) as text:  # type: ignore[arg-type]
+                while chunk := text.read(_MIB):
+                    self._lines.feed(chunk)
+                    self._text_size += len(chunk)
+                    yield chunk
+        except zstandard.ZstdError as error:
+            raise StorageFailed(
+                f"{self._uri} cannot be decompressed: {error}",
+                hint="the object was altered or cut short: look for an older version of it",
+                s3_code="ContentAltered",
+            ) from error
+        while self._source.read():
+            pass
+
+    def received(self) -> Received:
+        """Tell what passed."""
+        return Received(
+            sha256=self._source.sha256.hexdigest(),
+            size=self._source.size,
+            text_size=self._text_size,
+            digest=self._lines.result(),
+        )
+
+
+def read_back(store: ObjectStore, uri: str, on_progress: Callable[[int], None]) -> Received:
+    """Download a copy and compute everything anew from its bytes; raises StorageFailed."""
+    rows = Rows(store, uri)
+    done = 0
+    for chunk in rows:
+        done += len(chunk)
+        on_progress(done)
+    return rows.received()

@@ -1,0 +1,130 @@
+"""Reading a partitioned table from the catalog, and the work state that goes with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from pgvigil.errors import ConfigError, PreconditionFailed
+from pgvigil.partitions.axis import make_axis
+from pgvigil.partitions.facts import Entry, Name, Partition, Table
+from pgvigil.sql import query
+
+if TYPE_CHECKING:
+    from pgvigil.partitions.axis import Axis
+    from pgvigil.policies.partitions import PartitionPolicy
+    from pgvigil.postgres import Connection
+
+
+def read_table(session: Connection, policy: PartitionPolicy) -> tuple[Table, Axis]:
+    """Read table, partitions and work state in one snapshot, with no lock above ACCESS SHARE.
+
+    Raises ConfigError where the policy does not fit the table, PreconditionFailed where pgvigil may not
+    work on it.
+    """
+    with session.transaction():
+        session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        head = session.execute(query("partitions", "table"), {"table": policy.table}).fetchone()
+        axis = _check(head, policy)
+        assert head is not None  # noqa: S101 - _check looked
+        children = session.execute(query("partitions", "children"), {"oid": head["oid"]}).fetchall()
+        names = session.execute(query("partitions", "names"), {"schema": head["schema"]})
+        taken = frozenset(row["name"] for row in names)
+        partitions = tuple(_partition(row, axis) for row in children)
+        found = Table(
+            oid=head["oid"],
+            name=Name(schema_=head["schema"], name=head["name"]),
+            key=head["key"],
+            key_type=head["key_type"],
+            owner=head["owner"],
+            default_oid=head["default_oid"],
+            referenced_by=tuple(head["referenced_by"]),
+            now=head["now"],
+            version_num=head["version_num"],
+            partitions=partitions,
+            entries=read_entries(session, head["oid"]),
+            taken_names=taken,
+        )
+        position = axis.now(found.now) if axis.kind != "integer" else _newest(session, found)
+    return found.model_copy(update={"position": position}), axis
+
+
+def _check(head: dict[str, Any] | None, policy: PartitionPolicy) -> Axis:
+    if head is None:
+        raise ConfigError(
+            f"there is no table '{policy.table}'",
+            hint='write schema.table as SQL does, with quotes where it needs them: public."Mixed"',
+        )
+    _check_partitioning(head, policy)
+    if head["in_recovery"]:
+        raise PreconditionFailed(
+            f"'{policy.table}' is on a standby", hint="correct the cluster's dsn: it must name the primary"
+        )
+    if not head["may_alter"]:
+        raise PreconditionFailed(
+            f"this role may not alter '{policy.table}', which belongs to '{head['owner']}'",
+            hint=f'let the owner do: GRANT "{head["owner"]}" TO pgvigil',
+        )
+    return make_axis(policy, head["key_type"])
+
+
+def _check_partitioning(head: dict[str, Any], policy: PartitionPolicy) -> None:
+    if not head["is_partitioned"]:
+        raise ConfigError(f"'{policy.table}' is not partitioned", hint="correct partitions in the fleet file")
+    if head["strategy"] != "r" or head["key_columns"] != 1:
+        raise ConfigError(
+            f"'{policy.table}' is not partitioned by range of one column",
+            hint="only such tables can be rolled; take it out of the fleet file",
+        )
+    if head["key"] != policy.key:
+        raise ConfigError(
+            f"'{policy.table}' is partitioned by '{head['key']}', the policy says '{policy.key}'",
+            hint="correct key in the fleet file; a key that is an expression cannot be rolled",
+        )
+
+
+def _partition(row: dict[str, Any], axis: Axis) -> Partition:
+    return Partition(
+        oid=row["oid"],
+        name=Name(schema_=row["schema"], name=row["name"]),
+        kind=row["kind"],
+        bound=row["bound"] or "",
+        condition=row["condition"],
+        is_pending=row["is_pending"],
+        size=row["size"],
+        rows=row["rows"],
+        range=axis.parse(row["bound"] or ""),
+    )
+
+
+def read_entries(session: Connection, parent: int) -> tuple[Entry, ...]:
+    """Read the work state of a table's partitions; none where pgvigil never worked."""
+    row = session.execute(query("partitions", "ledger_exists")).fetchone()
+    if not row or not row["found"]:
+        return ()
+    return tuple(_entry(row) for row in session.execute(query("partitions", "ledger"), {"oid": parent}))
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    name = Name(schema_=row.pop("schema"), name=row.pop("name"))
+    return Entry(name=name, **row)
+
+
+def _newest(session: Connection, table: Table) -> int | None:
+    statement = sql.SQL("SELECT max({key})::text AS newest FROM {table}").format(
+        key=sql.Identifier(table.key), table=identifier(table.name)
+    )
+    row = session.execute(statement).fetchone()
+    return int(row["newest"]) if row and row["newest"] is not None else None
+
+
+def identifier(name: Name) -> sql.Identifier:
+    """Quote a schema and a name."""
+    return sql.Identifier(name.schema_, name.name)
+
+
+def read_drift(session: Connection, oid: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Name the partitions that differ from their table, and in what."""
+    rows = session.execute(query("partitions", "drift"), {"oid": oid}).fetchall()
+    return [(row["name"], tuple(row["differs"])) for row in rows if row["differs"]]

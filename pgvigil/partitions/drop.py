@@ -1,0 +1,50 @@
+"""Dropping a detached table, under a lock that proves it is still what was copied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from pgvigil.errors import PreconditionFailed
+from pgvigil.partitions import ledger
+from pgvigil.partitions.catalog import identifier
+from pgvigil.partitions.detach import standing
+
+if TYPE_CHECKING:
+    from pgvigil.partitions.facts import Departure, Entry
+    from pgvigil.postgres import Connection
+
+
+class Changed(PreconditionFailed):
+    """A table may have changed since its copy was made, so it is not dropped."""
+
+    code = "PGV-210"
+
+
+def drop(session: Connection, departure: Departure, entry: Entry, parent: int) -> None:
+    """Drop the table and its work state in one transaction; raises Changed, and then drops nothing.
+
+    Under ACCESS EXCLUSIVE the fence is compared with what it was before the copy was made. It shuts out
+    every writer, and to open it leaves a trace in the catalog, so equality proves the rows unchanged.
+    """
+    table = identifier(departure.name)
+    with session.transaction():
+        session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+        check_unchanged(session, departure, entry, parent)
+        session.execute(sql.SQL("DROP TABLE {}").format(table))
+        ledger.end(session, entry.id)
+
+
+def check_unchanged(session: Connection, departure: Departure, entry: Entry, parent: int) -> None:
+    """Raise Changed unless the table is detached and its fence has held since it was raised."""
+    now = standing(session, departure, parent)
+    if now != "detached":
+        raise Changed(f"'{departure.name}' is {now}, expected detached", hint="plan again")
+    fence = ledger.read_fence(session, departure.relation)
+    if entry.fence is None or fence != entry.fence:
+        raise Changed(
+            f"the fence around '{departure.name}' was opened since its copy was made: {fence}, "
+            f"expected {entry.fence}",
+            hint="see who wrote to it; the next run fences it and makes a new copy",
+        )

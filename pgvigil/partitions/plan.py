@@ -1,0 +1,306 @@
+"""What a run does with a table: decided from facts and policy alone."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+from pgvigil.partitions.axis import Range
+from pgvigil.partitions.facts import Creation, Departure, Name, Plan, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import timedelta
+
+    from pgvigil.partitions.axis import Axis
+    from pgvigil.partitions.facts import Entry, Partition, Table
+    from pgvigil.policies.partitions import DropAfter, PartitionPolicy
+
+LONGEST_NAME = 63
+
+Drop = tuple[Literal["now", "approve", "later", "never"], str]
+
+
+def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: str = "") -> Plan:
+    """Plan one table; the same facts give the same plan, and a converged table an empty one.
+
+    `approved` is the digest of a plan whose drops a person approved.
+    """
+    plan = Plan(
+        table=table.name,
+        oid=table.oid,
+        made_at=table.now,
+        unfinished=tuple(_unfinished(table, axis, policy)),
+        releases=tuple(_releases(table)),
+        creations=tuple(_creations(table, axis, policy)),
+    )
+    refusals = list(_clock_refusals(table, axis, policy))
+    expired = [] if refusals else list(_expired(table, axis, policy))
+    refusals += [step for each in expired if (step := _refuse(each, table, policy))]
+    refused = {step.oid for step in refusals}
+    fresh = [_leave(each, table, policy) for each in expired if each.oid not in refused]
+    under_way = [_resume(entry, table, policy) for entry in _under_way(table)]
+    known = {departure.relation for departure in under_way}
+    fresh = [departure for departure in fresh if departure.relation not in known]
+    room = max(0, policy.max_drops - len(under_way))
+    refusals += [_over_the_cap(departure, policy) for departure in fresh[room:]]
+    plan = plan.model_copy(update={"departures": (*under_way, *fresh[:room]), "refusals": tuple(refusals)})
+    return _with_drops(plan, table, policy, approved)
+
+
+def missing(table: Table, axis: Axis, policy: PartitionPolicy) -> list[Range]:
+    """Give the ranges from the current slot to the horizon that no partition covers."""
+    here = table.position
+    if here is None:
+        lows = [each.range.lower for each in table.partitions if each.range and each.range.lower is not None]
+        here = min(lows, default=0)
+    covered = [each.range for each in table.partitions if each.range and not each.is_pending]
+    return [piece for slot in axis.slots(here, policy.ahead) for piece in _uncovered(slot, covered)]
+
+
+def _uncovered(slot: Range, covered: list[Range]) -> Iterator[Range]:
+    """Cut from a slot what partitions cover already, under whatever name."""
+    lower, upper = slot.lower, slot.upper
+    assert lower is not None and upper is not None  # noqa: S101, PT018 - slots have both
+    inside = [
+        each for each in covered if (each.lower is None or each.lower < upper) and _ends_after(each, lower)
+    ]
+    for each in sorted(inside, key=_start):
+        if each.lower is not None and each.lower > lower:
+            yield Range(lower=lower, upper=each.lower)
+        if each.upper is None or each.upper >= upper:
+            return
+        lower = max(lower, each.upper)
+    yield Range(lower=lower, upper=upper)
+
+
+def _start(each: Range) -> tuple[bool, int]:
+    return each.lower is not None, each.lower or 0
+
+
+def _ends_after(each: Range, position: int) -> bool:
+    return each.upper is None or each.upper > position
+
+
+def _creations(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Creation]:
+    taken = set(table.taken_names)
+    current = table.position
+    for piece in missing(table, axis, policy):
+        assert piece.lower is not None and piece.upper is not None  # noqa: S101, PT018 - cut from a slot
+        name = _free_name(table.name.name, axis.suffix(piece.lower), taken)
+        taken.add(name)
+        is_current = current is not None and piece.covers(current)
+        yield Creation(
+            name=Name(schema_=table.name.schema_, name=name),
+            range=piece,
+            lower=axis.literal(piece.lower),
+            upper=axis.literal(piece.upper),
+            reason="rows are written here now" if is_current else f"within {policy.ahead} ahead",
+        )
+
+
+def _free_name(table: str, suffix: str, taken: set[str]) -> str:
+    """Name a partition after its table and its slot, within 63 bytes and unlike any other."""
+    number = 1
+    while True:
+        tail = f"_{suffix}" if number == 1 else f"_{suffix}_{number}"
+        name = _shorten(table, LONGEST_NAME - len(tail)) + tail
+        if name not in taken:
+            return name
+        number += 1
+
+
+def _shorten(text: str, size: int) -> str:
+    raw = text.encode()
+    if len(raw) <= size:
+        return text
+    mark = hashlib.sha256(raw).hexdigest()[:6]  # two long names that begin alike must not meet
+    return raw[: size - 7].decode(errors="ignore") + "_" + mark
+
+
+def _expired(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Partition]:
+    """Give what is older than `keep`, oldest first."""
+    if policy.keep is None or table.position is None:
+        return
+    cutoff = axis.before(table.position, policy.keep)
+    ranged = [each for each in table.partitions if each.range and each.range.upper is not None]
+    yield from sorted(
+        (
+            each
+            for each in ranged
+            if each.range and each.range.upper is not None and each.range.upper <= cutoff
+        ),
+        key=_age,
+    )
+
+
+def _age(each: Partition) -> tuple[bool, int, int]:
+    """Order by age; but while one detach is pending, PostgreSQL takes no other."""
+    upper = each.range.upper if each.range and each.range.upper is not None else 0
+    return not each.is_pending, upper, each.oid
+
+
+def _clock_refusals(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Step]:
+    """Refuse to let anything leave while the table does not know the present time: a clock may be wrong."""
+    if policy.keep is None or axis.kind == "integer" or table.position is None:
+        return
+    if any(each.range and each.range.covers(table.position) for each in table.partitions):
+        return
+    yield Step(
+        action="refuse",
+        partition=table.name,
+        reason=f"no partition holds the present time {axis.literal(table.position)}: "
+        "if the clock is right, the next run goes on",
+    )
+
+
+def _refuse(each: Partition, table: Table, policy: PartitionPolicy) -> Step | None:
+    reason = _refusal(each, table, policy)
+    if reason is None:
+        return None
+    return Step(
+        action="refuse", partition=each.name, reason=reason, oid=each.oid, bound=each.bound, size=each.size
+    )
+
+
+def _refusal(each: Partition, table: Table, policy: PartitionPolicy) -> str | None:
+    returned = next((e for e in table.entries if e.relation == each.oid and e.state == "returned"), None)
+    if {"*", each.name.name, str(each.name)} & set(policy.hold):
+        return "it is under legal hold"
+    if returned and table.now - returned.since < policy.restored_for:
+        return (
+            f"it was brought back on {returned.since:%Y-%m-%d} and is left alone until "
+            f"{returned.since + policy.restored_for:%Y-%m-%d}"
+        )
+    if not each.is_leaf:
+        kind = "partitioned itself" if each.kind == "p" else "a foreign table"
+        return f"it is {kind}; only plain tables are archived"
+    if table.referenced_by and policy.detach == "concurrently":
+        return f"foreign keys of {', '.join(table.referenced_by)} refer to the table"
+    if policy.detach == "concurrently" and table.default_oid:
+        return "the table has a DEFAULT partition, with which PostgreSQL cannot detach concurrently"
+    return None
+
+
+def _method(table: Table, policy: PartitionPolicy) -> tuple[Literal["concurrently", "blocking"], str]:
+    if policy.detach != "auto":
+        return policy.detach, "the policy says so"
+    if table.default_oid:
+        return "blocking", "a DEFAULT partition rules out the concurrent way"
+    if table.referenced_by:
+        return "blocking", f"foreign keys of {', '.join(table.referenced_by)} are checked under the lock"
+    return "concurrently", "no DEFAULT partition, no foreign key to the table"
+
+
+def _leave(each: Partition, table: Table, policy: PartitionPolicy) -> Departure:
+    method, why = _method(table, policy)
+    return Departure(
+        relation=each.oid,
+        name=each.name,
+        parent=table.oid,
+        bound=each.bound,
+        condition=each.condition or "",
+        size=each.size,
+        entry=None,
+        is_attached=True,
+        is_pending=each.is_pending,
+        method=method,
+        method_reason=why,
+        reason=f"all of it is older than {policy.keep}",
+        drop="never",
+        drop_reason="",
+    )
+
+
+def _under_way(table: Table) -> list[Entry]:
+    attached = {each.oid for each in table.partitions if not each.is_pending}
+    return [
+        entry
+        for entry in table.entries
+        if entry.state in {"leaving", "fenced", "archived"} and entry.relation not in attached
+    ]
+
+
+def _releases(table: Table) -> Iterator[Entry]:
+    """Give the entries whose table is attached: a detach that never began, or that a person undid."""
+    attached = {each.oid for each in table.partitions if not each.is_pending}
+    for entry in table.entries:
+        if entry.relation in attached and entry.state in {"leaving", "fenced", "archived"}:
+            yield entry
+
+
+def _resume(entry: Entry, table: Table, policy: PartitionPolicy) -> Departure:
+    method, why = _method(table, policy)
+    found = table.partition(entry.relation)
+    return Departure(
+        relation=entry.relation,
+        name=entry.name,
+        parent=table.oid,
+        bound=entry.bound,
+        condition=entry.condition,
+        size=found.size if found else 0,
+        entry=entry,
+        is_attached=found is not None,
+        is_pending=bool(found and found.is_pending),
+        method=method,
+        method_reason=why,
+        reason="an earlier run began it",
+        drop="never",
+        drop_reason="",
+    )
+
+
+def _unfinished(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Departure]:
+    """Give the partitions whose detach somebody else began: that is finished, and the table left standing."""
+    own = {entry.relation for entry in table.entries} | {each.oid for each in _expired(table, axis, policy)}
+    for each in table.partitions:
+        if each.is_pending and each.oid not in own:
+            yield _leave(each, table, policy)
+
+
+def _over_the_cap(departure: Departure, policy: PartitionPolicy) -> Step:
+    return Step(
+        action="refuse",
+        partition=departure.name,
+        reason=f"max_drops is {policy.max_drops}: a later run takes it",
+        oid=departure.relation,
+        bound=departure.bound,
+        size=departure.size,
+    )
+
+
+def _with_drops(plan: Plan, table: Table, policy: PartitionPolicy, approved: str) -> Plan:
+    """Say for each departure whether its table is dropped now."""
+    decided = []
+    for each in plan.departures:
+        when, why = _drop(each, plan, table, policy, approved)
+        decided.append(each.model_copy(update={"drop": when, "drop_reason": why}))
+    return plan.model_copy(update={"departures": tuple(decided)})
+
+
+def _drop(each: Departure, plan: Plan, table: Table, policy: PartitionPolicy, approved: str) -> Drop:
+    if {"*", each.name.name, str(each.name)} & set(policy.hold):
+        return "never", "it is under legal hold"
+    if policy.drop == "keep":
+        return "never", "the policy keeps detached tables"
+    if policy.drop == "proven":
+        return "now", "its copy is proven"
+    if policy.drop == "approve":
+        if approved and approved == plan.digest:
+            return "now", f"plan {plan.digest} was approved"
+        return "approve", f"waits for approval of plan {plan.digest}"
+    return _after(each, table, policy.drop)
+
+
+def _after(each: Departure, table: Table, rule: DropAfter) -> Drop:
+    since = each.entry.detached_at if each.entry else None
+    if since is None:
+        return "later", f"it is kept for {_days(rule.after)} after the detach"
+    due = since + rule.after
+    if table.now >= due:
+        return "now", f"detached {since:%Y-%m-%d}, more than {_days(rule.after)} ago"
+    return "later", f"it is kept until {due:%Y-%m-%d %H:%M} UTC"
+
+
+def _days(span: timedelta) -> str:
+    return f"{span.total_seconds() / 86400:g} d"

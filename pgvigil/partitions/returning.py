@@ -1,0 +1,418 @@
+"""The steps of restore_partition in their order: each does its work and writes into the run's ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from psycopg import sql
+
+from pgvigil.archive import copying, restoring
+from pgvigil.archive.manifest import Manifest, read_manifest
+from pgvigil.archive.place import MANIFEST
+from pgvigil.archive.shape import add_foreign_key, bound_clause, foreign_keys, read_shape
+from pgvigil.archive.stream import Progress
+from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
+from pgvigil.partitions import ledger
+from pgvigil.partitions.catalog import identifier
+from pgvigil.partitions.envelope import bounded, explain_wait, unlimited
+from pgvigil.partitions.facts import Entry, Name
+from pgvigil.partitions.operation import LEAVING, look, tables
+from pgvigil.postgres import translated
+from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
+from pgvigil.sql import query
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgvigil.objectstore import StoredObject
+    from pgvigil.partitions.facts import Partition, Table
+    from pgvigil.partitions.operation import Managed
+    from pgvigil.postgres import Connection
+    from pgvigil.runs import Run
+
+DRILL_SCHEMA = "pgvigil"
+PROOF = "restore of a partition"
+CHECK_VIOLATION = "23514"
+REFERENCE_MISSING = "23503"
+
+
+class _DrillOverError(Exception):
+    """Ends the transaction of a drill, so that it leaves nothing."""
+
+
+@dataclass(frozen=True)
+class Archived:
+    """One proven copy, and the table that it belongs to."""
+
+    managed: Managed
+    table: Table
+    uri: str
+    manifest: Manifest
+
+    @property
+    def name(self) -> Name:
+        """The partition's name."""
+        return Name(schema_=self.manifest.shape.schema_, name=self.manifest.shape.name)
+
+
+def find(run: Run, partition: str) -> Archived:
+    """Find the newest copy of a partition: by its name, by schema.name, or by its manifest's address.
+
+    Without a name it is one of all, each month another, so that a monthly drill goes round. Raises
+    ConfigError.
+    """
+    candidates = [
+        found for managed in tables(run, None) if managed.policy.archive for found in _copies(managed)
+    ]
+    wanted = [found for found in candidates if not partition or partition in found.words]
+    if not wanted:
+        known = sorted({str(found.name) for found in candidates})
+        raise ConfigError(
+            f"no copy of '{partition or 'any partition'}' is in the archive",
+            hint=f"there are {', '.join(known[-20:]) or 'none'}",
+        )
+    named = {(found.managed.policy.table, found.name) for found in wanted}
+    if partition and len(named) > 1:
+        raise ConfigError(
+            f"'{partition}' may be {', '.join(sorted(str(name) for _, name in named))}",
+            hint="name it as schema.name, or by the address of its manifest",
+        )
+    return _read(run, max(wanted, key=_newest) if partition else min(wanted, key=_of_the_month))
+
+
+@dataclass(frozen=True)
+class _Listed:
+    managed: Managed
+    table: Table
+    item: StoredObject
+    name: Name
+
+    @property
+    def words(self) -> set[str]:
+        return {self.name.name, str(self.name), self.item.uri}
+
+    @property
+    def modified(self) -> float:
+        return self.item.modified.timestamp() if self.item.modified else 0.0
+
+
+def _newest(found: _Listed) -> tuple[float, str]:
+    return found.modified, found.item.uri
+
+
+def _of_the_month(found: _Listed) -> str:
+    return hashlib.sha256(f"{found.table.now:%Y-%m} {found.item.uri}".encode()).hexdigest()
+
+
+def _copies(managed: Managed) -> Iterator[_Listed]:
+    table, _ = look(managed)
+    folder = copying.table_folder(managed.policy, managed.cluster, managed.database, table.name)
+    for item in managed.store.list(folder):
+        parts = item.uri.removeprefix(folder).split("/")
+        if len(parts) == 4 and parts[3] == MANIFEST:
+            name = Name(schema_=unquote(parts[0]), name=unquote(parts[1]))
+            yield _Listed(managed, table, item, name)
+
+
+def _read(run: Run, chosen: _Listed) -> Archived:
+    manifest = read_manifest(chosen.managed.store, chosen.item.uri)
+    run.facts |= {
+        "partition": manifest.name,
+        "manifest": chosen.item.uri,
+        "exported_at": manifest.exported_at,
+        "rows": manifest.digest.rows,
+        "bound": manifest.origin.bound,
+    }
+    _note(run, "manifest", "its own checksum, and everything that a rebuild needs", chosen.item.uri)
+    return Archived(chosen.managed, chosen.table, chosen.item.uri, manifest)
+
+
+def _note(run: Run, name: str, expected: str, actual: str) -> None:
+    run.checks.append(Check(id=name, verdict=Verdict.VERIFIED, expected=expected, actual=actual))
+
+
+def _find(run: Run, code: str, message: str, hint: str = "", severity: Severity = Severity.WARNING) -> None:
+    run.findings.append(Finding(code=code, severity=severity, message=message, hint=hint))
+
+
+# --- plan ---------------------------------------------------------------------------------------------
+
+
+def plan(found: Archived, *, attach: bool, keep: bool) -> None:
+    """Say what will be done, and refuse what would double a range or overwrite a table."""
+    steps = [f"build {found.name} from {found.manifest.rows.uri} and prove it"]
+    if not keep:
+        steps.append("undo it all: this is a drill")
+    else:
+        _refuse_doubles(found, attach=attach)
+        steps += [f"add foreign key {each.name}" for each in foreign_keys(found.manifest.shape)]
+    if keep and attach:
+        steps.append(f"attach it to {found.table.name} {found.manifest.origin.bound}")
+    found.managed.run.facts["steps"] = tuple(steps)
+
+
+def _refuse_doubles(found: Archived, *, attach: bool) -> None:
+    table, axis = look(found.managed)
+    here = _standing(found)
+    if here is not None and _resumable(found, table, here) is None:
+        state = next((e.state for e in table.entries if e.relation == here), None)
+        raise PreconditionFailed(
+            f"there is a relation '{found.name}' already"
+            + (", detached and not dropped yet" if state in LEAVING else ""),
+            hint="drop or rename it first"
+            if state not in LEAVING
+            else "it needs no bringing back: attach it again by hand, and the next roll takes its fence down",
+        )
+    wanted = axis.parse(found.manifest.origin.bound)
+    for each in table.partitions if attach else ():
+        if each.oid != here and each.range and wanted and _overlap(each, wanted.lower, wanted.upper):
+            raise PreconditionFailed(
+                f"{found.manifest.origin.bound} is held by partition '{each.name}' already",
+                hint="bring it back with attach=false and compare the two",
+            )
+
+
+def _overlap(each: Partition, lower: int | None, upper: int | None) -> bool:
+    assert each.range is not None  # noqa: S101 - the caller looked
+    starts_before = upper is None or each.range.lower is None or each.range.lower < upper
+    ends_after = lower is None or each.range.upper is None or each.range.upper > lower
+    return starts_before and ends_after
+
+
+def _standing(found: Archived) -> int | None:
+    asked = {"schema": found.name.schema_, "name": found.name.name}
+    with found.managed.session() as session:
+        row = session.execute(query("partitions", "relation"), asked).fetchone()
+    return row["oid"] if row else None
+
+
+def _resumable(found: Archived, table: Table, oid: int) -> Entry | None:
+    """Find the note of an earlier run that built this table from this very copy."""
+    return next(
+        (
+            e
+            for e in table.entries
+            if e.relation == oid and e.state == "returning" and e.manifest == found.uri
+        ),
+        None,
+    )
+
+
+# --- build --------------------------------------------------------------------------------------------
+
+
+def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None]) -> bool:
+    """Build and prove the table, and keep it or undo it; tells whether it was as archived.
+
+    A table that an earlier run built and proved, and then died, is taken as it is.
+    """
+    managed, run = found.managed, found.managed.run
+    table, _ = look(managed)
+    here = _standing(found)
+    if keep and here is not None and _resumable(found, table, here):
+        _note(run, "rebuilt", "the table, proven in the transaction that built it", "an earlier run did")
+        return True
+    managed.check_lock()
+    intent = {"partition": str(found.name), "manifest": found.uri, "keep": keep}
+    with run.step("rebuild", intent) as noted:
+        try:
+            checks = _rebuild(found, keep=keep, on_progress=on_progress)
+        except restoring.NotAsArchivedError as error:
+            checks = error.checks
+        except StorageFailed as error:
+            if not isinstance(error, ObjectMissing) and error.context.get("s3_code") != "ContentAltered":
+                raise
+            checks = [_broken(found, error)]
+        noted["checks"] = [f"{check.id}: {check.verdict}" for check in checks]
+    run.checks += checks
+    verdict = conclude(checks)
+    run.proofs.append(Proof(name=PROOF, verdict=verdict))
+    if not keep and verdict is Verdict.VERIFIED:
+        run.facts["became"] = "gone again: a drill leaves nothing"
+    return verdict is Verdict.VERIFIED
+
+
+def _broken(found: Archived, error: StorageFailed) -> Check:
+    """Call a copy refuted whose rows are gone or cannot be read as what was stored."""
+    expected = f"{found.manifest.rows.size} bytes with sha256 {found.manifest.rows.sha256}"
+    return Check(id="content", verdict=Verdict.REFUTED, expected=expected, actual=error.message)
+
+
+def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None]) -> list[Check]:
+    managed, manifest = found.managed, found.manifest
+    total = max(1, manifest.rows.text_size)
+
+    def show(done: int) -> None:
+        percent = min(100.0, 100 * done / total)
+        on_progress(Progress(percent=percent, text=f"loaded {percent:.0f} %"))
+
+    proven: list[Check] = []
+
+    def finish(checks: list[Check]) -> None:
+        proven.extend(checks)
+        if not keep:
+            raise _DrillOverError
+        ledger.returning(session, _new_entry(session, found))
+
+    with managed.session(patient=True) as session:
+        ledger.prepare(session, managed.dsn)
+        order = _order(session, found, keep=keep)
+        with suppress(_DrillOverError):
+            restoring.rebuild(session, managed.store, order, show, finish)
+    return proven
+
+
+def _order(session: Connection, found: Archived, *, keep: bool) -> restoring.Order:
+    if not keep:
+        # In a schema of our own no name of the drill can meet one of the user's.
+        return restoring.Order(found.manifest, DRILL_SCHEMA, found.name.name, None)
+    owner = found.manifest.shape.owner
+    row = session.execute(query("partitions", "may_become"), {"role": owner}).fetchone()
+    if not row or not row["may"]:
+        _find(
+            found.managed.run,
+            "owner-away",
+            f"'{found.name}' belonged to role '{owner}', as which pgvigil cannot act: it is pgvigil's now",
+            f'GRANT "{owner}" TO pgvigil, or ALTER TABLE … OWNER TO whoever shall have it',
+        )
+        return restoring.Order(found.manifest, found.name.schema_, found.name.name, None)
+    return restoring.Order(found.manifest, found.name.schema_, found.name.name, owner)
+
+
+def _new_entry(session: Connection, found: Archived) -> Entry:
+    asked = {"schema": found.name.schema_, "name": found.name.name}
+    row = session.execute(query("partitions", "relation"), asked).fetchone()
+    assert row is not None  # noqa: S101 - it was built in this transaction
+    return Entry(
+        id=found.manifest.id,
+        state="returning",
+        relation=row["oid"],
+        name=found.name,
+        parent=found.table.oid,
+        bound=found.manifest.origin.bound,
+        condition=found.manifest.origin.condition,
+        since=found.table.now,
+        manifest=found.uri,
+    )
+
+
+# --- settle -------------------------------------------------------------------------------------------
+
+
+def refer(found: Archived) -> tuple[str, ...]:
+    """Add the foreign keys and check them without blocking; returns those whose rows refer to nothing."""
+    keys = foreign_keys(found.manifest.shape)
+    if not keys:
+        return ()
+    managed, table = found.managed, identifier(found.name)
+    with (
+        managed.run.step("foreign keys", {"partition": str(found.name)}),
+        managed.session(patient=True) as session,
+    ):
+        oid = _oid(session, found)
+        have = {each.name for each in read_shape(session, oid).constraints}
+        for each in keys:
+            if each.name not in have:
+                add = add_foreign_key(each, table)
+                bounded(session, managed.dsn, managed.policy, partial(session.execute, add))
+        unlimited(session, managed.policy)
+        unproven = session.execute(query("partitions", "unproven_keys"), {"oid": oid}).fetchall()
+        broken = [row["name"] for row in unproven if not _validate(session, managed, table, row["name"])]
+    for name in broken:
+        _find(
+            managed.run,
+            "reference-lost",
+            f"rows of '{found.name}' refer by '{name}' to rows that are gone",
+            "the key is there, NOT VALID; delete or repair these rows, then validate it",
+        )
+    return tuple(broken)
+
+
+def _oid(session: Connection, found: Archived) -> int:
+    asked = {"schema": found.name.schema_, "name": found.name.name}
+    row = session.execute(query("partitions", "relation"), asked).fetchone()
+    if row is None:
+        raise PreconditionFailed(f"'{found.name}' is gone again", hint="run again")
+    oid: int = row["oid"]
+    return oid
+
+
+def _validate(session: Connection, managed: Managed, table: sql.Identifier, name: str) -> bool:
+
+    statement = sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(table, sql.Identifier(name))
+    try:
+        with translated(managed.dsn):
+            session.execute(statement)
+    except DatabaseFailed as error:
+        if error.sqlstate != REFERENCE_MISSING:
+            raise
+        return False
+    return True
+
+
+def settle(found: Archived, broken: tuple[str, ...], *, attach: bool) -> None:
+    """Make the table a partition again, or leave it standing for itself. Idempotent."""
+    managed, run = found.managed, found.managed.run
+    managed.check_lock()
+    if attach and broken:
+        raise PreconditionFailed(
+            f"'{found.name}' cannot be attached: its rows refer to rows that are gone ({', '.join(broken)})",
+            hint="it stands for itself now; repair the rows, then run again with attach=true",
+        )
+    intent = {"partition": str(found.name)}
+    step = run.step("attach" if attach else "leave standing", intent)
+    with step, managed.session(patient=True) as session:
+        if attach:
+            _attach(session, found)
+        else:
+            ledger.end(session, found.manifest.id)
+    run.facts["became"] = f"a partition of {found.table.name}" if attach else "a table for itself"
+    if attach:
+        _note(run, "attached", found.manifest.origin.bound, "a partition again")
+
+
+def _attach(session: Connection, found: Archived) -> None:
+    managed = found.managed
+    table = identifier(found.name)
+    oid = _oid(session, found)
+    own, parent = read_shape(session, oid), read_shape(session, found.table.oid)
+    adaption = restoring.Adaption(table, own, parent)
+    condition = found.manifest.origin.condition
+    restoring.adapt(session, managed.dsn, adaption, condition, own)
+    managed.run.facts["adapted"] = tuple(adaption.told)
+    spent = restoring.bound_checks(read_shape(session, oid), condition)
+    try:
+        bounded(session, managed.dsn, managed.policy, lambda: _attach_now(session, found, spent))
+    except DatabaseFailed as error:
+        raise _unattachable(session, error, found) from error
+
+
+def _attach_now(session: Connection, found: Archived, spent: tuple[str, ...]) -> None:
+    table = identifier(found.name)
+    with session.transaction():
+        session.execute(
+            sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
+                identifier(found.table.name), table, bound_clause(found.manifest.origin.bound)
+            )
+        )
+        for name in spent:
+            session.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(table, sql.Identifier(name)))
+        ledger.returned(session, found.manifest.id)
+
+
+def _unattachable(
+    session: Connection, error: DatabaseFailed, found: Archived
+) -> DatabaseFailed | PreconditionFailed:
+    if error.sqlstate == CHECK_VIOLATION:
+        return PreconditionFailed(
+            f"'{found.name}' cannot be attached: {error.message}",
+            hint="rows of this range were written since, into the DEFAULT partition: move them first",
+        )
+    if error.sqlstate in {"55P03", "57014", "40P01"}:
+        return explain_wait(session, error, [found.table.oid], f"the attach of '{found.name}'")
+    return error

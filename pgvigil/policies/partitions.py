@@ -1,0 +1,162 @@
+"""The policy of roll_partitions: one entry per partitioned table."""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from typing_extensions import override
+
+from pgvigil.policies.clocks import Clock, Watched
+from pgvigil.policies.units import Duration, ServerWait
+from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Unit = Literal["hour", "day", "week", "month", "year"]
+
+_SPAN = re.compile(r"^\s*(\d+)\s*(hour|h|day|d|week|w|month|quarter|year)s?\s*$")
+_SHORT: dict[str, Unit] = {"h": "hour", "d": "day", "w": "week"}
+_ADDRESS = re.compile(r"s3://[^/]+(/.*)?")
+
+
+class Span(Frozen):
+    """A span of calendar time: months and years are as long as the calendar makes them."""
+
+    count: int = Field(ge=1)
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.unit}{'s' if self.count > 1 else ''}"
+
+
+def _read_span(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _SPAN.match(value.lower())
+    if match is None or int(match[1]) == 0:
+        raise ValueError("a span is a number and a unit: '1 month', '7 days', '1 quarter'")
+    if match[2] == "quarter":
+        return Span(count=3 * int(match[1]), unit="month")
+    return Span.model_validate({"count": int(match[1]), "unit": _SHORT.get(match[2], match[2])})
+
+
+def _require_positive(value: Span | int) -> Span | int:
+    if isinstance(value, int) and value < 1:
+        raise ValueError("a width in key values is at least 1")
+    return value
+
+
+def _write_span(value: Span | int) -> str | int:
+    return str(value) if isinstance(value, Span) else value
+
+
+Width = Annotated[
+    Span | int,
+    BeforeValidator(_read_span),
+    AfterValidator(_require_positive),
+    PlainSerializer(_write_span),
+    WithJsonSchema({"type": ["string", "integer"], "examples": ["1 month", 1000000]}),
+]
+
+
+def _known_zone(name: str) -> str:
+    if name not in zoneinfo.available_timezones():
+        raise ValueError(f"'{name}' is no IANA time zone such as Europe/Berlin or UTC")
+    return name
+
+
+def _is_archive(address: str) -> str:
+    if not _ADDRESS.fullmatch(address):
+        raise ValueError(f"'{address}' is no address in an object store: write s3://bucket/prefix")
+    return address.rstrip("/")
+
+
+class DropAfter(Frozen):
+    """Drop when the table has been detached for so long."""
+
+    after: Duration
+
+
+class ObjectLockPolicy(Frozen):
+    """What protects the archived object from deletion in the store (Object Lock)."""
+
+    mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
+    retain: Duration | None = Field(default=None, description="how long from the upload on")
+    legal_hold: bool = False
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.mode is None) != (self.retain is None):
+            raise ValueError("a retention has both mode and retain")
+        return self
+
+
+class PartitionPolicy(Watched):
+    """How one table's partitions are made ahead, kept, archived and dropped."""
+
+    table: str = Field(
+        min_length=3, description='schema.table as SQL writes it: public.events, public."Mixed.Case"'
+    )
+    key: str = Field(min_length=1, description="the one column that the table is partitioned by, unquoted")
+    every: Width = Field(description="width of a partition: '1 month', or key values of an integer key")
+    epoch: Literal["s", "ms", "us"] | None = Field(
+        default=None, description="an integer key that counts time since 1970 in this unit"
+    )
+    zone: Annotated[str, AfterValidator(_known_zone)] = Field(
+        default="UTC", description="time zone in which days, weeks, months and years begin"
+    )
+    ahead: int = Field(default=4, ge=1, le=1000, description="partitions that must exist after the current")
+    keep: Width | None = Field(
+        default=None, description="what stays in the table; older partitions leave. Without it, all stay"
+    )
+    archive: Annotated[str, AfterValidator(_is_archive)] | None = Field(
+        default=None, description="s3://bucket/prefix that partitions are copied to before they are dropped"
+    )
+    drop: Literal["proven", "approve", "keep"] | DropAfter = Field(
+        default=DropAfter(after=timedelta(days=7)),
+        description="when the detached table is dropped: at once when its copy is proven, when a person "
+        "approves, never, or {after: 7d}",
+    )
+    hold: tuple[str, ...] = Field(default=(), description="partitions under legal hold; '*' is every one")
+    max_drops: int = Field(default=3, ge=0, description="partitions that one run may take out of the table")
+    detach: Literal["auto", "concurrently", "blocking"] = "auto"
+    block: ServerWait = Field(
+        default=timedelta(seconds=1), description="longest time that one statement may make others wait"
+    )
+    wait: ServerWait = Field(
+        default=timedelta(minutes=5), description="how long to try for a lock before the run gives up"
+    )
+    verify: Literal["digest", "reload"] = Field(
+        default="digest", description="reload also loads the copy back and compares row by row"
+    )
+    lock: ObjectLockPolicy | None = Field(default=None, description="Object Lock of what is archived")
+    restored_for: Duration = Field(
+        default=timedelta(days=30), description="how long a partition that was brought back is left alone"
+    )
+    deadline: ServerWait = Field(default=timedelta(hours=12), description="longest time of one copy")
+    fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.keep is not None and self.archive is None:
+            raise ValueError("keep needs archive: nothing is dropped before its copy was proven")
+        if self.keep is not None and isinstance(self.keep, int) != isinstance(self.every, int):
+            raise ValueError("every and keep are both spans of time, or both key values")
+        if self.epoch is not None and isinstance(self.every, int):
+            raise ValueError("with epoch, every is a span of time")
+        return self
+
+    @override
+    def clocks(self) -> Iterator[Clock]:
+        yield Clock(
+            flow="roll_partitions",
+            proof="partitions",
+            detail=self.table,
+            max_age=self.fresh,
+            per_repository=False,
+        )

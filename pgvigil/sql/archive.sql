@@ -1,0 +1,72 @@
+-- table: what a table is beside its columns
+SELECT namespace.nspname AS schema, relation.relname AS name, pg_get_userbyid(relation.relowner) AS owner,
+       relation.relkind::text AS kind, relation.relpersistence::text AS persistence,
+       coalesce(relation.reloptions, '{}') AS options,
+       relation.relrowsecurity AS row_security, relation.relforcerowsecurity AS force_row_security,
+       relation.relreplident::text AS replica_identity,
+       obj_description(relation.oid, 'pg_class') AS comment,
+       pg_table_size(relation.oid) AS size
+  FROM pg_class AS relation JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+ WHERE relation.oid = %(oid)s
+
+-- columns: in their order, without those that were dropped
+SELECT attribute.attname AS name, format_type(attribute.atttypid, attribute.atttypmod) AS type,
+       attribute.atttypid::bigint AS type_oid,
+       CASE WHEN attribute.attcollation <> type.typcollation
+            THEN format('%%I.%%I', space.nspname, collation_.collname) END AS collation,
+       attribute.attnotnull AS not_null,
+       pg_get_expr(def.adbin, def.adrelid) AS expression,
+       attribute.attgenerated::text AS generated, attribute.attidentity::text AS identity,
+       CASE WHEN attribute.attstorage <> type.typstorage THEN attribute.attstorage::text ELSE '' END AS storage,
+       attribute.attcompression::text AS compression,
+       nullif(attribute.attstattarget, -1)::int AS statistics,
+       col_description(attribute.attrelid, attribute.attnum) AS comment
+  FROM pg_attribute AS attribute
+  JOIN pg_type AS type ON type.oid = attribute.atttypid
+  LEFT JOIN pg_attrdef AS def ON def.adrelid = attribute.attrelid AND def.adnum = attribute.attnum
+  LEFT JOIN pg_collation AS collation_ ON collation_.oid = attribute.attcollation
+  LEFT JOIN pg_namespace AS space ON space.oid = collation_.collnamespace
+ WHERE attribute.attrelid = %(oid)s AND attribute.attnum > 0 AND NOT attribute.attisdropped
+ ORDER BY attribute.attnum
+
+-- constraints: those that a table can be given again by their definition, keys before what may need them
+SELECT conname AS name, contype::text AS kind, pg_get_constraintdef(oid) AS definition,
+       obj_description(oid, 'pg_constraint') AS comment
+  FROM pg_constraint
+ WHERE conrelid = %(oid)s AND contype IN ('c', 'p', 'u', 'x', 'f')
+ ORDER BY array_position(ARRAY['p', 'u', 'x', 'c', 'f'], contype::text), conname
+
+-- indexes: those that no constraint brings along; `body` is what stands after USING
+SELECT index.relname AS name, pg_index.indisunique AS is_unique,
+       substr(definition, position(marker IN definition) + length(marker)) AS body,
+       obj_description(index.oid, 'pg_class') AS comment
+  FROM pg_index
+  JOIN pg_class AS index ON index.oid = pg_index.indexrelid
+  JOIN pg_class AS relation ON relation.oid = pg_index.indrelid
+  JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+ CROSS JOIN LATERAL pg_get_indexdef(index.oid) AS definition
+ CROSS JOIN LATERAL format(' ON %%I.%%I USING ', namespace.nspname, relation.relname) AS marker
+ WHERE pg_index.indrelid = %(oid)s AND pg_index.indisvalid
+   AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = index.oid AND conrelid = relation.oid
+                      AND contype IN ('p', 'u', 'x'))
+ ORDER BY index.relname
+
+-- replica_index: the index that tells rows apart for replication
+SELECT index.relname AS name FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+ WHERE indrelid = %(oid)s AND indisreplident
+
+-- left_out: what hangs on the table and is not rebuilt
+SELECT 'trigger ' || tgname AS what FROM pg_trigger
+ WHERE tgrelid = %(oid)s AND NOT tgisinternal AND tgname NOT IN ('pgvigil_no_write', 'pgvigil_no_truncate')
+UNION ALL SELECT 'policy ' || polname FROM pg_policy WHERE polrelid = %(oid)s
+UNION ALL SELECT 'extended statistics ' || stxname FROM pg_statistic_ext WHERE stxrelid = %(oid)s
+UNION ALL SELECT 'rule ' || rulename FROM pg_rewrite WHERE ev_class = %(oid)s
+ORDER BY 1
+
+-- origin: the server that a copy comes from, and where its log stood
+SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
+       current_setting('server_version') AS version,
+       current_setting('server_version_num')::int AS version_num,
+       current_setting('server_encoding') AS encoding,
+       pg_current_wal_insert_lsn()::text AS lsn,
+       clock_timestamp() AS now

@@ -1,0 +1,217 @@
+-- table: a partitioned table, its key, its owner, and what refers to it
+SELECT parent.oid::bigint AS oid, namespace.nspname AS schema, parent.relname AS name,
+       parent.relkind = 'p' AS is_partitioned,
+       partitioned.partstrat::text AS strategy,
+       partitioned.partnatts AS key_columns,
+       key.attname AS key,
+       CASE WHEN key.atttypid IS NOT NULL THEN format_type(key.atttypid, NULL) END AS key_type,
+       nullif(partitioned.partdefid, 0)::bigint AS default_oid,
+       pg_get_userbyid(parent.relowner) AS owner,
+       pg_has_role(parent.relowner, 'USAGE') AS may_alter,
+       clock_timestamp() AS now,
+       current_setting('server_version_num')::int AS version_num,
+       pg_is_in_recovery() AS in_recovery,
+       ARRAY(SELECT conrelid::regclass::text FROM pg_constraint
+              WHERE contype = 'f' AND confrelid = parent.oid AND conparentid = 0 ORDER BY 1) AS referenced_by
+  FROM pg_class AS parent
+  JOIN pg_namespace AS namespace ON namespace.oid = parent.relnamespace
+  LEFT JOIN pg_partitioned_table AS partitioned ON partitioned.partrelid = parent.oid
+  LEFT JOIN pg_attribute AS key
+         ON key.attrelid = parent.oid AND key.attnum = partitioned.partattrs[0] AND key.attnum > 0
+ WHERE parent.oid = to_regclass(%(table)s)
+
+-- children: its partitions, those that wait for the end of a detach included
+SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS name,
+       child.relkind::text AS kind,
+       pg_get_expr(child.relpartbound, child.oid) AS bound,
+       pg_get_partition_constraintdef(child.oid) AS condition,
+       inherits.inhdetachpending AS is_pending,
+       pg_total_relation_size(child.oid) AS size,
+       greatest(child.reltuples, 0)::bigint AS rows
+  FROM pg_inherits AS inherits
+  JOIN pg_class AS child ON child.oid = inherits.inhrelid
+  JOIN pg_namespace AS namespace ON namespace.oid = child.relnamespace
+ WHERE inherits.inhparent = %(oid)s
+ ORDER BY child.oid
+
+-- names: the relations of a schema, so that a new one gets a name that is free
+SELECT relname AS name FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+ WHERE nspname = %(schema)s
+
+-- drift: what a partition has otherwise than its table, of that which PostgreSQL does not keep alike
+SELECT child.relname AS name,
+       array_remove(ARRAY[
+           CASE WHEN child.relowner <> parent.relowner THEN 'owner' END,
+           CASE WHEN coalesce(child.relacl, acldefault('r', child.relowner)) IS DISTINCT FROM
+                     coalesce(parent.relacl, acldefault('r', parent.relowner)) THEN 'grants' END,
+           CASE WHEN (child.relrowsecurity, child.relforcerowsecurity)
+                     <> (parent.relrowsecurity, parent.relforcerowsecurity) THEN 'row security' END,
+           CASE WHEN child.relreplident <> parent.relreplident THEN 'replica identity' END,
+           CASE WHEN EXISTS (
+               SELECT FROM pg_attribute AS ours JOIN pg_attribute AS theirs
+                   ON theirs.attrelid = parent.oid AND theirs.attname = ours.attname
+                WHERE ours.attrelid = child.oid AND ours.attnum > 0 AND NOT ours.attisdropped
+                  AND ours.attstattarget IS DISTINCT FROM theirs.attstattarget) THEN 'statistics targets' END
+       ], NULL) AS differs
+  FROM pg_inherits AS inherits
+  JOIN pg_class AS child ON child.oid = inherits.inhrelid
+  JOIN pg_class AS parent ON parent.oid = inherits.inhparent
+ WHERE inherits.inhparent = %(oid)s AND NOT inherits.inhdetachpending AND child.relkind = 'r'
+
+-- settings: what a new partition takes over from its table, and from its newest sibling
+SELECT parent.relrowsecurity AS row_security, parent.relforcerowsecurity AS force_row_security,
+       parent.relreplident::text AS replica_identity,
+       sibling.reloptions AS options,
+       (SELECT spcname FROM pg_tablespace WHERE oid = parent.reltablespace) AS tablespace,
+       ARRAY(SELECT json_build_array(attname, attstattarget) FROM pg_attribute
+              WHERE attrelid = parent.oid AND attnum > 0 AND NOT attisdropped AND attstattarget >= 0)
+           AS statistics
+  FROM pg_class AS parent
+  LEFT JOIN LATERAL (
+       SELECT child.reloptions FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
+        WHERE inhparent = parent.oid AND child.relkind = 'r' AND child.oid <> %(child)s
+        ORDER BY child.oid DESC LIMIT 1) AS sibling ON true
+ WHERE parent.oid = %(oid)s
+
+-- grants: a table's privileges, one row for each that was granted
+SELECT CASE WHEN acl.grantee = 0 THEN NULL ELSE pg_get_userbyid(acl.grantee) END AS grantee,
+       acl.privilege_type AS privilege, acl.is_grantable
+  FROM pg_class CROSS JOIN LATERAL aclexplode(relacl) AS acl
+ WHERE oid = %(oid)s AND acl.grantee <> relowner
+
+-- detaching: sessions that work on detaching partitions of a table of this name
+SELECT pid, application_name, extract(epoch FROM clock_timestamp() - query_start) AS seconds
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
+   AND query ~* 'detach\s+partition' AND position(%(name)s IN query) > 0
+
+-- lockers: who holds a relation, longest first
+SELECT activity.pid, activity.application_name, activity.usename, activity.state,
+       left(activity.query, 200) AS query,
+       extract(epoch FROM clock_timestamp() - activity.xact_start) AS seconds
+  FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid)
+ WHERE locks.locktype = 'relation' AND locks.granted AND locks.pid <> pg_backend_pid()
+   AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND locks.relation = ANY (%(oids)s)
+   AND clock_timestamp() - activity.xact_start > %(older)s
+ ORDER BY seconds DESC NULLS LAST
+
+-- elders: who keeps an old snapshot of this database, for which the end of a detach waits
+SELECT pid, application_name, usename, state, left(query, 200) AS query,
+       extract(epoch FROM clock_timestamp() - xact_start) AS seconds
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL
+   AND clock_timestamp() - xact_start > %(older)s
+ ORDER BY seconds DESC NULLS LAST
+
+-- standing: what has become of a table since it was planned
+SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS name,
+       child.relispartition AS is_partition,
+       (SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = child.oid) AS is_pending,
+       (SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = child.oid) AS parent,
+       pg_get_expr(child.relpartbound, child.oid) AS bound
+  FROM pg_class AS child JOIN pg_namespace AS namespace ON namespace.oid = child.relnamespace
+ WHERE child.oid = %(oid)s
+
+-- ledger_exists: whether a partition of this database was ever taken out
+SELECT to_regclass('pgvigil.departure') IS NOT NULL AS found
+
+-- ledger_schema_exists: whether pgvigil has its schema here
+SELECT to_regnamespace('pgvigil') IS NOT NULL AS found
+
+-- ledger_schema: where pgvigil keeps its work state in this database
+CREATE SCHEMA IF NOT EXISTS pgvigil
+
+-- ledger_table: one row for each partition on its way out or back in, gone when it has arrived
+CREATE TABLE IF NOT EXISTS pgvigil.departure (
+    id uuid PRIMARY KEY,
+    state text NOT NULL CHECK (state IN ('leaving', 'fenced', 'archived', 'returning', 'returned')),
+    relation bigint NOT NULL,
+    schema text NOT NULL,
+    name text NOT NULL,
+    parent bigint NOT NULL,
+    bound text NOT NULL,
+    condition text NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    detached_at timestamptz,
+    fence jsonb,
+    manifest text
+)
+
+-- ledger_trigger_function: what keeps writers off a table whose copy is being made
+CREATE OR REPLACE FUNCTION pgvigil.refuse_write() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog AS $$
+BEGIN
+    RAISE EXCEPTION 'table % is being archived and takes no writes', TG_RELID::regclass
+        USING ERRCODE = 'read_only_sql_transaction',
+              HINT = 'its partition was detached; pgvigil restore-partition brings it back';
+END
+$$
+
+-- ledger_function_exists: whether the function is there already, for replacing it would break every fence
+SELECT to_regprocedure('pgvigil.refuse_write()') IS NOT NULL AS found
+
+-- ledger: the partitions of a table that are on their way
+SELECT id, state, relation, schema, name, parent, bound, condition, since, detached_at, fence, manifest
+  FROM pgvigil.departure WHERE parent = %(oid)s ORDER BY since, id
+
+-- ledger_begin: note that a partition is about to leave
+INSERT INTO pgvigil.departure (id, state, relation, schema, name, parent, bound, condition)
+VALUES (%(id)s, 'leaving', %(relation)s, %(schema)s, %(name)s, %(parent)s, %(bound)s, %(condition)s)
+
+-- ledger_forget_return: a partition that had come back leaves again
+DELETE FROM pgvigil.departure WHERE relation = %(relation)s AND state = 'returned'
+
+-- ledger_fenced: note that no writer can reach it any more
+UPDATE pgvigil.departure SET state = 'fenced', detached_at = clock_timestamp(), fence = %(fence)s
+ WHERE id = %(id)s
+
+-- ledger_archived: note where its proven copy is
+UPDATE pgvigil.departure SET state = 'archived', manifest = %(manifest)s WHERE id = %(id)s
+
+-- ledger_renew: a table whose fence was opened is to be copied anew
+UPDATE pgvigil.departure SET id = %(new)s, state = 'leaving', fence = NULL, manifest = NULL WHERE id = %(old)s
+
+-- ledger_end: it has arrived
+DELETE FROM pgvigil.departure WHERE id = %(id)s
+
+-- ledger_returning: note a table that was rebuilt from its copy
+INSERT INTO pgvigil.departure (id, state, relation, schema, name, parent, bound, condition, manifest)
+VALUES (%(id)s, 'returning', %(relation)s, %(schema)s, %(name)s, %(parent)s, %(bound)s, %(condition)s,
+        %(manifest)s)
+ON CONFLICT (id) DO UPDATE
+   SET state = 'returning', relation = excluded.relation, schema = excluded.schema, name = excluded.name,
+       parent = excluded.parent, since = clock_timestamp()
+ WHERE departure.state IN ('returning', 'returned')
+RETURNING id
+
+-- ledger_returned: note that it is a partition again, so that it is left alone for a while
+UPDATE pgvigil.departure SET state = 'returned', since = clock_timestamp() WHERE id = %(id)s
+
+-- fence: everything that must be unchanged for a fence to have held
+SELECT jsonb_build_object(
+           'relation', child.oid::bigint,
+           'function', (SELECT proc.oid::bigint || '/' || proc.xmin::text FROM pg_proc AS proc
+                         WHERE proc.oid = to_regprocedure('pgvigil.refuse_write()')),
+           'triggers', (SELECT jsonb_agg(trig.oid::bigint || '/' || trig.xmin::text || '/' || trig.tgenabled::text
+                                         ORDER BY trig.oid)
+                          FROM pg_trigger AS trig
+                         WHERE trig.tgrelid = child.oid
+                           AND trig.tgname IN ('pgvigil_no_write', 'pgvigil_no_truncate')),
+           'columns', (SELECT md5(string_agg(concat_ws('/', attnum, attname, atttypid, atttypmod, attisdropped,
+                                                       attgenerated, attcollation, atthasmissing), ',' ORDER BY attnum))
+                         FROM pg_attribute WHERE attrelid = child.oid AND attnum > 0)
+       ) AS fence
+  FROM pg_class AS child WHERE child.oid = %(oid)s
+
+-- relation: a relation of this name, whatever it is
+SELECT relation.oid::bigint AS oid, relation.relispartition AS is_partition
+  FROM pg_class AS relation JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+ WHERE namespace.nspname = %(schema)s AND relation.relname = %(name)s
+
+-- may_become: whether this role may act as another
+SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s AND pg_has_role(oid, 'MEMBER')) AS may
+
+-- unproven_keys: foreign keys of a table that were not checked yet
+SELECT conname AS name FROM pg_constraint
+ WHERE conrelid = %(oid)s AND contype = 'f' AND NOT convalidated AND conparentid = 0

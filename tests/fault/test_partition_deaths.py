@@ -1,0 +1,157 @@
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import botocore.client
+import psycopg
+import pytest
+
+from pgvigil.reports import Verdict
+from tests.fixtures.partitions import Shop, run
+
+CALLS_OF_A_ROLL = 320
+ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "2"))
+STEPS = ("archiving", "drop", "prove", "detach", "create")[:ROUNDS]
+COUNTED = ((psycopg.Connection, "execute"), (botocore.client.BaseClient, "_make_api_call"))
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_calls(limit: int | None) -> list[int]:
+    """Count every statement and every S3 call of this process from now on, and die before the limit's."""
+    counter = [0]
+    for owner, name in COUNTED:
+        original = getattr(owner, name)
+
+        def counted(*args: Any, _original: Any = original, **kwargs: Any) -> Any:
+            counter[0] += 1
+            if counter[0] == limit:
+                die()
+            return _original(*args, **kwargs)
+
+        setattr(owner, name, counted)
+    return counter
+
+
+def in_child(action: Callable[[], int]) -> int:
+    """Do something in a process of its own and return its exit code, or minus the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            code = action()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@contextmanager
+def writer(shop: Shop) -> Iterator[list[int]]:
+    """Write into the present month through the table all the while; gives how many rows were taken."""
+    taken = [0]
+    is_over = threading.Event()
+
+    def write() -> None:
+        with shop.session() as session:
+            while not is_over.wait(0.01):
+                run(session, "INSERT INTO events (customer_id, kind, payload) VALUES (1, 'now', '{}')")
+                taken[0] += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        is_over.set()
+        thread.join()
+
+
+class Story:
+    """What must be true of a roll at every instant, and at its end."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+        self.name = min(shop.partitions(), key=lambda name: shop.partitions()[name])
+        self.old = self.count(self.name)
+        self.others = self.count("events") - self.old
+
+    def count(self, table: str) -> int:
+        return int(self.shop.sql(f"SELECT count(*) AS n FROM {table}")[0]["n"])
+
+    def is_there(self) -> bool:
+        return self.shop.sql(f"SELECT to_regclass('{self.name}') AS r")[0]["r"] is not None
+
+    def assert_no_row_lost(self) -> None:
+        """The old rows are in their table, attached or not, or else in a committed copy."""
+        if self.is_there():
+            assert self.old == self.count(self.name)
+        else:
+            assert 1 == len(self.shop.objects("manifest.json"))
+
+    def assert_done(self, written: int) -> None:
+        """One manifest, one object, no table, no work state; and the copy comes back whole."""
+        assert not self.is_there()
+        assert (1, 2) == (len(self.shop.objects("manifest.json")), len(self.shop.objects()))
+        assert [] == list(self.shop.store.list_uploads(f"s3://archive/{self.shop.database}/"))
+        assert 0 == self.count("pgvigil.departure")
+        assert self.others + written == self.count("events")
+        back = self.shop.restore(self.name, keep=False)
+        assert (Verdict.VERIFIED, self.old) == (back.verdict, back.rows)
+
+
+def finish(story: Story) -> None:
+    report = story.shop.roll()
+    assert Verdict.VERIFIED == report.verdict, report.findings
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_roll_killed_at_a_step_is_finished_by_the_next(shop: Shop, step: str) -> None:
+    """SIGKILL while others write: no row is lost at that instant, and the next run ends as if none died."""
+    story = Story(shop)
+    with writer(shop) as written:
+        shop.before = lambda at: die() if at == step else None
+        assert -signal.SIGKILL == in_child(lambda: bool(shop.roll()))
+        story.assert_no_row_lost()
+        shop.before = lambda _: None
+        finish(story)
+    story.assert_done(written[0])
+
+
+@pytest.mark.parametrize("share", [(n + 0.5) / ROUNDS for n in range(ROUNDS)])
+def test_a_roll_killed_at_any_call_is_finished_by_the_next(shop: Shop, share: float) -> None:
+    """SIGKILL before the n-th statement or S3 call, wherever that is."""
+    story = Story(shop)
+    limit = int(CALLS_OF_A_ROLL * share) + 1
+
+    def roll() -> int:
+        count_calls(limit)
+        shop.roll()
+        return 0
+
+    died = in_child(roll)
+    story.assert_no_row_lost()
+    finish(story)
+
+    assert -signal.SIGKILL == died
+    story.assert_done(0)
+
+
+@pytest.mark.parametrize("step", ["rebuilding", "settle", "refer"][:ROUNDS])
+def test_a_restore_killed_at_a_step_is_finished_by_the_next(shop: Shop, step: str) -> None:
+    """SIGKILL: the table is there whole or not at all, and the next run ends with one partition more."""
+    story = Story(shop)
+    finish(story)
+    shop.before = lambda at: die() if at == step else None
+    assert -signal.SIGKILL == in_child(lambda: bool(shop.restore(story.name, attach=True)))
+    assert (step != "rebuilding") == story.is_there()
+    shop.before = lambda _: None
+    report = shop.restore(story.name, attach=True)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert story.others + story.old == story.count("events")
+    assert story.name in shop.partitions()

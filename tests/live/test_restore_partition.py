@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+
+from pgvigil.archive.shape import Shape, read_shape
+from pgvigil.reports import Verdict
+from tests.fixtures.partitions import Shop, run
+
+AWKWARD = (Path(__file__).parents[1] / "fixtures" / "awkward.sql").read_text(encoding="utf-8")
+NAMES = ['Mixed.Case "quoted"; --', "表" * 20, ".."]
+
+
+def archived(shop: Shop) -> str:
+    """Archive and drop the oldest partition of events and return its name."""
+    (name,) = {o.partition for o in shop.roll().outcomes if o.action == "drop"}
+    return name
+
+
+def shape(shop: Shop, name: str) -> Shape:
+    with shop.session() as session:
+        (row,) = run(session, f"SELECT '{name}'::regclass::oid::bigint AS oid")
+        session.execute("SET search_path = pg_catalog")
+        return read_shape(session, row["oid"])
+
+
+def quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def make_awkward(shop: Shop, name: str) -> None:
+    """Make a table of every awkward value with one old partition, and roll it from now on."""
+    statements = AWKWARD.replace("AWKWARD", quote(name)).replace("OLD_PARTITION", quote(f"{name}_99"))
+    with shop.session() as session:
+        session.execute("SET search_path = public; SET ROLE shop")
+        session.execute(statements.encode())
+    shop.policy(table=f"public.{quote(name)}", key="at", every="1 year", keep="2 years", ahead=1)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_every_awkward_value_and_name_comes_back_bit_for_bit(shop: Shop, name: str) -> None:
+    """A witness copy and the restored table differ in no row either way, and in nothing of their DDL."""
+    make_awkward(shop, name)
+    old = quote(f"{name}_99")
+    shop.sql(f"CREATE TABLE witness AS TABLE {old}")
+    report = shop.roll()
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    (manifest,) = report.manifests
+    back = shop.restore(f"public.{name}_99")
+
+    assert Verdict.VERIFIED == back.verdict, back.findings
+    assert manifest.shape == shape(shop, old)
+    assert [{"n": 2}] == shop.sql(f"SELECT count(*) AS n FROM {old}")
+    rows = "(SELECT t::text FROM {} t EXCEPT ALL SELECT t::text FROM {} t)"
+    assert [] == shop.sql(rows.format(old, "witness") + " UNION ALL " + rows.format("witness", old))
+
+
+def test_a_partition_comes_back_attached_without_a_scan_and_stays(shop: Shop) -> None:
+    """It is a partition again with its bound and no constraint more; the next run leaves it alone."""
+    before = shop.partitions()
+    rows = shop.sql("SELECT count(*) AS n FROM events")
+    name = archived(shop)
+    report = shop.restore(name, attach=True)
+    again = shop.roll()
+
+    assert (Verdict.VERIFIED, Verdict.VERIFIED) == (report.verdict, again.verdict), report.findings
+    assert before[name] == shop.partitions()[name]
+    assert rows == shop.sql("SELECT count(*) AS n FROM events")
+    assert [] == shop.sql(
+        f"SELECT conname FROM pg_constraint WHERE conrelid = '{name}'::regclass AND contype = 'c'"
+    )
+    assert "left-alone" in {finding.code for finding in again.findings}
+
+
+def test_a_range_is_never_doubled(shop: Shop) -> None:
+    """While a partition holds the range, or a table has the name, nothing is brought back."""
+    bound = shop.partitions()[name := min(shop.partitions(), key=lambda n: shop.partitions()[n])]
+    assert name == archived(shop)
+    shop.sql(f"CREATE TABLE other PARTITION OF events {bound}")
+    held = shop.restore(name, attach=True)
+    shop.restore(name)
+    named = shop.restore(name)
+
+    assert [Verdict.INCONCLUSIVE] * 2 == [held.verdict, named.verdict]
+    assert "is held by partition 'public.other' already" in held.findings[0].message
+    assert "there is a relation" in named.findings[0].message
+
+
+def test_a_table_that_changed_since_is_adapted_to_and_says_so(shop: Shop) -> None:
+    """A column that was dropped goes, one that was added takes its default, and a new CHECK is passed."""
+    name = archived(shop)
+    shop.sql("ALTER TABLE events DROP COLUMN payload")
+    shop.sql("ALTER TABLE events ADD COLUMN source text NOT NULL DEFAULT 'web'")
+    shop.sql("ALTER TABLE events ADD CONSTRAINT known CHECK (kind <> '')")
+    report = shop.restore(name, attach=True)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert 3 == len(report.adapted)
+    assert [{"source": "web"}] == shop.sql(f"SELECT DISTINCT source FROM {name}")
+
+
+def test_a_drill_proves_and_leaves_nothing(shop: Shop) -> None:
+    """Without a name it takes any copy; afterwards every relation and object is as it was before."""
+    archived(shop)
+    listed = "SELECT oid FROM pg_class ORDER BY 1"
+    before, objects = shop.sql(listed), shop.objects()
+    report = shop.restore("", keep=False)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert "table.digest" in {check.id for check in report.checks}
+    assert (before, objects) == (shop.sql(listed), shop.objects())
+
+
+def test_a_copy_whose_bytes_changed_is_refuted(shop: Shop) -> None:
+    """One bit in the stored object: nothing comes back, and the report says which proof failed."""
+    name = archived(shop)
+    (uri,) = shop.objects(".copy.zst")
+    data = bytearray(shop.store.get(uri))
+    data[len(data) // 2] ^= 1
+    shop.store.put(uri, bytes(data))
+    report = shop.restore(name)
+
+    assert Verdict.REFUTED == report.verdict
+    assert [{"r": None}] == shop.sql(f"SELECT to_regclass('{name}')::text AS r")
+
+
+def test_a_manifest_that_was_edited_is_not_believed(shop: Shop) -> None:
+    """Its own checksum tells."""
+    name = archived(shop)
+    (uri,) = shop.objects("manifest.json")
+    shop.store.put(uri, shop.store.get(uri).replace(b'"rows"', b'"Rows"', 1))
+    report = shop.restore(name)
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert "cannot be trusted" in report.findings[0].message
+
+
+def test_rows_that_refer_to_what_is_gone_are_told(shop: Shop) -> None:
+    """The table stands with its key unproven, and is not attached."""
+    shop.sql("ALTER TABLE events ADD FOREIGN KEY (customer_id) REFERENCES customers")
+    name = archived(shop)
+    shop.sql("ALTER TABLE events DROP CONSTRAINT events_customer_id_fkey")
+    shop.sql("ALTER TABLE orders DROP CONSTRAINT orders_customer_id_fkey")
+    shop.sql("DELETE FROM customers")
+    report = shop.restore(name, attach=True)
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert {"reference-lost"} <= {finding.code for finding in report.findings}
+    assert [{"n": True}] == shop.sql(f"SELECT count(*) > 0 AS n FROM {name}")

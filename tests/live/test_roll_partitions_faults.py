@@ -1,0 +1,322 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pgvigil.reports import Verdict
+from tests.fixtures.partitions import Shop, run
+
+
+def oldest(shop: Shop) -> str:
+    return min(shop.partitions(), key=lambda name: shop.partitions()[name])
+
+
+def count(shop: Shop, table: str) -> int:
+    return int(shop.sql(f"SELECT count(*) AS n FROM {table}")[0]["n"])
+
+
+def messages(report: object) -> str:
+    return " / ".join(finding.message for finding in report.findings)  # type: ignore[attr-defined]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextmanager
+def reader(shop: Shop, statement: str) -> Iterator[None]:
+    """A transaction that has read something and does not end."""
+    with shop.session() as session, session.transaction():
+        run(session, statement)
+        yield
+
+
+def leave_pending(shop: Shop, name: str) -> None:
+    """Interrupt a concurrent detach as a statement_timeout does."""
+    with reader(shop, "TABLE events LIMIT 1"), shop.session() as session:
+        session.execute("SET statement_timeout = 300; SET search_path = public")
+        with pytest.raises(Exception, match="statement timeout"):
+            session.execute(f"ALTER TABLE events DETACH PARTITION {name} CONCURRENTLY".encode())
+
+
+def test_a_detach_that_was_interrupted_is_finished_first(shop: Shop) -> None:
+    """A pending partition that is due is archived; one that is not is left standing, whole."""
+    young = max(shop.partitions(), key=lambda name: shop.partitions()[name])
+    leave_pending(shop, young)
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert ["finalize", "create"] == [outcome.action for outcome in report.outcomes][:2]
+    assert [{"p": False}] == shop.sql(
+        f"SELECT relispartition AS p FROM pg_class WHERE oid = '{young}'::regclass"
+    )
+
+
+def test_who_holds_a_detach_up_is_named_and_nothing_is_left_pending(shop: Shop) -> None:
+    """A reader that never ends: the run gives up with pid and query, and the next one does it."""
+    shop.policy(wait="1s", block="100ms")
+    name = oldest(shop)
+    with reader(shop, "SELECT count(*) FROM events"):
+        report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert f"the detach of 'public.{name}' did not get its lock: pid" in messages(report)
+    assert "SELECT count(*) FROM events" in messages(report)
+    assert [{"n": 0}] == shop.sql("SELECT count(*) AS n FROM pg_inherits WHERE inhdetachpending")
+    shop.policy()
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
+def test_an_old_snapshot_elsewhere_holds_a_pending_detach_up_and_is_named(shop: Shop) -> None:
+    """Even one that read another table: it is named, and no row is lost meanwhile."""
+    shop.policy(wait="1s", block="100ms")
+    name = oldest(shop)
+    rows = count(shop, name)
+    leave_pending(shop, name)
+    with shop.session() as session, session.transaction():
+        session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        run(session, "SELECT count(*) FROM customers")
+        report = shop.roll()
+
+    assert "the pending detach" in messages(report)
+    assert "SELECT count(*) FROM customers" in messages(report)
+    assert rows == count(shop, name)
+    shop.policy()
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
+def test_rows_in_default_move_to_the_new_partition_and_no_write_fails(shop: Shop) -> None:
+    """While others write into the very range, each row is in the table once; who waited was not refused."""
+    shop.sql("SET ROLE shop; CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    late = "date_trunc('month', now(), 'UTC') + interval '2 months'"
+    statement = f"INSERT INTO events (created_at, customer_id, kind, payload) VALUES ({late}, 1, 'x', '{{}}')"
+    before = count(shop, "events")
+    for _ in range(50):
+        shop.sql(statement)
+    is_over, failures, written = threading.Event(), [], [50]
+
+    def write() -> None:
+        with shop.session() as session:
+            session.execute("SET lock_timeout = '20s'")
+            while not is_over.is_set():
+                try:
+                    run(session, statement)
+                    written[0] += 1
+                except Exception as error:
+                    failures.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        report = shop.roll()
+    finally:
+        is_over.set()
+        thread.join()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [] == failures
+    archived = sum(manifest.digest.rows for manifest in report.manifests)
+    assert before + written[0] - archived == count(shop, "events")
+    assert 0 == count(shop, "events_rest")
+    assert "blocking" in {step.method.partition(":")[0] for step in report.steps}
+
+
+def test_settings_of_the_role_play_no_part(shop: Shop) -> None:
+    """A statement timeout, other date and interval styles, another zone: the digests agree all the same."""
+    for setting in (
+        "statement_timeout = '50ms'",
+        "datestyle = 'German'",
+        "intervalstyle = 'sql_standard'",
+        "timezone = 'Asia/Kathmandu'",
+        "extra_float_digits = -5",
+        "bytea_output = 'escape'",
+        "search_path = 'public'",
+    ):
+        shop.sql(f"ALTER ROLE pgvigil IN DATABASE {shop.database} SET {setting}")
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert "drop" in {outcome.action for outcome in report.outcomes}
+
+
+def test_row_security_hides_no_row_from_the_copy(shop: Shop) -> None:
+    """Where a policy would filter what pgvigil reads, the run refuses instead of archiving a part."""
+    name = oldest(shop)
+    shop.sql(f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY; ALTER TABLE {name} FORCE ROW LEVEL SECURITY")
+    shop.sql(f"CREATE POLICY few ON {name} USING (kind = 'view')")
+    rows = count(shop, name)
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert "row-level security" in messages(report)
+    assert (rows, []) == (count(shop, name), shop.objects())
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, lambda data: data[:-9], lambda _: b"other"], ids=["bit", "cut", "other"]
+)
+def test_a_copy_that_is_not_what_was_sent_refutes_and_nothing_is_dropped(
+    shop: Shop, damage: Callable[[bytes], bytes]
+) -> None:
+    """Damage between upload and proof: refuted, no manifest; the next run makes a new copy and goes on."""
+    name = oldest(shop)
+
+    def hurt(step: str) -> None:
+        if step == "prove":
+            (uri,) = shop.objects(".copy.zst")
+            shop.store.put(uri, damage(shop.store.get(uri)))
+
+    shop.before = hurt
+    report = shop.roll()
+
+    assert Verdict.REFUTED == report.verdict
+    assert [] == shop.objects("manifest.json")
+    assert count(shop, name) > 0
+    shop.before = lambda _: None
+    assert Verdict.VERIFIED == shop.roll().verdict
+    assert (1, 2) == (len(shop.objects("manifest.json")), len(shop.objects()))
+
+
+def test_a_copy_that_vanished_before_the_drop_stops_it(shop: Shop) -> None:
+    """Proven a moment ago is not enough: what is dropped has its copy in the store now."""
+
+    def lose(step: str) -> None:
+        if step == "drop":
+            shop.store.delete(shop.objects(".copy.zst")[0])
+
+    shop.before = lose
+    name = oldest(shop)
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert count(shop, name) > 0
+
+
+def test_a_store_that_is_away_costs_nothing(shop: Shop) -> None:
+    """Partitions ahead are made all the same; the old one waits, detached and whole, for the next run."""
+    shop.policy(archive="s3://no-such-bucket/x")
+    name = oldest(shop)
+    rows = count(shop, name)
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert "no-such-bucket" in messages(report)
+    assert {"create", "detach"} == {outcome.action for outcome in report.outcomes}
+    assert rows == count(shop, name)
+    shop.policy()
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
+def test_a_view_in_the_way_of_a_drop_is_named(shop: Shop) -> None:
+    """The copy is proven, the table stays, and the message says what depends on it."""
+    shop.sql(f"CREATE VIEW seen AS TABLE {oldest(shop)}")
+    report = shop.roll()
+
+    assert "cannot be dropped" in messages(report)
+    assert 1 == len(shop.objects("manifest.json"))
+
+
+def test_a_table_that_somebody_attached_again_takes_writes_again(shop: Shop) -> None:
+    """Its fence comes down and its departure is forgotten."""
+    shop.policy(drop="keep")
+    name = oldest(shop)
+    bound = shop.partitions()[name]
+    shop.roll()
+    shop.sql(f"ALTER TABLE events ATTACH PARTITION {name} {bound}")
+    shop.policy(keep=None)
+    report = shop.roll()
+    shop.sql(f"UPDATE {name} SET kind = 'again'")
+
+    assert "attached-again" in {finding.code for finding in report.findings}
+    assert 0 == count(shop, "pgvigil.departure")
+
+
+def test_foreign_keys_that_forbid_a_detach_are_explained(shop: Shop) -> None:
+    """The referring table is named and nothing has changed."""
+    name = oldest(shop)
+    shop.sql(
+        "SET ROLE shop; CREATE TABLE refunds (event bigint, at timestamptz,"
+        " FOREIGN KEY (event, at) REFERENCES events)"
+    )
+    shop.sql(f"INSERT INTO refunds SELECT id, created_at FROM {name} LIMIT 1")
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert "public.refunds refer to rows of" in messages(report)
+    assert name in shop.partitions()
+
+
+def test_a_reload_compares_row_by_row(shop: Shop) -> None:
+    """With verify: reload the copy is loaded and compared both ways as well."""
+    shop.policy(verify="reload")
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert "0 rows more here, 0 more there" in {check.actual for check in report.checks}
+
+
+def test_a_new_partition_gets_what_postgres_does_not_copy(shop: Shop) -> None:
+    """Grants, owner, replica identity, row security, statistics targets and storage options are there."""
+    shop.sql(
+        "GRANT SELECT ON events TO pgvigil; ALTER TABLE events ENABLE ROW LEVEL SECURITY;"
+        "ALTER TABLE events REPLICA IDENTITY FULL; ALTER TABLE events ALTER kind SET STATISTICS 7"
+    )
+    newest = max(shop.partitions(), key=lambda name: shop.partitions()[name])
+    shop.sql(f"ALTER TABLE {newest} SET (fillfactor = 71)")
+    report = shop.roll()
+    made = {outcome.partition for outcome in report.outcomes if outcome.action == "create"}
+    drifted = {f.message.split("'")[1] for f in report.findings if f.code == "drift"}
+
+    assert made
+    assert made & drifted == set()
+    assert newest in drifted
+    assert [{"o": ["fillfactor=71"], "u": "shop"}] == shop.sql(
+        f"SELECT reloptions AS o, relowner::regrole::text AS u FROM pg_class WHERE relname = '{made.pop()}'"
+    )
+
+
+def test_users_notice_nothing_of_a_whole_roll(shop: Shop) -> None:
+    """Four users write and read through the table all the while; none gets an error or a long wait."""
+    shop.policy(ahead=6, keep="12 months", block="500ms")
+    is_over, failures, written = threading.Event(), [], []
+
+    def use(number: int) -> None:
+        with shop.session() as session:
+            session.execute("SET lock_timeout = '1s'")  # a wait above the bound is an error here
+            while not is_over.wait(0.02):
+                try:
+                    run(
+                        session,
+                        f"INSERT INTO events (customer_id, kind, payload) VALUES ({number}, 'x', '{{}}')",
+                    )
+                    run(session, "SELECT count(*) FROM events WHERE created_at > now() - interval '1 hour'")
+                    written.append(number)
+                except Exception as error:
+                    failures.append(str(error))
+
+    before = count(shop, "events")
+    users = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for user in users:
+        user.start()
+    try:
+        report = shop.roll()
+    finally:
+        is_over.set()
+        for user in users:
+            user.join()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [] == failures
+    assert 3 == sum(outcome.action == "drop" for outcome in report.outcomes)
+    archived = sum(manifest.digest.rows for manifest in report.manifests)
+    assert before + len(written) - archived == count(shop, "events")

@@ -1,0 +1,285 @@
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pgvigil.archive.digest import LineDigest
+from pgvigil.archive.place import folder
+from pgvigil.errors import ConfigError
+from pgvigil.partitions.axis import EPOCH, Axis, Range, make_axis
+from pgvigil.partitions.facts import Entry, Name, Partition, Table
+from pgvigil.partitions.plan import draw
+from pgvigil.policies.partitions import PartitionPolicy
+
+ZONES = ("UTC", "Europe/Berlin", "America/Sao_Paulo", "Asia/Kathmandu", "Australia/Lord_Howe")
+WIDTHS = ("1 hour", "6 hours", "1 day", "3 days", "1 week", "1 month", "1 quarter", "1 year")
+TYPES = ("timestamp with time zone", "timestamp without time zone", "uuid")
+moments = st.integers(10_000_000, 4_000_000_000).map(lambda seconds: EPOCH + timedelta(seconds=seconds))
+
+
+def policy(**changes: object) -> PartitionPolicy:
+    given = {"table": "public.t", "key": "at", "every": "1 month", "archive": "s3://a/b", **changes}
+    return PartitionPolicy.model_validate(given)
+
+
+def axis(every: object = "1 month", zone: str = "UTC", key: str = TYPES[0], **changes: object) -> Axis:
+    return make_axis(policy(every=every, zone=zone, **changes), key)
+
+
+@given(moments, st.sampled_from(ZONES), st.sampled_from(WIDTHS), st.sampled_from(TYPES))
+def test_slots_are_contiguous_and_hold_the_moment(at: datetime, zone: str, every: str, key: str) -> None:
+    """Across daylight saving, leap days and any zone: no gap, no overlap, none empty."""
+    made = axis(every, zone, key)
+    slots = list(made.slots(made.now(at), 40))
+
+    assert slots[0].covers(made.now(at))
+    assert all(one.upper == two.lower for one, two in pairwise(slots))
+    assert all(slot.lower < slot.upper for slot in slots)  # type: ignore[operator]
+
+
+@given(
+    moments, st.sampled_from(ZONES), st.sampled_from(["1 hour", "1 day", "1 month"]), st.sampled_from(TYPES)
+)
+def test_a_bound_reads_back_as_it_was_written(at: datetime, zone: str, every: str, key: str) -> None:
+    """What is sent as a literal and rendered by a catalog in UTC is the same position."""
+    made = axis(every, zone, key)
+    (slot,) = made.slots(made.now(at), 0)
+    text = f"FOR VALUES FROM ('{made.literal(slot.lower)}') TO ('{made.literal(slot.upper)}')"  # type: ignore[arg-type]
+
+    assert slot == made.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("zone", "lower", "upper"),
+    [
+        ("UTC", "2025-03-01 00:00:00+00:00", "2025-04-01 00:00:00+00:00"),
+        ("Europe/Berlin", "2025-03-01 00:00:00+01:00", "2025-04-01 00:00:00+02:00"),
+    ],
+)
+def test_months_begin_at_midnight_of_their_zone(zone: str, lower: str, upper: str) -> None:
+    """The offset is written out, so no session can read it otherwise."""
+    made = axis(zone=zone)
+    (slot,) = made.slots(made.now(datetime(2025, 3, 15, tzinfo=UTC)), 0)
+
+    assert (lower, upper) == (made.literal(slot.lower or 0), made.literal(slot.upper or 0))
+
+
+@pytest.mark.parametrize(
+    ("every", "key", "more", "told"),
+    [
+        ("1 month", "text", {}, "cannot be rolled"),
+        ("1 month", "bigint", {}, "say in 'epoch'"),
+        (1000, "date", {}, "such as '1 month'"),
+        ("1 hour", "date", {}, "has no hours"),
+    ],
+)
+def test_a_width_that_does_not_fit_its_key_is_refused(
+    every: object, key: str, more: dict[str, object], told: str
+) -> None:
+    """The message says what to write instead."""
+    with pytest.raises(ConfigError) as caught:
+        axis(every, key=key, **more)
+
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("unit", "literal"), [("s", "1735689600"), ("ms", "1735689600000"), ("us", "1735689600000000")]
+)
+def test_epoch_keys_are_written_in_their_unit(unit: str, literal: str) -> None:
+    """An integer that counts time is placed on the calendar."""
+    made = axis(key="bigint", epoch=unit)
+    (slot,) = made.slots(made.now(datetime(2025, 1, 15, tzinfo=UTC)), 0)
+
+    assert literal == made.literal(slot.lower or 0)
+
+
+# --- the plan -----------------------------------------------------------------------------------------
+
+NOW = datetime(2025, 6, 15, 12, tzinfo=UTC)
+
+
+def month(number: int, **changes: object) -> Partition:
+    """A partition of 2025, or of the years around it."""
+    made = axis()
+    start = datetime(2025 + (number - 1) // 12, (number - 1) % 12 + 1, 1, tzinfo=UTC)
+    (slot,) = made.slots(made.now(start), 0)
+    given: dict[str, object] = {
+        "oid": 1000 + number,
+        "name": Name(schema_="public", name=f"p{number}"),
+        "kind": "r",
+        "bound": f"bound {number}",
+        "condition": "true",
+        "is_pending": False,
+        "size": 1,
+        "rows": 1,
+        "range": slot,
+    }
+    return Partition.model_validate({**given, **changes})
+
+
+def table(*partitions: Partition, **changes: object) -> Table:
+    given: dict[str, object] = {
+        "oid": 1,
+        "name": Name(schema_="public", name="t"),
+        "key": "at",
+        "key_type": TYPES[0],
+        "owner": "me",
+        "default_oid": None,
+        "referenced_by": (),
+        "now": NOW,
+        "version_num": 150000,
+        "partitions": partitions,
+        "entries": (),
+        "taken_names": frozenset(),
+        "position": (NOW - EPOCH) // timedelta(microseconds=1),
+    }
+    return Table.model_validate({**given, **changes})
+
+
+WHOLE = tuple(month(number) for number in range(1, 9))
+
+
+def actions(found: Table, **changes: object) -> list[str]:
+    rules = policy(ahead=2, **changes)
+    return [f"{step.action} {step.partition.name}" for step in draw(found, axis(), rules).steps()]
+
+
+def test_a_converged_table_plans_nothing() -> None:
+    """All of it is there, and nothing is older than what stays."""
+    assert [] == actions(table(*WHOLE), keep="12 months")
+
+
+def test_partitions_under_other_names_and_widths_are_adopted() -> None:
+    """What they cover is not made again; what they leave open is, to the edge."""
+    wide = month(6, range=Range(lower=month(6).range.lower, upper=month(7).range.lower + 86_400_000_000))  # type: ignore[union-attr,operator]
+    (made, _) = draw(table(wide), axis(), policy(ahead=2)).creations
+
+    assert "2025-07-02 00:00:00+00:00" == made.lower
+
+
+def test_a_name_that_is_taken_or_too_long_finds_another() -> None:
+    """Names stay within 63 bytes, and two tables that begin alike do not meet."""
+    names = [
+        draw(table(name=Name(schema_="s", name="é" * 31 + tail)), axis(), policy()).creations[0].name.name
+        for tail in ("a", "b")
+    ]
+    taken = draw(table(taken_names=frozenset({"t_2025_06"})), axis(), policy()).creations[0]
+
+    assert 2 == len(set(names))
+    assert all(len(name.encode()) <= 63 for name in names)
+    assert "t_2025_06_2" == taken.name.name
+
+
+def test_the_oldest_leave_first_and_no_more_than_the_cap() -> None:
+    """The others are told as left for later."""
+    planned = actions(table(*WHOLE), keep="2 months", max_drops=2, drop="proven")
+
+    assert ["detach p1", "archive p1", "verify p1", "drop p1", "detach p2"] == planned[:5]
+    assert ["refuse p3"] == planned[8:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"kind": "p"}, "partitioned itself"),
+        ({"kind": "f"}, "a foreign table"),
+        ({"name": Name(schema_="public", name="held")}, "legal hold"),
+    ],
+)
+def test_what_must_not_leave_is_refused_with_its_reason(changes: dict[str, object], told: str) -> None:
+    """Nothing is planned with it but the refusal."""
+    found = table(month(1, **changes), *WHOLE[5:])
+    (step,) = draw(found, axis(), policy(ahead=2, keep="2 months", hold=["held"])).steps()
+
+    assert "refuse" == step.action
+    assert told in step.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [({}, "concurrently"), ({"default_oid": 7}, "blocking"), ({"referenced_by": ("x",)}, "blocking")],
+)
+def test_the_way_of_the_detach_is_chosen_from_the_catalog(changes: dict[str, object], method: str) -> None:
+    """The gentle way where PostgreSQL has it, and the reason where it has not."""
+    (departure,) = draw(table(month(1), *WHOLE[5:], **changes), axis(), policy(keep="2 months")).departures
+
+    assert method == departure.method
+    assert departure.method_reason
+
+
+def test_an_approval_is_for_exactly_these_copies() -> None:
+    """Another archived partition gives another digest, so an old approval drops nothing."""
+
+    def entry(relation: int) -> Entry:
+        given = {"id": uuid4(), "state": "archived", "relation": relation, "parent": 1, "bound": "b"}
+        more = {"name": Name(schema_="public", name=f"gone{relation}"), "condition": "true", "since": NOW}
+        return Entry.model_validate({**given, **more})
+
+    one, two = entry(71), entry(72)
+    rules = policy(ahead=2, drop="approve", keep="12 months")
+    digest = draw(table(*WHOLE, entries=(one,)), axis(), rules).digest
+    approved = draw(table(*WHOLE, entries=(one,)), axis(), rules, digest).departures
+    changed = draw(table(*WHOLE, entries=(one, two)), axis(), rules, digest).departures
+
+    assert ["now"] == [departure.drop for departure in approved]
+    assert ["approve", "approve"] == [departure.drop for departure in changed]
+
+
+@given(st.lists(st.binary(max_size=40).map(lambda row: row.replace(b"\n", b"")), max_size=30), st.data())
+def test_the_digest_depends_on_rows_and_not_on_order_or_pieces(
+    rows: list[bytes], data: st.DataObject
+) -> None:
+    """Any order, cut anywhere, is the same; a row more is another."""
+
+    def digest(lines: list[bytes], size: int) -> tuple[int, str]:
+        made, text = LineDigest(), b"".join(line + b"\n" for line in lines)
+        for start in range(0, len(text), size):
+            made.feed(text[start : start + size])
+        return made.result().rows, made.result().value
+
+    shuffled = data.draw(st.permutations(rows))
+    size = data.draw(st.integers(1, 50))
+
+    assert digest(rows, 7) == digest(shuffled, size)
+    assert digest(rows, 7) != digest([*rows, b"x"], 7)
+
+
+@given(
+    st.lists(st.text(min_size=1), min_size=2, max_size=3),
+    st.lists(st.text(min_size=1), min_size=2, max_size=3),
+)
+def test_two_names_never_share_a_folder(one: list[str], other: list[str]) -> None:
+    """Whatever stands in them: slashes, dots, percent signs."""
+    assert (one == other) == (folder("s3://a", *one) == folder("s3://a", *other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"keep": "1 year", "archive": None}, "keep needs archive"),
+        ({"every": "5 fortnights"}, "a span is a number and a unit"),
+        ({"zone": "Mars/Base"}, "no IANA time zone"),
+        ({"archive": "/tmp/x"}, "write s3://bucket/prefix"),
+        ({"keep": 5}, "both spans of time, or both key values"),
+        ({"lock": {"mode": "COMPLIANCE"}}, "both mode and retain"),
+        ({"drop": "tomorrow"}, "drop"),
+    ],
+)
+def test_a_policy_without_sense_is_refused(changes: dict[str, object], told: str) -> None:
+    """Each with what to write instead."""
+    with pytest.raises(ValidationError, match=told):
+        policy(**changes)
+
+
+def test_a_policy_survives_its_own_rendering() -> None:
+    """Spans, durations and choices read back as they were."""
+    given = policy(
+        keep="1 quarter", drop={"after": "7d"}, lock={"mode": "GOVERNANCE", "retain": "30d"}, hold=["*"]
+    )
+
+    assert given == PartitionPolicy.model_validate(given.model_dump(mode="json"))
