@@ -15,25 +15,28 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from getpass import getuser
 from itertools import pairwise
 from pathlib import Path
+from struct import pack
 from typing import TYPE_CHECKING
 
 import zstandard
 from measure import RUNS, Row, paired
 
 from pgvigil.policies.wal import WalPolicy
+from pgvigil.wal.content import Origin
 from pgvigil.wal.examine import Evidence, examine
 from pgvigil.wal.inventory import ListingReader
 from pgvigil.wal.ledger import Ledger
 from pgvigil.wal.names import segment_name
-from pgvigil.wal.reading import from_directory, read_all
+from pgvigil.wal.reading import Rights, from_directory, read_patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
-SIZE = 16 * 2**20
+SIZE, SYSTEM = 16 * 2**20, 7_500_000_000_000_000_001
 SMALL, BIG, FILES, NEW = 10_000, 1_000_000, 120, 20
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -173,9 +176,10 @@ def _content(place: Path) -> Iterator[Row]:
 
 
 def _write_segment(root: Path, number: int) -> Path:
-    """Write a segment that is half noise and half zeros, as WAL often is."""
+    """Write a segment that is half noise and half zeros behind its header, as WAL often is."""
+    header = pack("<HHIQI4xQII", 0xD110, 2, 1, number * SIZE, 0, SYSTEM, SIZE, 8192)
     noise = hashlib.shake_128(f"{number}".encode()).digest(SIZE // 8) * 4
-    content = noise + bytes(SIZE - len(noise))
+    content = header + noise + bytes(SIZE - len(header) - len(noise))
     name = segment_name(1, number, SIZE)
     sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     file = root / name[:16] / f"{name}-{sha1}.zst"
@@ -196,13 +200,18 @@ def _due(files: list[Path], ledger: Ledger) -> list[tuple[int, object]]:
 
 def _hash(root: Path, files: list[Path], ledger: Ledger) -> None:
     due = _due(files, ledger)
-    judged = list(read_all(due, from_directory(root, _refuse), SIZE, os.cpu_count() or 1, 600))
+    read = from_directory(root, _refuse, Rights(getuser()))
+    judged = list(read_patiently(due, read, _stop, Origin(SIZE, SYSTEM), os.cpu_count() or 1, 600))
     if len(judged) != len(due) or any(item.code for item in judged):
         sys.exit("healthy segments were not proven")
 
 
 def _refuse(path: str, _: object) -> None:
     sys.exit(f"{path} cannot be opened")
+
+
+def _stop() -> None:
+    sys.exit("healthy segments could not be read")
 
 
 def _pipeline(files: list[Path]) -> None:

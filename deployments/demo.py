@@ -17,6 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from deployments.demo_backfill import kill_in_the_middle
 from pgvigil.drill.trend import RTO_PHASES
 from pgvigil.errors import PgvigilError, ToolFailed
 from pgvigil.fleet import load_fleet
@@ -65,7 +66,10 @@ RUNS = (
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=incr",)),
     Run(flow="verify-wal-archive", subject="demo"),
     Run(flow="restore-drill", subject="demo", parameters=("recovery_target=time",)),
+    Run(flow="roll-partitions", subject="demo/shop"),
+    Run(flow="restore-partition", subject="demo/shop", parameters=("keep=false",)),
 )
+BACKFILL = Run(flow="run-backfill", subject="demo/shop", parameters=("backfill=cents",))
 # The same archive with a hole in it: a watch that never saw red has proven nothing about its alarm.
 BROKEN = Run(flow="verify-wal-archive", subject="broken-copy")
 
@@ -75,8 +79,11 @@ def main(directory: Path) -> int:
     sandbox = Sandbox.load(directory)
     out = Console()
     codes, rows = [], []
-    for each in RUNS:
+    for each in (*RUNS, BACKFILL):
         out.print(f"$ pgvigil {' '.join(each.argv)}", highlight=False, soft_wrap=True)
+        if each == BACKFILL:
+            kill_in_the_middle(sandbox, lambda words: out.print(f"  {words}", highlight=False))
+            out.print("  the same command once more goes on where it was", highlight=False)
         code, row = _do(each, sandbox.environment)
         codes.append(code)
         rows.append(row)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fixtures.backfill import backfill_sandbox, yard
 from tests.fixtures.backup import night
@@ -37,6 +38,10 @@ __all__ = [
     "workplace",
     "yard",
 ]
+
+# No test times anything: on a busy machine an example may take as long as it likes.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 DEMAND = "PGVIGIL_DEMAND_LIVE"
 LIVE = {"acceptance", "contract", "fault", "live"}

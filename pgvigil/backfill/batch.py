@@ -46,6 +46,11 @@ class Job:
             is_durable=False,
         )
 
+    @property
+    def reading(self) -> Bounds:
+        """The bounds of what only looks."""
+        return Bounds(search_path=self.policy.search_path)
+
     def leaf(self, oid: int) -> Leaf | None:
         """Return the part of the table with this OID."""
         return next((leaf for leaf in self.target.leaves if leaf.oid == oid), None)

@@ -33,7 +33,7 @@ def _ends(session: Session, job: Job, leaf: Leaf) -> list[Key]:
     """Return the ends of a table's ranges in order, the last row of now at last; none for an empty one."""
     if leaf.index is None:
         return _block_ends(leaf)
-    with session.transaction(job.bounds) as connection:
+    with session.transaction(job.reading) as connection:
         splits = _splits(connection, job, leaf)
         row = connection.execute(statements.newest(job.target, leaf), {}).fetchone()
     if row is None:

@@ -38,7 +38,7 @@ class Undo(Exception):
 def require_index(session: Session, job: Job, leaf: Leaf) -> str:
     """Ask the planner how the next batch is found; raises PreconditionFailed for a scan unless forced."""
     statement = statements.explain(statements.boundary(job.target, leaf, span="next"))
-    with session.transaction(job.bounds) as connection:
+    with session.transaction(job.reading) as connection:
         key = _any_key(connection, job.target, leaf)
         if key is None:
             return f"{leaf.label}: no rows"
@@ -81,7 +81,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[str]:
 def check_statement(session: Session, job: Job) -> None:
     """Let the server read the change without doing it: syntax, names, types, rights."""
     for leaf in job.target.leaves:
-        with session.transaction(job.bounds) as connection:
+        with session.transaction(job.reading) as connection:
             key = _any_key(connection, job.target, leaf)
             connection.execute(statements.explain(statements.left(job.target, job.policy)), {})
             if key is None or job.function:
@@ -168,7 +168,7 @@ def _share(session: Session, job: Job) -> tuple[float, int]:
     """Estimate the part of the rows that is still to change, and from how many rows."""
     rows = todo = 0
     for leaf in job.target.leaves:
-        with session.transaction(job.bounds) as connection:
+        with session.transaction(job.reading) as connection:
             statement = statements.sample_share(job.target, leaf, job.policy)
             row = connection.execute(statement, {"percent": _percent(leaf)}).fetchone()
         assert row  # noqa: S101 - an aggregate always answers
@@ -181,7 +181,7 @@ def _percent(leaf: Leaf) -> float:
 
 
 def _keys(session: Session, job: Job, leaf: Leaf) -> list[Key]:
-    with session.transaction(job.bounds) as connection:
+    with session.transaction(job.reading) as connection:
         values = {"percent": _percent(leaf)}
         rows = connection.execute(statements.sample_keys(job.target, leaf), values).fetchall()
     return [tuple(row[f"k{place}"] for place in range(len(leaf.key))) for row in rows]
@@ -196,7 +196,7 @@ def _parts(session: Session, job: Job, leaf: Leaf, keys: Sequence[Key]) -> list[
     if not keys:
         return []
     starts = [None] if len(keys) <= 3 * SAMPLE_BATCH else [keys[len(keys) * n // 6] for n in (1, 3, 5)]
-    with session.transaction(job.bounds) as connection:
+    with session.transaction(job.reading) as connection:
         return [Part(job, leaf, start, _end(connection, job, leaf, start, keys[-1])) for start in starts]
 
 

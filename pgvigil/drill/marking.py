@@ -14,7 +14,7 @@ from pgvigil.drill.state import OWED, Drill, Marked, Plan
 from pgvigil.drill.witness import beat, end_segment, fix_target
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.runs import finding_of
-from pgvigil.wal.heartbeat import Beat, await_arrival, is_hopeless
+from pgvigil.wal.heartbeat import Beat, Look, await_arrival, is_hopeless
 from pgvigil.wal.names import parse_lsn
 
 if TYPE_CHECKING:
@@ -72,7 +72,12 @@ def _await(drill: Drill, plan: Plan, segment: str, last: Heartbeat) -> float:
     """Wait until the chosen repository holds the segment; return the seconds from the last commit on."""
     repo, dsn, name = plan.choice.repo, drill.settings.dsn, drill.run.name
     path = f"archive/{drill.stanza}/{plan.archive_id}/{segment[:16]}"
-    look = {repo: lambda wanted: any(file.startswith(wanted) for file in drill.pgbackrest.ls(repo, path))}
+
+    def files(wanted: str) -> list[str]:
+        return [file for file in drill.pgbackrest.ls(repo, path) if file.startswith(wanted)]
+
+    # what the files hold is proven by the restore that reads them
+    look = {repo: Look(files, carries=lambda _: True)}
     waited = await_arrival(
         Beat(segment=segment, committed_at=last.committed_at),
         look,

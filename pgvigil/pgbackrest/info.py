@@ -226,7 +226,8 @@ def read_listing(text: bytes) -> dict[str, RepositoryFile]:
 
 def _load(text: bytes, kind: type) -> Any:
     try:
-        data = json.loads(text)
+        # Names of files stand in it as the bytes that they are, and need be neither UTF-8 nor printable.
+        data = json.loads(text.decode(errors="surrogateescape"), strict=False)
     except (ValueError, RecursionError) as error:
         raise ToolFailed(
             f"pgbackrest did not answer in JSON: {text[:80]!r}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -13,7 +13,9 @@ from pgvigil.policies.units import Duration
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+_TYPES = ("full", "diff", "incr")
 
 
 class KnownLoss(Frozen):
@@ -31,6 +33,13 @@ class KnownLoss(Frozen):
         if {int(self.first[:8], 16), int(self.last[:8], 16)} != {self.timeline} or self.first > self.last:
             raise ValueError(f"first and last must be ascending segment names of timeline {self.timeline}")
         return self
+
+
+class Continuous(Frozen):
+    """How many of the newest backups can be restored to any later point; diff counts fulls and diffs."""
+
+    backups: int = Field(ge=1, description="repo-retention-archive")
+    type: Literal["full", "diff", "incr"] = Field(description="repo-retention-archive-type")
 
 
 class WalPolicy(Watched):
@@ -54,6 +63,9 @@ class WalPolicy(Watched):
         description="so many newest fulls can be restored to any later point (repo-retention-archive); "
         "older backups need their own WAL only. Without it, all of them",
     )
+    continuous: Continuous | None = Field(
+        default=None, description="the same, counted by backups of another type than full"
+    )
     heartbeat: bool = Field(
         default=True, description="commit a mark, switch WAL and measure until it is stored"
     )
@@ -63,6 +75,23 @@ class WalPolicy(Watched):
     )
     known_losses: tuple[KnownLoss, ...] = ()
     fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
+
+    @model_validator(mode="after")
+    def _check_one_count(self) -> Self:
+        if self.continuous and self.continuous_fulls:
+            raise ValueError("continuous_fulls and continuous say the same: give one of them")
+        return self
+
+    def first_continuous(self, types: Sequence[str]) -> int:
+        """Return from which backup on, of those of one archive by age, WAL is kept whole; an index."""
+        asked = self.continuous
+        if asked is None and self.continuous_fulls:
+            asked = Continuous(backups=self.continuous_fulls, type="full")
+        if asked is None:
+            return 0
+        counted = _TYPES[: _TYPES.index(asked.type) + 1]
+        found = [index for index, kind in enumerate(types) if kind in counted]
+        return found[-asked.backups] if len(found) >= asked.backups else 0
 
     @override
     def clocks(self) -> Iterator[Clock]:

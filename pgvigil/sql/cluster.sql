@@ -1,8 +1,11 @@
--- position: where the server writes, and what it says of its archiver; sizes are bytes
+-- position: where the server writes, and what it says of its archiver; sizes are bytes; the checkpoint of
+-- a standby may be of the timeline before the one that it replays, so the newest that it knows of counts
 SELECT clock_timestamp() AS now,
        pg_is_in_recovery() AS in_recovery,
        (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
-       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+       CASE WHEN pg_is_in_recovery() THEN GREATEST((SELECT timeline_id FROM pg_control_checkpoint()),
+                          (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+                          (SELECT received_tli FROM pg_stat_wal_receiver))
             ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END::text AS lsn,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_size,

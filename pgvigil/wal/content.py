@@ -5,17 +5,18 @@ from __future__ import annotations
 import bz2
 import hashlib
 import zlib
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from struct import unpack_from
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import lz4.frame
 import zstandard
 
 from pgvigil.reports import Frozen
-from pgvigil.wal.names import SEGMENT_FILE
+from pgvigil.wal.names import StoredSegment, lsn_text, stored_segment
+from pgvigil.wal.timelines import Tree
 
 if TYPE_CHECKING:
-    import re
-
     from pgvigil.pgbackrest import PgBackRest
 
 
@@ -26,10 +27,103 @@ class SegmentProof(Frozen):
     fault: str = ""
 
 
+class PageHeader(NamedTuple):
+    """What WAL says of itself at the head of a segment: LSN in bytes, segment size in bytes."""
+
+    timeline: int
+    lsn: int
+    system_id: int
+    segment_size: int
+
+
+# PostgreSQL src/include/access/xlog_internal.h, XLogLongPageHeaderData: magic, info, timeline, address,
+# length of the rest of a record, system identifier, segment size, block size; in the server's byte order.
+_HEADER = "HHIQI4xQII"
+_HEADER_SIZE = 40
+_MAGIC = {0xD0, 0xD1}  # the magic's high byte: 0xD110 is PostgreSQL 15
+_LONG = 0x0002
+
+
+def read_page_header(content: bytes) -> PageHeader | None:
+    """Read the header with which every segment begins; None for what is no WAL."""
+    if len(content) < _HEADER_SIZE:
+        return None
+    order = "<" if content[1] in _MAGIC else ">"
+    magic, info, timeline, lsn, _, system_id, size, _ = unpack_from(order + _HEADER, content)
+    if magic >> 8 not in _MAGIC or not info & _LONG:
+        return None
+    return PageHeader(timeline, lsn, system_id, size)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an archive's segments come from; without `system_id` any cluster will do. Sizes are bytes."""
+
+    segment_size: int
+    system_id: int | None = None
+    tree: Tree = field(default_factory=Tree)
+
+    def disowns(self, header: PageHeader | None, timeline: int, number: int) -> str:
+        """Say why content that begins so is not the named segment's; nothing when it is."""
+        if header is None:
+            return "its content is no WAL"
+        if self.system_id is not None and header.system_id != self.system_id:
+            return f"its content is of system {header.system_id}, expected {self.system_id}"
+        if header.segment_size != self.segment_size:
+            return f"its content is of segments of {header.segment_size} bytes, expected {self.segment_size}"
+        if header.lsn != number * self.segment_size:
+            at = lsn_text(header.lsn)
+            return f"its content is WAL from LSN {at}, expected {lsn_text(number * self.segment_size)}"
+        if not self._may_begin(timeline, number, header.timeline):
+            return f"its content is of timeline {header.timeline}"
+        return ""
+
+    def _may_begin(self, timeline: int, number: int, header: int) -> bool:
+        """Tell whether a segment may begin with a page of that timeline.
+
+        The segment in which a timeline begins is a copy of its parent's up to the switch, and that may be
+        such a copy itself.
+        """
+        branches = self.tree.branches(timeline)
+        if header == timeline or not branches:
+            return 0 < header <= timeline
+        for branch in reversed(branches):
+            if branch.lsn // self.segment_size != number:
+                return False
+            if branch.timeline == header:
+                return True
+        return False
+
+
+def judge(content: SegmentHash, file: StoredSegment, origin: Origin) -> tuple[str, str]:
+    """Compare content that was read whole with its name; return a finding's code and why, or nothing."""
+    code, fault = _judge_length(content, file, origin.segment_size)
+    if code:
+        return code, fault
+    if content.sha1 != file.sha1:
+        return "wal-corrupt", f"its content has sha1 {content.sha1}, its name says {file.sha1}"
+    fault = origin.disowns(content.header, file.timeline, file.number)
+    return ("wal-misplaced", fault) if fault else ("", "")
+
+
+def _judge_length(content: SegmentHash, file: StoredSegment, size: int) -> tuple[str, str]:
+    if content.read == 0:
+        return "wal-empty", "it has no content at all"
+    if content.fault:
+        return "wal-corrupt", f"it {content.fault}"
+    if not content.ended or (content.size < size and not file.suffix):
+        return "wal-truncated", f"its stored file is cut off, after {content.size} of {size} bytes of content"
+    if content.has_more:
+        return "wal-corrupt", "something follows after the end of its stored file"
+    if content.size != size:
+        return "wal-corrupt", f"it holds {content.size} bytes, expected {size}"
+    return "", ""
+
+
 def prove_segments(
     pgbackrest: PgBackRest, repo: int, archive_id: str, segments: list[str], segment_size: int
 ) -> list[SegmentProof]:
-    """Read each segment from the repository and compare content and size with name and expectation."""
+    """Read each segment from the repository and compare its content with its name."""
     listings: dict[str, list[str]] = {}
     proofs = []
     for segment in segments:
@@ -37,48 +131,39 @@ def prove_segments(
         if folder not in listings:
             listings[folder] = list(pgbackrest.ls(repo, folder))
         files = [name for name in listings[folder] if name.startswith(f"{segment}-")]
-        proofs.append(_prove_segment(pgbackrest, repo, folder, segment, files, segment_size))
+        fault = _prove_segment(pgbackrest, repo, folder, files, segment_size)
+        proofs.append(SegmentProof(segment=segment, fault=fault))
     return proofs
 
 
-def _prove_segment(  # noqa: PLR0913 - one call site, and every argument is a fact of the one file
-    pgbackrest: PgBackRest, repo: int, folder: str, segment: str, files: list[str], segment_size: int
-) -> SegmentProof:
-    if not files:
-        return SegmentProof(segment=segment, fault="missing")
-    if len(files) > 1:
-        return SegmentProof(segment=segment, fault=f"stored {len(files)} times with different content")
-    match = SEGMENT_FILE.match(files[0])
-    if match is None:
-        return SegmentProof(segment=segment, fault=f"stored under the unreadable name {files[0]}")
-    return SegmentProof(
-        segment=segment, fault=_content_fault(pgbackrest, repo, f"{folder}/{files[0]}", match, segment_size)
-    )
-
-
-def _content_fault(
-    pgbackrest: PgBackRest, repo: int, path: str, match: re.Match[str], segment_size: int
+def _prove_segment(
+    pgbackrest: PgBackRest, repo: int, folder: str, files: list[str], segment_size: int
 ) -> str:
-    content = SegmentHash(match["suffix"] or "")
-    pgbackrest.read(repo, path, content.feed)
-    if content.fault:
-        return content.fault
-    if content.size != segment_size:
-        return f"{content.size} bytes, expected {segment_size}"
-    if content.sha1 != match["sha1"]:
-        return f"content has sha1 {content.sha1}, its name says {match['sha1']}"
-    return ""
+    if not files:
+        return "missing"
+    if len(files) > 1:
+        return f"stored {len(files)} times with different content"
+    file = stored_segment(files[0], segment_size)
+    if file is None:
+        return f"stored under the unreadable name {files[0]}"
+    content = SegmentHash(file.suffix)
+    pgbackrest.read(repo, f"{folder}/{files[0]}", content.feed)
+    return judge(content, file, Origin(segment_size))[1]
 
 
 class _Decompressor(Protocol):
     @property
     def eof(self) -> bool: ...
 
+    @property
+    def unused_data(self) -> bytes | None: ...
+
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
 class _Plain:
-    eof = True
+    eof = False
+    unused_data = b""
 
     def decompress(self, data: bytes, /) -> bytes:
         return data
@@ -101,6 +186,11 @@ def _decompressor(suffix: str) -> Any:
 _BROKEN = (zlib.error, zstandard.ZstdError, OSError, EOFError, RuntimeError, ValueError)
 
 
+# pgBackRest 2.45 passes over what follows the end of a gz file, and of a bz2 file within the buffer of 1 MiB
+# in which it ends; beyond that, and behind an end of zst and lz4, it fails or finds another segment.
+_BUFFER = 1 << 20
+
+
 class SegmentHash:
     """Hashes a stored segment chunk by chunk, decompressing on the way, in constant memory.
 
@@ -111,6 +201,9 @@ class SegmentHash:
         self.size = 0
         self.read = 0
         self.fault = ""
+        self._suffix = suffix
+        self._head = b""
+        self._after = 0
         self._hash = hashlib.sha1(usedforsecurity=False)
         self._decompressor: _Decompressor = _decompressor(suffix)
 
@@ -119,11 +212,21 @@ class SegmentHash:
         self.read += len(chunk)
         if self.fault:
             return
+        if self._decompressor.eof:
+            self._after += len(chunk)
+            return
         try:
             data = self._decompressor.decompress(chunk)
         except _BROKEN as error:
             self.fault = f"cannot be decompressed: {error}"
             return
+        self._take(data)
+        if self._decompressor.eof:
+            self._after = len(self._decompressor.unused_data or b"")
+
+    def _take(self, data: bytes) -> None:
+        if self.size < _HEADER_SIZE:
+            self._head += data[: _HEADER_SIZE - self.size]
         self._hash.update(data)
         self.size += len(data)
 
@@ -133,6 +236,19 @@ class SegmentHash:
         return self._hash.hexdigest()
 
     @property
+    def header(self) -> PageHeader | None:
+        """What the content says of itself."""
+        return read_page_header(self._head)
+
+    @property
     def ended(self) -> bool:
-        """Whether the stored file ended where its compression says that it ends."""
-        return self._decompressor.eof
+        """Whether the stored file has the end that its compression puts there; plain content has none."""
+        return not self._suffix or self._decompressor.eof
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something follows the end that pgBackRest does not pass over."""
+        if self._suffix == ".gz":
+            return False
+        passed_over = (self._after - self.read) % _BUFFER if self._suffix == ".bz2" else 0
+        return self._after > passed_over

@@ -7,11 +7,22 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pgvigil.reports import Finding, Severity
-from pgvigil.wal.continuity import Base, Loss, Verdicts, assign, judge, lay, loss_of, make_line
+from pgvigil.wal.continuity import (
+    Base,
+    Loss,
+    Verdicts,
+    assign,
+    cost_of,
+    judge,
+    lay,
+    loss_of,
+    loss_of_end,
+    make_line,
+)
 from pgvigil.wal.facts import ArchiveFacts, BackupMark, Gap, TimelineFacts, Window
 from pgvigil.wal.names import lsn_text, parse_lsn, segment_name, segment_number, segment_timeline
-from pgvigil.wal.ranges import count, ranges_of, run_from, union, without
-from pgvigil.wal.timelines import Fate, Tree, fates
+from pgvigil.wal.ranges import clip, count, ranges_of, run_from, union, without
+from pgvigil.wal.timelines import ENDLESS, Fate, Tree, fates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +38,8 @@ if TYPE_CHECKING:
 Ranges = dict[int, list["Range"]]
 
 _TIME = "%Y-%m-%d %H:%M:%S"
+_SKEW = 60.0  # seconds by which the clocks of server and store may differ
+_TICK = 2.0  # seconds: stores keep whole ones
 _MOST = 100  # findings of one code; the rest is one more that counts them
 
 
@@ -43,8 +56,11 @@ class Fault:
 class Evidence:
     """All that is known of one archive id; `server` is None where it is not the server's own.
 
-    `server` was read before the listing and `timeline` after it, so that nothing that happens meanwhile
-    looks like a fault. `lacking` maps backups to the manifests that they lack.
+    `server` was read before the listing and `after` after it, so that nothing that happens meanwhile
+    looks like a fault. `lacking` maps backups to the manifests that they lack, `unread` timelines to the
+    reason why their history files cannot be read. `stuck` is the segment at which the archiver fails
+    though every repository holds one of that name. `has_older` tells that an archive before this one, as
+    an upgrade leaves it, has backups.
     """
 
     repo: int
@@ -52,9 +68,12 @@ class Evidence:
     histories: Mapping[int, str]
     backups: Sequence[Backup]
     lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: Mapping[int, str] = field(default_factory=dict)
     bad: Sequence[Judged] = ()
     server: Server | None = None
-    timeline: int | None = None
+    after: Server | None = None
+    stuck: str = ""
+    has_older: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +101,18 @@ class _Examination:
         self.inventory = evidence.inventory
         self.size = evidence.inventory.segment_size
         self.tree = Tree.read(evidence.histories)
+        self.tree.unreadable |= evidence.unread
         self.stored: Ranges = {t: track.ranges() for t, track in sorted(self.inventory.tracks.items())}
-        self.live = evidence.timeline or max([*self.stored, *self.tree.ancestry], default=1)
-        self.fates = fates(self.tree, {*self.stored, *self.inventory.histories}, self.live)
+        newest = max([*self.stored, *self.tree.ancestry], default=1)
+        self.live = evidence.after.timeline if evidence.after else newest
+        self.is_standby = evidence.after is not None and evidence.after.in_recovery
+        self.fates = fates(
+            self.tree,
+            {*self.stored, *self.inventory.histories},
+            self.live,
+            set(self._receiving()),
+            is_standby=self.is_standby,
+        )
         self.waiting = evidence.server.waiting() if evidence.server else {}
         self.known = self._known_losses()
         self.faults: list[Fault] = []
@@ -92,6 +120,7 @@ class _Examination:
 
     def run(self) -> Examined:
         self.faults += self._timelines()
+        self.faults += self._fork()
         self.faults += self._backups()
         bad = self._bad()
         verdicts = self._verdicts(bad)
@@ -100,13 +129,14 @@ class _Examination:
             self._missing(found)
         for code, ranges in bad.items():
             self._damaged(code, ranges, verdicts)
-        self.faults += self._delay()
+        self.faults += self._present(verdicts[0])
+        self.faults += self._delay(verdicts[0].line)
         self.faults += self._foreign()
         return Examined(
             facts=self._facts(verdicts),
             faults=tuple(_bounded(self.faults)),
             stored=self.stored,
-            waiting=len(self._late()),
+            waiting=len(self._late(verdicts[0].line)),
         )
 
     def _finding(self, code: str, severity: Severity, message: str, hint: str, subject: str = "") -> Finding:
@@ -125,7 +155,10 @@ class _Examination:
             if fate is Fate.STRAY:
                 yield Fault("timelines", self._stray(timeline))
             elif timeline in self.tree.unreadable:
-                yield Fault("timelines", self._no_history(timeline, f"is {self.tree.unreadable[timeline]}"))
+                yield Fault(
+                    "timelines",
+                    self._no_history(timeline, f"is of no use ({self.tree.unreadable[timeline]})"),
+                )
             elif self._lacks_history(timeline):
                 yield Fault("timelines", self._no_history(timeline, "is missing"))
 
@@ -135,11 +168,35 @@ class _Examination:
             item.name == f"{timeline:08X}.history" for item in self.evidence.server.ready
         )
         is_first = timeline <= min(self.stored, default=timeline)
-        return not (is_first or waits or timeline in self.inventory.histories)
+        # only the primary knows whether the file of a timeline without WAL is still on its way
+        is_early = self.is_standby and timeline not in self.stored
+        return not (is_first or waits or is_early or timeline in self.inventory.histories)
+
+    def _receiving(self) -> Iterator[int]:
+        """Name the timelines whose newest file came after the server began its own."""
+        server = self.evidence.after
+        if server is None or server.began is None or not self._has_true_times():
+            return
+        for timeline, track in self.inventory.tracks.items():
+            if track.times and max(track.times) > server.began.timestamp() + _SKEW:
+                yield timeline
+
+    def _has_true_times(self) -> bool:
+        """Tell whether file times are those of storing: a backup ends after its last segment is stored."""
+        ends = {b.label: b.timestamp.stop.timestamp() for b in self.evidence.backups}
+        stored = [
+            (ends[base.label], self.inventory.tracks[base.timeline].stored_at(base.stop))
+            for base in self._bases()
+            if base.timeline in self.inventory.tracks
+        ]
+        return bool(stored) and all(at is None or at <= end + _SKEW for end, at in stored)
 
     def _stray(self, timeline: int) -> Finding:
         parent = self.tree.parent(timeline)
         where = f", branched off {parent.timeline} at LSN {lsn_text(parent.lsn)}" if parent else ""
+        began = self.evidence.after.began if self.evidence.after else None
+        if timeline < self.live and began:
+            where += f", got WAL after the server had left for its own at {began:{_TIME}}, and so"
         return self._finding(
             "timeline-stray",
             Severity.ERROR,
@@ -159,6 +216,39 @@ class _Examination:
             f"copy {timeline:08X}.history from the server's pg_wal into the archive, or take a full backup",
             f"timeline {timeline}",
         )
+
+    def _fork(self) -> Iterator[Fault]:
+        """Tell of WAL that has this server's names and is not this server's."""
+        server, track = self.evidence.after, self.inventory.tracks.get(self.live)
+        if server is None or server.in_recovery:
+            return
+        ahead = clip(self.stored.get(self.live, ()), server.complete + 1, ENDLESS) if track else []
+        told = []
+        if ahead:
+            name = segment_name(self.live, ahead[-1][1], self.size)
+            told.append(f"{count(ahead)} segments, up to {name}, lie beyond its position {server.lsn}")
+        if self._is_of_before(self.evidence.stuck):
+            told.append(f"it fails to archive {self.evidence.stuck}, of which another is stored")
+        if told:
+            yield Fault(
+                "timelines",
+                self._finding(
+                    "wal-forked",
+                    Severity.ERROR,
+                    f"WAL on timeline {self.live} is not of this server: {'; '.join(told)}; what it writes "
+                    "now cannot be restored",
+                    "the server was set back without a new timeline (a snapshot, a copy), or another "
+                    "archives here: stop the other, then stanza-create a new archive and take a full backup",
+                    f"timeline {self.live}",
+                ),
+            )
+
+    def _is_of_before(self, name: str) -> bool:
+        """Tell whether the stored file of a waiting segment is older than the segment itself."""
+        waits = self.evidence.server.waits(name) if self.evidence.server and name else None
+        track = self.inventory.tracks.get(segment_timeline(name)) if waits else None
+        at = track.stored_at(segment_number(name, self.size)) if track else None
+        return waits is not None and at is not None and at + _TICK < waits.since.timestamp()
 
     # backups
 
@@ -182,8 +272,7 @@ class _Examination:
 
     def _bases(self) -> list[Base]:
         dead = {label for label, files in self.evidence.lacking.items() if len(files) > 1}
-        fulls = [b.label for b in self.evidence.backups if b.type == "full"]
-        kept = fulls[-(self.policy.continuous_fulls or len(fulls) or 1) :]
+        first = self.policy.first_continuous([b.type for b in self.evidence.backups])
         return [
             Base(
                 label=b.label,
@@ -192,9 +281,9 @@ class _Examination:
                 stop=segment_number(stop, self.size),
                 stop_lsn=parse_lsn(b.lsn.stop) if b.lsn else segment_number(stop, self.size) * self.size,
                 is_usable=not dead & {b.label, *(b.reference or ())},
-                is_pitr=not kept or b.full_label >= kept[0],
+                is_pitr=index >= first,
             )
-            for b in self.evidence.backups
+            for index, b in enumerate(self.evidence.backups)
             # A backup taken offline has no WAL and needs none.
             if (start := b.archive.start) and (stop := b.archive.stop)
         ]
@@ -237,21 +326,31 @@ class _Examination:
         known = lay(found.line.stretches, {t: [r for r, _ in items] for t, items in self.known.items()})
         for lost in without(found.lost, known):
             loss = loss_of(found, lost, self.size)
-            self._note_gap("wal-missing", found.line, lost, loss)
-            self.faults.append(Fault("continuity", self._lost(found.line, lost, loss)))
+            self._note_missing(found.line.timeline_of(lost[0]), lost, loss)
         for lost in without(found.lost, without(found.lost, known)):
-            self._note_known("wal-missing", found, lost)
+            self._note_known(
+                "wal-missing", found.line.timeline_of(lost[0]), lost, loss_of(found, lost, self.size)
+            )
+        for switch in found.lost_ends:
+            lost, loss = (switch.number, switch.number), loss_of_end(found, switch, self.size)
+            if without([lost], [item for item, _ in self.known.get(switch.timeline, ())]):
+                self._note_missing(switch.timeline, lost, loss)
+            else:
+                self._note_known("wal-missing", switch.timeline, lost, loss)
 
-    def _note_known(self, code: str, found: Verdicts, broken: Range) -> None:
-        timeline = found.line.timeline_of(broken[0])
+    def _note_missing(self, timeline: int, lost: Range, loss: Loss) -> None:
+        self._note_gap("wal-missing", timeline, lost, loss)
+        self.faults.append(Fault("continuity", self._lost(timeline, lost, loss)))
+
+    def _note_known(self, code: str, timeline: int, broken: Range, loss: Loss) -> None:
         reason = next(
             (r for (first, last), r in self.known.get(timeline, ()) if first <= broken[0] <= last), "known"
         )
-        self._note_gap(code, found.line, broken, loss_of(found, broken, self.size), reason)
+        self._note_gap(code, timeline, broken, loss, reason)
 
-    def _lost(self, line: Line, lost: Range, loss: Loss) -> Finding:
-        first, last = self._name(line, lost[0]), self._name(line, lost[1])
-        server, timeline = self.evidence.server, line.timeline_of(lost[0])
+    def _lost(self, timeline: int, lost: Range, loss: Loss) -> Finding:
+        first, last = (segment_name(timeline, number, self.size) for number in lost)
+        server = self.evidence.server
         counted = (
             ", though PostgreSQL counts it as archived"
             if (server and server.counts_archived(timeline, lost[1]))
@@ -271,14 +370,14 @@ class _Examination:
         for timeline, ranges in by.items():
             known = [item for item, _ in self.known.get(timeline, ())]
             for broken in ranges:
-                found = _on(verdicts, timeline, broken)
-                loss = loss_of(found, broken, self.size) if found else Loss(0, 0, ())
+                cost = cost_of(verdicts, timeline, broken, self.size)
+                loss = cost.loss if cost else Loss(0, 0, ())
                 if not without([broken], known):
-                    if found:
-                        self._note_known(code, found, broken)
+                    if cost:
+                        self._note_known(code, timeline, broken, loss)
                     continue
-                if found:
-                    self._note_gap(code, found.line, broken, loss)
+                if cost:
+                    self._note_gap(code, timeline, broken, loss)
                 self.faults.append(Fault("content", self._bad_finding(code, timeline, broken, loss)))
 
     def _bad_finding(self, code: str, timeline: int, broken: Range, loss: Loss) -> Finding:
@@ -294,6 +393,7 @@ class _Examination:
             "wal-truncated": "is truncated",
             "wal-corrupt": "is damaged",
             "wal-unreadable": "cannot be read",
+            "wal-misplaced": "is not what its name says",
         }[code]
         return self._finding(
             code,
@@ -311,27 +411,89 @@ class _Examination:
     def _loss_text(self, loss: Loss) -> str:
         if loss.is_empty:
             return "no restore point depends on it"
-        points = f"restore points from LSN {lsn_text(loss.from_lsn)} to {lsn_text(loss.to_lsn)} are lost"
-        dead = f", and backup {', '.join(loss.backups)} cannot be restored" if loss.backups else ""
+        told = []
+        if loss.from_lsn < loss.to_lsn:
+            told.append(
+                f"restore points from LSN {lsn_text(loss.from_lsn)} to {lsn_text(loss.to_lsn)} are lost"
+            )
+        if loss.backups:
+            told.append(f"backup {', '.join(loss.backups)} cannot be restored")
         alive = "; ".join(
-            f"LSN {s.from_lsn} to {s.to_lsn} ({s.from_time:{_TIME}} to {s.to_time:{_TIME}})"
+            f"LSN {s.from_lsn} to {s.to_lsn} "
+            f"(backup of {s.from_time:{_TIME}}, WAL archived until {s.archived_at:{_TIME}})"
             for s in self._spans(self.reaches)[-3:]
         )
-        return f"{points}{dead}; these survive: {alive or 'none'}"
+        return f"{', and '.join(told)}; these survive: {alive or 'none'}"
+
+    def _present(self, live: Verdicts) -> Iterator[Fault]:
+        """Demand that some backup can be restored up to now, whatever is acknowledged."""
+        if self.evidence.server is None or self._reaches_present(live):
+            return
+        if not self.evidence.backups:
+            if self.evidence.has_older:
+                yield Fault("continuity", self._no_backup())
+            return
+        if not any(fault.is_refuting and self._explains(fault) for fault in self.faults):
+            yield Fault("continuity", self._no_window(live))
+
+    def _explains(self, fault: Fault) -> bool:
+        """Tell whether a fault already says why a window ends."""
+        is_of_windows = fault.check in {"backups", "continuity", "content"}
+        return is_of_windows or fault.finding.code == "history-missing"
+
+    def _reaches_present(self, live: Verdicts) -> bool:
+        end = max(live.line.newest, self._until(live.line))
+        fine = union(lay(live.line.stretches, self.waiting), live.line.good)
+        return any(not without([(reach.last + 1, end)], fine) for reach in live.reaches)
+
+    def _no_backup(self) -> Finding:
+        archive_id = self.inventory.archive_id
+        return self._finding(
+            "no-backup",
+            Severity.ERROR,
+            f"archive {archive_id}, into which the server archives now, has no backup: nothing that was "
+            "written since the upgrade can be restored",
+            "take a full backup now: nightly-backup",
+            archive_id,
+        )
+
+    def _no_window(self, live: Verdicts) -> Finding:
+        own = ", ".join(base.label for base in live.bases[-3:]) or "none"
+        newest = f"up to LSN {lsn_text(live.newest_lsn)}" if live.reaches else "at all"
+        return self._finding(
+            "no-window",
+            Severity.ERROR,
+            f"no backup can be restored to the present: timeline {self.live}, the server's, has backups "
+            f"{own}, and they can be restored {newest if live.bases else 'not at all'}",
+            "take a full backup now: nightly-backup; a known loss does not bring back what it lost",
+            f"timeline {self.live}",
+        )
 
     # delay
 
-    def _late(self) -> list[str]:
+    def _late(self, live: Line) -> list[str]:
         server = self.evidence.server
         if server is None:
             return []
-        return [item.name for item in server.late(self._is_stored)]
+        late = server.late(self._is_stored)
+        if server.in_recovery:  # it keeps more than it needs: only what the primary should have sent counts
+            late = [item for item in late if self._is_next(item.name, live)]
+        return [item.name for item in late]
+
+    def _is_next(self, name: str, live: Line) -> bool:
+        number = segment_number(name, self.size)
+        return number > live.newest and live.timeline_of(number) == segment_timeline(name)
 
     def _is_stored(self, timeline: int, number: int) -> bool:
-        return run_from(self.stored.get(timeline, ()), number) is not None
+        """Tell whether a waiting segment is stored; none is from where the archiver is stuck on."""
+        stuck = self.evidence.stuck
+        is_stuck = stuck and segment_name(timeline, number, self.size) >= stuck
+        return not is_stuck and run_from(self.stored.get(timeline, ()), number) is not None
 
-    def _delay(self) -> Iterator[Fault]:
-        server, late, policy = self.evidence.server, self._late(), self.policy
+    def _delay(self, live: Line) -> Iterator[Fault]:
+        server, late, policy = self.evidence.server, self._late(live), self.policy
+        if server and server.archive_mode == "off" and not server.in_recovery:
+            yield Fault("delay", self._archiving_off())
         if server is None or not late:
             return
         since = min(item.since for item in server.ready if item.name == late[0])
@@ -350,6 +512,14 @@ class _Examination:
                 "see the server log for pgbackrest's message; 'pgbackrest check' reproduces it",
                 late[0],
             ),
+        )
+
+    def _archiving_off(self) -> Finding:
+        return self._finding(
+            "archiving-off",
+            Severity.ERROR,
+            "archive_mode is off, expected on: nothing that the server writes comes into the archive",
+            "set archive_mode = on, restart the server, and take a full backup",
         )
 
     def _foreign(self) -> Iterator[Fault]:
@@ -376,7 +546,7 @@ class _Examination:
             is_current=self.evidence.server is not None,
             classes=dict(self.inventory.classes),
             stored_bytes=self.inventory.stored_bytes(),
-            timelines=tuple(self._timeline_facts()),
+            timelines=tuple(self._timeline_facts(verdicts)),
             backups=tuple(
                 BackupMark(label=b.label, type=b.type, at=b.timestamp.stop, is_usable=b.label in usable)
                 for b in self.evidence.backups
@@ -386,7 +556,8 @@ class _Examination:
             gaps=tuple(self.gaps),
         )
 
-    def _timeline_facts(self) -> Iterator[TimelineFacts]:
+    def _timeline_facts(self, verdicts: Sequence[Verdicts]) -> Iterator[TimelineFacts]:
+        judged = [s for found in verdicts if found.bases for s in found.line.stretches]
         for timeline, fate in self.fates.items():
             parent = self.tree.parent(timeline)
             ranges = self.stored.get(timeline, [])
@@ -398,6 +569,9 @@ class _Examination:
                 first=segment_name(timeline, ranges[0][0], self.size) if ranges else "",
                 last=segment_name(timeline, ranges[-1][1], self.size) if ranges else "",
                 segments=count(ranges),
+                unjudged=count(
+                    without(ranges, union((s.first, s.last) for s in judged if s.timeline == timeline))
+                ),
             )
 
     def _spans(self, reaches: Iterable[Reach]) -> list[Window]:
@@ -419,16 +593,16 @@ class _Examination:
             from_lsn=lsn_text(from_lsn),
             to_lsn=lsn_text(last.to_lsn),
             from_time=begins,
-            to_time=max(self._stored_at(last.last) or begins, begins),
+            archived_at=max(self._stored_at(last.last) or begins, begins),
         )
 
-    def _note_gap(self, code: str, line: Line, broken: Range, loss: Loss, acknowledged: str = "") -> None:
+    def _note_gap(self, code: str, timeline: int, broken: Range, loss: Loss, acknowledged: str = "") -> None:
         has_points = loss.from_lsn < loss.to_lsn
         self.gaps.append(
             Gap(
                 code=code,
-                first=self._name(line, broken[0]),
-                last=self._name(line, broken[1]),
+                first=segment_name(timeline, broken[0], self.size),
+                last=segment_name(timeline, broken[1], self.size),
                 segments=broken[1] - broken[0] + 1,
                 from_lsn=lsn_text(loss.from_lsn) if has_points else "",
                 to_lsn=lsn_text(loss.to_lsn) if has_points else "",
@@ -459,9 +633,6 @@ class _Examination:
         within = [times[base.label].stop for base in own if base.stop >= number]
         return min([max([at, *before]), *after, *within])
 
-    def _name(self, line: Line, number: int) -> str:
-        return segment_name(line.timeline_of(number), number, self.size)
-
     def _known_losses(self) -> dict[int, list[tuple[Range, str]]]:
         found: dict[int, list[tuple[Range, str]]] = {}
         for loss in self.policy.known_losses:
@@ -469,15 +640,6 @@ class _Examination:
                 span = segment_number(loss.first, self.size), segment_number(loss.last, self.size)
                 found.setdefault(segment_timeline(loss.first), []).append((span, loss.reason))
         return {timeline: sorted(items) for timeline, items in found.items()}
-
-
-def _on(verdicts: Sequence[Verdicts], timeline: int, broken: Range) -> Verdicts | None:
-    """Find the line that takes a damaged range from its timeline."""
-    for found in verdicts:
-        for stretch in found.line.stretches:
-            if stretch.timeline == timeline and stretch.first <= broken[0] and broken[1] <= stretch.last:
-                return found
-    return None
 
 
 def _range_text(first: str, last: str, numbers: Range) -> str:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class TimelineFacts(Frozen):
-    """One timeline of an archive: what it is, where it branched off, what of it is stored."""
+    """One timeline of an archive: what it is, where it branched off, what of it is stored.
+
+    `unjudged` counts segments that no backup's line passes, such as the rest of a timeline that was
+    given up: nothing can be restored from them, so a gap there is none.
+    """
 
     id: int
     fate: str
@@ -25,17 +29,22 @@ class TimelineFacts(Frozen):
     first: str = ""
     last: str = ""
     segments: int = 0
+    unjudged: int = 0
 
 
 class Window(Frozen):
-    """Points that can be restored; times of ends are when the repository got the last segment."""
+    """Points that can be restored, as LSN.
+
+    `from_time` is the end of the backup. `archived_at` is when the repository got the last segment, which
+    is no target for a restore: the last commit in it is older, and recovery needs one after its target.
+    """
 
     label: str
     timeline: int
     from_lsn: str
     to_lsn: str
     from_time: datetime
-    to_time: datetime
+    archived_at: datetime
 
 
 class Gap(Frozen):
@@ -119,7 +128,7 @@ def _repository(repository: RepositoryFacts) -> Iterator[str]:
         if archive.gaps:
             yield _gaps(archive)
         yield table(
-            ("timeline", "is", "branched off", "first segment", "last segment", "segments"),
+            ("timeline", "is", "branched off", "first segment", "last segment", "segments", "not judged"),
             (
                 (
                     t.id,
@@ -128,6 +137,7 @@ def _repository(repository: RepositoryFacts) -> Iterator[str]:
                     t.first,
                     t.last,
                     t.segments,
+                    t.unjudged,
                 )
                 for t in archive.timelines
             ),
@@ -154,8 +164,8 @@ def _spans(archive: ArchiveFacts) -> str:
     if not archive.spans:
         return "**Nothing can be restored.**"
     return table(
-        ("restorable from", "to", "from LSN", "to LSN", "timeline"),
-        ((_time(s.from_time), _time(s.to_time), s.from_lsn, s.to_lsn, s.timeline) for s in archive.spans),
+        ("restorable from LSN", "to LSN", "timeline", "first backup ended", "last WAL archived"),
+        ((s.from_lsn, s.to_lsn, s.timeline, _time(s.from_time), _time(s.archived_at)) for s in archive.spans),
     )
 
 

@@ -11,35 +11,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pgvigil.errors import ToolFailed
-from pgvigil.wal.names import BACKUP_FILE, HISTORY_FILE, PARTIAL_FILE, SUFFIXES, segment_name
+from pgvigil.wal.names import BACKUP_FILE, HISTORY_FILE, PARTIAL_FILE, SEGMENT_FILE, SUFFIXES, StoredSegment
 from pgvigil.wal.ranges import ranges_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pgvigil.wal.ranges import Range
 
 _SUFFIX_CODE = {suffix.encode(): code for code, suffix in enumerate(SUFFIXES)}
+UNKNOWN = -1  # the time of a file that the listing does not tell: what lies behind a link
 _NAMED = 100  # so many foreign files are named, the rest are counted
-
-
-class StoredSegment(NamedTuple):
-    """One segment file: size in bytes as stored, time in epoch seconds as the store has it."""
-
-    timeline: int
-    number: int
-    sha1: str
-    suffix: str
-    size: int
-    time: int
-
-    def path(self, segment_size: int) -> str:
-        """Return its path below the archive id."""
-        name = segment_name(self.timeline, self.number, segment_size)
-        return f"{name[:16]}/{name}-{self.sha1}{self.suffix}"
 
 
 class Track:
@@ -103,7 +88,7 @@ class Track:
     def stored_at(self, number: int) -> int | None:
         """Return the time at which a segment was stored, in epoch seconds."""
         index = bisect_left(self.numbers, number)
-        found = index < len(self) and self.numbers[index] == number
+        found = index < len(self) and self.numbers[index] == number and self.times[index] != UNKNOWN
         return self.times[index] if found else None
 
     @cached_property
@@ -136,30 +121,43 @@ class Inventory:
             for index in range(len(track)):
                 yield track.file(index)
 
+    def note_foreign(self, path: str) -> None:
+        """Count a file that is not pgBackRest's, and name the first of them."""
+        self.classes["foreign"] += 1
+        if len(self.foreign) < _NAMED:
+            self.foreign.append(printable(path))
+
     def stored_bytes(self) -> int:
         """Sum up the sizes of the segment files."""
         return sum(sum(track.sizes) for track in self.tracks.values())
 
 
-# One entry of `repo-ls --output=json`: a key, then a flat object. The first form is a segment's.
+# One entry of `repo-ls --output=json`: a key, then a flat object. The first form is a segment's. pgBackRest
+# writes the bytes of names as they are, so that they need not be UTF-8 and may hold any sign.
+_TEXT = rb'"(?:[^"\\]|\\.)*+"'
 _ENTRY = re.compile(
-    rb'[{,]?"(?:([^/"]+)/([0-9A-F]{16})/(?:(?=\2)([0-9A-F]{24}))-([0-9a-f]{40})(\.(?:gz|zst|lz4|bz2))?"'
-    rb':\{"type":"file","size":(\d+),"time":(\d+)[^{}]*\}'
-    rb'|((?:[^"\\]|\\.)*)"\s*:\s*(\{[^{}]*\}))\s*'
+    rb'[{,]?"(?:(\d[\d.]*-\d+)/([0-9A-F]{16})/(?:(?=\2)([0-9A-F]{24}))-([0-9a-f]{40})(\.(?:gz|zst|lz4|bz2))?"'
+    rb':\{"type":"file","size":(\d+),"time":(\d+)(?:' + _TEXT + rb'|[^{}"])*+\}'
+    rb'|(?<=")((?:[^"\\]|\\.)*+)"\s*:\s*(\{(?:' + _TEXT + rb'|[^{}"])*+\}))\s*',
+    re.DOTALL,
 )
+_ARCHIVE_ID = re.compile(r"^\d[\d.]*-\d+$")
 _END = re.compile(rb"\s*\}?\s*$")
 _LONGEST_ENTRY = 1 << 20
 
 
 class ListingReader:
-    """Reads the listing of `archive/<stanza>` chunk by chunk, in constant memory beside the arrays."""
+    """Reads the listing of `archive/<stanza>` chunk by chunk, in constant memory beside the arrays.
 
-    def __init__(self, segment_size: int) -> None:
+    `segment_size` is that of every archive which `sizes` does not name, in bytes; `strays` lie in none.
+    """
+
+    def __init__(self, segment_size: int, sizes: Mapping[str, int] | None = None) -> None:
         self.segment_size = segment_size
+        self.sizes = sizes or {}
         self.archives: dict[str, Inventory] = {}
         self.strays: list[str] = []
-        self._per_log = 0x100000000 // segment_size
-        self._tracks: dict[tuple[bytes, bytes], Track] = {}
+        self._tracks: dict[tuple[bytes, bytes], tuple[Track, int]] = {}
         self._rest = b""
 
     def feed(self, chunk: bytes) -> None:
@@ -172,7 +170,7 @@ class ListingReader:
             position = match.end()
             folder, _, name, sha1, suffix, size, time, key, value = match.groups()
             if name is None:
-                self._take_other(json.loads(b'"' + key + b'"'), json.loads(value))
+                self._take_other(_load(b'"' + key + b'"'), _load(value))
             else:
                 self._take(folder, name, sha1, suffix, size, time)
         self._rest = text[position:]
@@ -193,28 +191,38 @@ class ListingReader:
     def _take(  # noqa: PLR0913 - the parts of one entry, taken a million times
         self, folder: bytes, name: bytes, sha1: bytes, suffix: bytes | None, size: bytes, time: bytes
     ) -> None:
+        track, per_log = self._tracks.get((folder, name[:8])) or self._track(folder, name[:8])
         low = int(name[16:], 16)
-        if low >= self._per_log:
-            self._note_foreign(self._archive(folder.decode()), name.decode())
+        if low >= per_log:
+            self._archive(folder.decode()).note_foreign(name.decode())
             return
-        track = self._tracks.get((folder, name[:8])) or self._track(folder, name[:8])
-        number = int(name[8:16], 16) * self._per_log + low
+        number = int(name[8:16], 16) * per_log + low
         track.add(number, unhexlify(sha1), _SUFFIX_CODE[suffix or b""], int(size), int(time))
 
-    def _track(self, folder: bytes, timeline: bytes) -> Track:
-        track = self._tracks[folder, timeline] = Track(int(timeline, 16))
-        self._archive(folder.decode()).tracks[track.timeline] = track
-        return track
+    def _track(self, folder: bytes, timeline: bytes) -> tuple[Track, int]:
+        archive = self._archive(folder.decode())
+        track = archive.tracks[int(timeline, 16)] = Track(int(timeline, 16))
+        self._tracks[folder, timeline] = track, 0x100000000 // archive.segment_size
+        return self._tracks[folder, timeline]
 
     def _take_other(self, path: str, item: dict[str, object]) -> None:
         if path == "." or item.get("type") == "path":
             return
         archive_id, slash, inside = path.partition("/")
-        if not slash:
-            if path not in {"archive.info", "archive.info.copy"}:
-                self.strays.append(path)
-            return
-        self._classify(self._archive(archive_id), inside)
+        if slash and _ARCHIVE_ID.match(archive_id):
+            self._take_inside(archive_id, inside, item)
+        elif path.removesuffix(".pgbackrest.tmp") not in {"archive.info", "archive.info.copy"}:
+            self.strays.append(printable(path))
+
+    def _take_inside(self, archive_id: str, inside: str, item: dict[str, object]) -> None:
+        folder, _, name = inside.rpartition("/")
+        match = SEGMENT_FILE.match(name)
+        if match and folder == name[:16] and item.get("type") in {"file", "link"}:
+            facts = str(item.get("size", 0)), str(item.get("time", UNKNOWN))
+            parts = (archive_id, match["segment"], match["sha1"], match["suffix"] or "", *facts)
+            self._take(*(part.encode() for part in parts))
+        else:
+            self._classify(self._archive(archive_id), inside)
 
     def _classify(self, archive: Inventory, path: str) -> None:
         folder, _, name = path.rpartition("/")
@@ -230,17 +238,26 @@ class ListingReader:
         elif name.endswith(".pgbackrest.tmp"):
             archive.classes["arriving"] += 1  # pgBackRest gives a posix file its name when it is whole
         else:
-            self._note_foreign(archive, path)
-
-    def _note_foreign(self, archive: Inventory, path: str) -> None:
-        archive.classes["foreign"] += 1
-        if len(archive.foreign) < _NAMED:
-            archive.foreign.append(path)
+            archive.note_foreign(path)
 
     def _archive(self, archive_id: str) -> Inventory:
         if archive_id not in self.archives:
-            self.archives[archive_id] = Inventory(archive_id, self.segment_size)
+            size = self.sizes.get(archive_id, self.segment_size)
+            self.archives[archive_id] = Inventory(archive_id, size)
         return self.archives[archive_id]
+
+
+def _load(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode(errors="surrogateescape"), strict=False)
+    except ValueError as error:
+        raise _unreadable(text) from error
+
+
+def printable(name: str) -> str:
+    """Write a file's name so that every report can hold it."""
+    plain = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in plain)
 
 
 def _unreadable(rest: bytes) -> ToolFailed:

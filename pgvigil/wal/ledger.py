@@ -1,7 +1,8 @@
 """What was proven when: notes in the report store, each with the fingerprints of files that were read.
 
 A fingerprint is made of a file's name, size and time, so a file that changed is a new one. Notes older
-than the policy's period prove nothing any more and are not read.
+than the policy's period prove nothing any more and are not read; nor does a note from the future, which a
+clock that was set back leaves behind. Notes tell of one place: a copy elsewhere is read anew.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from pgvigil.errors import EvidenceError
+from pgvigil.wal.inventory import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pgvigil.reportstore import ReportStore
-    from pgvigil.wal.inventory import Inventory, StoredSegment, Track
+    from pgvigil.wal.inventory import Inventory, Track
+    from pgvigil.wal.names import StoredSegment
 
 _FACTS = Struct("<QQQqB20s")
 _MARK = Struct("<Q")
@@ -80,7 +83,8 @@ class Ledger:
             track = archive.tracks[timeline]
             for index, mark in enumerate(fingerprints(track)):
                 at = self.proven.get(mark)
-                if at is None or moment - at > half * (1 + (mark & 0xFFFF) / 0x10000):
+                is_old = at is None or moment - at > half * (1 + (mark & 0xFFFF) / 0x10000)
+                if is_old or track.times[index] == UNKNOWN:
                     due.add(track, index, mark)
         return due
 
@@ -90,11 +94,12 @@ class Ledger:
 
 
 class LedgerBook:
-    """The notes of one cluster's repository and archive id."""
+    """The notes of one cluster's repository and archive id; `place` says where that repository is."""
 
-    def __init__(self, store: ReportStore, cluster: str, repo: int, archive_id: str) -> None:
+    def __init__(self, store: ReportStore, cluster: str, repo: int, archive_id: str, place: str) -> None:
+        mark = blake2b(place.encode(errors="surrogateescape"), digest_size=4).hexdigest()
         self._store = store
-        self._folder = ("wal-proofs", cluster, f"repo{repo}", archive_id)
+        self._folder = ("wal-proofs", cluster, f"repo{repo}-{mark}", archive_id)
 
     def read(self, now: datetime, period: timedelta) -> Ledger:
         """Read the notes that still count; raises EvidenceError for one that is unreadable."""
@@ -102,10 +107,10 @@ class LedgerBook:
         oldest = (now - period).strftime(_STAMP)
         for name in self._store.notes(self._folder):
             if name >= oldest:
-                self._take(ledger, name)
+                self._take(ledger, name, int(now.timestamp()))
         return ledger
 
-    def _take(self, ledger: Ledger, name: str) -> None:
+    def _take(self, ledger: Ledger, name: str, now: int) -> None:
         try:
             note = json.loads(self._store.read_note(self._folder, name))
             marks = array("Q", zlib.decompress(base64.b64decode(note["proven"])))
@@ -115,6 +120,8 @@ class LedgerBook:
                 f"the note {'/'.join(self._folder)}/{name} cannot be read: {error}",
                 hint="remove it: the segments it tells of are then read again",
             ) from error
+        if at > now:
+            return
         ledger.proven.update(dict.fromkeys(marks, at))
         if note.get("opinion"):
             ledger.opinion_at = max(ledger.opinion_at, at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,3 +52,29 @@ def segment_range(start: str, stop: str, segment_size: int) -> Iterator[str]:
     timeline = int(start[:8], 16)
     for number in range(segment_number(start, segment_size), segment_number(stop, segment_size) + 1):
         yield segment_name(timeline, number, segment_size)
+
+
+class StoredSegment(NamedTuple):
+    """One segment file: size in bytes as stored, time in epoch seconds as the store has it."""
+
+    timeline: int
+    number: int
+    sha1: str
+    suffix: str
+    size: int
+    time: int
+
+    def path(self, segment_size: int) -> str:
+        """Return its path below the archive id."""
+        name = segment_name(self.timeline, self.number, segment_size)
+        return f"{name[:16]}/{name}-{self.sha1}{self.suffix}"
+
+
+def stored_segment(file: str, segment_size: int) -> StoredSegment | None:
+    """Read a segment file's name as pgBackRest writes it; None for any other name."""
+    match = SEGMENT_FILE.match(file)
+    if match is None:
+        return None
+    name = match["segment"]
+    number = segment_number(name, segment_size)
+    return StoredSegment(segment_timeline(name), number, match["sha1"], match["suffix"] or "", 0, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
@@ -18,21 +19,26 @@ from pgvigil.wal import heartbeat
 from pgvigil.wal.archive import Archive, archive_id_of
 from pgvigil.wal.examine import Evidence, Examined, Fault, examine
 from pgvigil.wal.facts import RepositoryFacts
+from pgvigil.wal.heartbeat import Look, Search
 from pgvigil.wal.inventory import Inventory, ListingReader
-from pgvigil.wal.names import segment_name
+from pgvigil.wal.names import SEGMENT_FILE, SEGMENT_NAME, segment_name
+from pgvigil.wal.origins import origin_of, read_histories, segment_sizes
 from pgvigil.wal.picture import draw
 from pgvigil.wal.proving import Progress, Reading, read_content
 from pgvigil.wal.ranges import clip, count, without
 from pgvigil.wal.server import Server
+from pgvigil.wal.timelines import Fate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.pgbackrest import Backup
+    from pgvigil.pgbackrest.info import RepositoryFile
     from pgvigil.runs import Run
     from pgvigil.wal.heartbeat import Beat
     from pgvigil.wal.ranges import Range
 
+_LISTINGS = 3  # so many times a repository is listed while the world around it changes
 _MANIFESTS = ("backup.manifest", "backup.manifest.copy")
 
 
@@ -131,7 +137,7 @@ def beat(archive: Archive, world: World) -> Beat | None:
         return None
     info = archive.pgbackrest.info()
     folders = {repo: archive_id_of(info, repo) for repo in world.repos}
-    look_into = {repo: partial(_holds, archive, repo, folder) for repo, folder in folders.items()}
+    look_into = {repo: _look_for(archive, repo, folder, mark) for repo, folder in folders.items()}
     hopeless = partial(heartbeat.is_hopeless, archive.settings.dsn, run.name, mark.segment)
     return heartbeat.await_arrival(mark, look_into, hopeless, policy.heartbeat_wait)
 
@@ -148,9 +154,19 @@ def _no_beat(run: Run, reason: str) -> None:
     )
 
 
-def _holds(archive: Archive, repo: int, archive_id: str, segment: str) -> bool:
-    folder = f"archive/{archive.stanza}/{archive_id}/{segment[:16]}"
-    return any(name.startswith(f"{segment}-") for name in archive.pgbackrest.ls(repo, folder))
+def _look_for(archive: Archive, repo: int, archive_id: str, mark: Beat) -> Look:
+    folder = f"archive/{archive.stanza}/{archive_id}/{mark.segment[:16]}"
+
+    def files(segment: str) -> list[str]:
+        stored = archive.pgbackrest.ls(repo, folder)
+        return [name for name in stored if SEGMENT_FILE.match(name) and name.startswith(f"{segment}-")]
+
+    def carries(name: str) -> bool:
+        search = Search(PurePosixPath(name).suffix, mark.mark)
+        archive.pgbackrest.read(repo, f"{folder}/{name}", search.feed)
+        return search.found
+
+    return Look(files, carries)
 
 
 def prove(
@@ -161,23 +177,17 @@ def prove(
     on_progress: Callable[[Progress], None],
 ) -> None:
     """Examine one repository wholly, then note checks, findings, proof and facts at once."""
-    before = archive.server()
-    listed = archive.pgbackrest.info()
-    reader = ListingReader(before.segment_size)
-    archive.pgbackrest.list_into(repo, f"archive/{archive.stanza}", reader.feed)
-    inventories = reader.close()
-    info = archive.pgbackrest.info()
-    after = archive.server()
-    current = archive_id_of(info, repo)
-    inventories.setdefault(current, Inventory(current, before.segment_size))
-    still = {backup.label for backup in listed.backups(repo)}
-    backups = [backup for backup in info.backups(repo) if backup.label in still]
+    seen = _look_around(archive, repo)
+    before, inventories, info, after = seen.before, seen.inventories, seen.info, seen.after
+    current, backups = seen.current, seen.backups
     lacking = _lacking(archive, repo, backups)
     if lacking:  # an expire beside us may have taken them after they were listed
         still = {backup.label for backup in archive.pgbackrest.info().backups(repo)}
         backups = [backup for backup in backups if backup.label in still]
         lacking = {label: files for label, files in lacking.items() if label in still}
-    reading = read_content(archive, repo, info, inventories, before.now, on_progress)
+    histories = {name: read_histories(archive.pgbackrest, repo, inv) for name, inv in inventories.items()}
+    origins = {name: origin_of(info, repo, inv, histories[name]) for name, inv in inventories.items()}
+    reading = read_content(archive, repo, info, inventories, origins, before.now, on_progress)
     examined = {}
     for archive_id, inventory in sorted(inventories.items()):
         is_current = archive_id == current
@@ -185,15 +195,96 @@ def prove(
         evidence = Evidence(
             repo=repo,
             inventory=inventory,
-            histories=_histories(archive, repo, inventory),
+            histories=histories[archive_id].texts,
+            unread=histories[archive_id].unread,
             backups=own,
             lacking={label: files for label, files in lacking.items() if label in {b.label for b in own}},
             bad=reading.bad.get(archive_id, ()),
             server=before if is_current else None,
-            timeline=after.timeline if is_current else None,
+            after=after if is_current else None,
+            stuck=_stuck(archive, seen) if is_current else "",
+            has_older=bool(backups) and not own,
         )
         examined[archive_id] = examine(evidence, archive.policy, before.now)
     _note(archive, _Proven(repo, current, backups, inventories, examined, reading, mark, after))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A listing of one repository, with server and backup list as they were on both sides of it."""
+
+    before: Server
+    listed: StanzaInfo
+    inventories: dict[str, Inventory]
+    info: StanzaInfo
+    after: Server
+    repo: int
+
+    @property
+    def current(self) -> str:
+        """The archive id into which the server archives now."""
+        return archive_id_of(self.info, self.repo)
+
+    @property
+    def backups(self) -> list[Backup]:
+        """The backups that were there all the time."""
+        still = {backup.label for backup in self.listed.backups(self.repo)}
+        return [backup for backup in self.info.backups(self.repo) if backup.label in still]
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether server and backups stayed the same enough for the listing to be judged by them."""
+        is_same = (self.before.timeline, self.before.in_recovery) == (
+            self.after.timeline,
+            self.after.in_recovery,
+        )
+        return is_same and bool(self.backups or not self.info.backups(self.repo))
+
+
+def _look_around(archive: Archive, repo: int) -> _Seen:
+    """List a repository; again when a promotion, or the exchange of all backups, fell into the listing."""
+    for attempt in range(_LISTINGS):
+        seen = _list(archive, repo)
+        if seen.is_steady or attempt == _LISTINGS - 1:
+            break
+    return seen
+
+
+def _list(archive: Archive, repo: int) -> _Seen:
+    before = archive.server()
+    listed = archive.pgbackrest.info()
+    sizes = segment_sizes(archive.pgbackrest, listed, repo, archive_id_of(listed, repo))
+    reader = ListingReader(before.segment_size, sizes)
+    archive.pgbackrest.list_into(repo, f"archive/{archive.stanza}", reader.feed)
+    inventories = reader.close()
+    info = archive.pgbackrest.info()
+    current = archive_id_of(info, repo)
+    inventories.setdefault(current, Inventory(current, before.segment_size))
+    for stray in reader.strays:
+        inventories[current].note_foreign(stray)
+    return _Seen(before, listed, inventories, info, archive.server(), repo)
+
+
+def _stuck(archive: Archive, seen: _Seen) -> str:
+    """Name the segment at which the archiver fails though every repository holds one of that name.
+
+    If one lacks it, the archiver fails because of that one, and the others are whole.
+    """
+    name = seen.after.last_failed_wal or ""
+    is_waiting = seen.before.waits(name) and seen.after.waits(name)
+    if not seen.after.archiver_fails or not is_waiting or not SEGMENT_NAME.match(name):
+        return ""
+    keys = [repository.key for repository in seen.info.repo]
+    return name if all(_has_segment(archive, seen.info, repo, name) for repo in keys) else ""
+
+
+def _has_segment(archive: Archive, info: StanzaInfo, repo: int, segment: str) -> bool:
+    """Tell whether a repository has a file of a segment; one that cannot be read is taken not to."""
+    try:
+        folder = f"archive/{archive.stanza}/{archive_id_of(info, repo)}/{segment[:16]}"
+        return any(name.startswith(f"{segment}-") for name in archive.pgbackrest.ls(repo, folder))
+    except PgvigilError:
+        return False
 
 
 def _lacking(archive: Archive, repo: int, backups: Sequence[Backup]) -> dict[str, tuple[str, ...]]:
@@ -201,20 +292,18 @@ def _lacking(archive: Archive, repo: int, backups: Sequence[Backup]) -> dict[str
     found = {}
     for backup in backups:
         there = archive.pgbackrest.ls(repo, f"backup/{archive.stanza}/{backup.label}")
-        missing = tuple(name for name in _MANIFESTS if name not in there)
-        if missing:
-            found[backup.label] = missing
+        faults = {name: _manifest_fault(there.get(name)) for name in _MANIFESTS}
+        lacking = tuple(f"{name}{fault}" for name, fault in faults.items() if fault is not None)
+        if lacking:
+            found[backup.label] = lacking
     return found
 
 
-def _histories(archive: Archive, repo: int, inventory: Inventory) -> dict[int, str]:
-    found = {}
-    for timeline in sorted(inventory.histories):
-        chunks: list[bytes] = []
-        path = f"archive/{archive.stanza}/{inventory.archive_id}/{timeline:08X}.history"
-        archive.pgbackrest.read(repo, path, chunks.append)
-        found[timeline] = b"".join(chunks).decode(errors="replace")
-    return found
+def _manifest_fault(file: RepositoryFile | None) -> str | None:
+    """Say what to add to the name of a manifest that is not there, or is there in vain."""
+    if file is None:
+        return ""
+    return " (it is empty)" if file.type == "file" and file.size == 0 else None
 
 
 @dataclass(frozen=True)
@@ -236,6 +325,24 @@ class _Proven:
         return not self.server.in_recovery
 
     @property
+    def now(self) -> Examined:
+        """What became of the archive into which the server archives now."""
+        return self.examined[self.current]
+
+    @property
+    def knows_delay(self) -> bool:
+        """Whether the server knows what should have been archived: a standby only while it receives."""
+        return self.is_primary or self.server.lsn is not None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the heartbeat did not arrive, and the archiver does nothing about it."""
+        if self.mark is None or self.repo in self.mark.latency:
+            return False
+        last = self.server.last_archived_time
+        return self.server.archiver_fails or last is None or last < self.mark.committed_at
+
+    @property
     def faults(self) -> list[Fault]:
         return [fault for examined in self.examined.values() for fault in examined.faults]
 
@@ -247,7 +354,7 @@ def _note(archive: Archive, proven: _Proven) -> None:
     opinion = _opinion_finding(proven)
     run.checks += checks
     run.findings += [fault.finding for fault in proven.faults] + opinion
-    run.findings += _nothing_found(proven)
+    run.findings += [*_nothing_found(proven), *_silent_archiver(proven)]
     run.proofs.append(Proof(name=f"wal repo{proven.repo}", verdict=conclude(checks)))
     run.facts["repositories"] = (*run.facts.get("repositories", ()), _facts(proven))
     stored = run.facts.setdefault("_stored", {})
@@ -271,10 +378,11 @@ def _nothing_found(proven: _Proven) -> list[Finding]:
 
 
 def _checks(archive: Archive, proven: _Proven) -> Iterator[Check]:
-    segments = sum(inventory.segments for inventory in proven.inventories.values())
-    windows = sum(len(examined.facts.spans) for examined in proven.examined.values())
-    policy, reading = archive.policy, proven.reading
-    yield _check(proven, "listed", "WAL in the archive", f"{segments} segments", is_known=segments > 0)
+    segments = proven.inventories[proven.current].segments
+    policy, reading, facts = archive.policy, proven.reading, proven.now.facts
+    yield _check(
+        proven, "listed", "WAL in the server's archive", f"{segments} segments", is_known=segments > 0
+    )
     yield _check(
         proven,
         "timelines",
@@ -282,31 +390,32 @@ def _checks(archive: Archive, proven: _Proven) -> Iterator[Check]:
         ", ".join(
             f"{t.id} {t.fate}" for examined in proven.examined.values() for t in examined.facts.timelines
         ),
-        is_known=segments > 0,
+        is_known=segments > 0 and all(t.fate != Fate.UNKNOWN for t in facts.timelines),
     )
-    has_backups = bool(proven.backups)
     yield _check(
         proven,
         "backups",
         "both manifests of every backup",
         f"{len(proven.backups)} backups",
-        is_known=has_backups,
+        is_known=bool(facts.backups),
     )
     yield _check(
         proven,
         "continuity",
-        "no WAL missing from any backup to the newest segment of its line",
-        f"{windows} unbroken spans of restore points",
-        is_known=has_backups,
+        "no WAL missing from any backup to the newest segment of its line, and one leads to the present",
+        f"{sum(len(examined.facts.spans) for examined in proven.examined.values())} unbroken spans of "
+        "restore points",
+        is_known=bool(facts.spans),
     )
     yield _check(
         proven,
         "delay",
         f"at most {policy.max_delayed_segments} segments or {policy.max_delay.total_seconds():g} s behind",
-        f"{sum(examined.waiting for examined in proven.examined.values())} waiting"
-        if proven.is_primary
-        else "the server is a standby: it cannot know",
-        is_known=proven.is_primary,
+        f"{proven.now.waiting} waiting"
+        if proven.knows_delay
+        else "the server is a standby that receives nothing: it cannot know",
+        is_known=proven.knows_delay,
+        required=proven.knows_delay,
     )
     yield _check(
         proven,
@@ -322,7 +431,9 @@ def _checks(archive: Archive, proven: _Proven) -> Iterator[Check]:
         yield _opinion(proven)
 
 
-def _check(proven: _Proven, name: str, expected: str, good: str, *, is_known: bool = True) -> Check:
+def _check(  # noqa: PLR0913 - the fields of a check
+    proven: _Proven, name: str, expected: str, good: str, *, is_known: bool = True, required: bool = True
+) -> Check:
     """Make a check that is refuted by any refuting fault; what looked at nothing proves nothing."""
     faults = [f.finding.message for f in proven.faults if f.check == name and f.is_refuting]
     shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
@@ -332,18 +443,39 @@ def _check(proven: _Proven, name: str, expected: str, good: str, *, is_known: bo
         verdict=Verdict.REFUTED if faults else verdict,
         expected=expected,
         actual=shown or good,
+        required=required or bool(faults),
     )
 
 
 def _rpo(proven: _Proven, mark: Beat) -> Check:
     latency = mark.latency.get(proven.repo)
+    is_strange = proven.repo in mark.strange
+    missing = f"not within {mark.waited:.1f} s" + ("; another segment has its name" if is_strange else "")
     return Check(
         id=f"repo{proven.repo}.rpo",
         verdict=Verdict.VERIFIED if latency is not None else Verdict.INCONCLUSIVE,
         expected=f"the commit in {mark.segment} arrives",
-        actual=f"after {latency:.2f} s" if latency is not None else f"not within {mark.waited:.1f} s",
-        required=False,
+        actual=f"after {latency:.2f} s" if latency is not None else missing,
+        required=proven.is_silent,
     )
+
+
+def _silent_archiver(proven: _Proven) -> list[Finding]:
+    """Tell that a commit did not arrive because the archiver does nothing; a slow one is only measured."""
+    mark, server = proven.mark, proven.server
+    if not mark or not proven.is_silent:
+        return []
+    why = f"fails at {server.last_failed_wal}" if server.archiver_fails else "has archived nothing since"
+    return [
+        Finding(
+            code="archiver-fails",
+            severity=Severity.ERROR,
+            message=f"repository {proven.repo}: a commit in {mark.segment} did not arrive within "
+            f"{mark.waited:.1f} s, and the archiver {why}; nothing is lost while the server's disk lives",
+            hint="see the server log for pgbackrest's message; 'pgbackrest check' reproduces it",
+            subject=mark.segment,
+        )
+    ]
 
 
 def _opinion(proven: _Proven) -> Check:

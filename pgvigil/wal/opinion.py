@@ -26,6 +26,22 @@ class Opinion(Frozen):
     bad_backups: dict[str, str] = Field(default_factory=dict)
     checked: int = 0
 
+    @property
+    def is_good(self) -> bool:
+        """Whether it looked, and found nothing bad."""
+        return self.is_told and not self.bad_wal and not self.bad_backups
+
+    def confirmed_by(self, later: Opinion) -> Opinion:
+        """Return the later one less what it alone found: a backup or an expire beside verify makes it err."""
+        return later.model_copy(
+            update={
+                "bad_wal": {name: bad for name, bad in later.bad_wal.items() if name in self.bad_wal},
+                "bad_backups": {
+                    label: status for label, status in later.bad_backups.items() if label in self.bad_backups
+                },
+            }
+        )
+
 
 def read_opinion(text: str) -> Opinion:
     """Parse the text; more checked than valid is bad, whatever the four counters say."""

@@ -51,7 +51,7 @@ class _Scale:
 
 
 def _times(archive: ArchiveFacts) -> list[datetime]:
-    spans = [moment for span in archive.spans for moment in (span.from_time, span.to_time)]
+    spans = [moment for span in archive.spans for moment in (span.from_time, span.archived_at)]
     gaps = [moment for gap in archive.gaps for moment in (gap.from_time, gap.to_time) if moment]
     return [*spans, *gaps, *(mark.at for mark in archive.backups)]
 
@@ -65,9 +65,10 @@ def _row(scale: _Scale, top: int, repo: int, archive: ArchiveFacts) -> Iterator[
 
 
 def _span(scale: _Scale, top: int, span: Window) -> str:
-    title = f"restorable: {span.from_time:%Y-%m-%d %H:%M:%S} to {span.to_time:%Y-%m-%d %H:%M:%S}"
+    began, archived = f"{span.from_time:%Y-%m-%d %H:%M:%S}", f"{span.archived_at:%Y-%m-%d %H:%M:%S}"
+    title = f"restorable: from {began}, WAL archived until {archived}"
     title += f", LSN {span.from_lsn} to {span.to_lsn}, timeline {span.timeline}"
-    return _bar(scale.x(span.from_time), scale.x(span.to_time), top, _GREEN, title)
+    return _bar(scale.x(span.from_time), scale.x(span.archived_at), top, _GREEN, title)
 
 
 def _gap(scale: _Scale, top: int, gap: Gap) -> str:

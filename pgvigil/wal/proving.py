@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pgvigil.backup.survey import posix_repositories, read_options
@@ -13,7 +16,14 @@ from pgvigil.reportstore import open_report_store
 from pgvigil.wal.archive import archive_id_of
 from pgvigil.wal.ledger import Ledger, LedgerBook
 from pgvigil.wal.opinion import Opinion, read_opinion
-from pgvigil.wal.reading import from_directory, from_repository, read_all
+from pgvigil.wal.reading import (
+    UNREADABLE,
+    Rights,
+    from_directory,
+    from_repository,
+    read_patiently,
+    require_answer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
     from pgvigil.pgbackrest import StanzaInfo
     from pgvigil.runs import Run
     from pgvigil.wal.archive import Archive
+    from pgvigil.wal.content import Origin
     from pgvigil.wal.inventory import Inventory
     from pgvigil.wal.reading import Judged
 
@@ -62,6 +73,7 @@ def read_content(  # noqa: PLR0913 - what reading needs
     repo: int,
     info: StanzaInfo,
     inventories: dict[str, Inventory],
+    origins: dict[str, Origin],
     now: datetime,
     on_progress: Callable[[Progress], None],
 ) -> Reading:
@@ -69,12 +81,15 @@ def read_content(  # noqa: PLR0913 - what reading needs
     reading = Reading()
     store = open_report_store(archive.run.fleet.audit.reports, archive.run.fleet.s3)
     deadline = time.monotonic() + archive.policy.prove_for.total_seconds()
-    root = _directory(archive, repo, info)
+    options = _options(archive)
+    root = _directory(archive, repo, info, options)
+    place = _place(archive, repo, root, options)
     for archive_id, inventory in sorted(inventories.items()):
-        book = LedgerBook(store, archive.run.identity.subject, repo, archive_id)
+        book = LedgerBook(store, archive.run.identity.subject, repo, archive_id, place)
         pages = _Pages(archive.run, book, now)
         ledger = _recall(archive, book, now)
-        _read_archive(archive, repo, inventory, ledger, pages, reading, root, deadline, on_progress)
+        origin = origins[archive_id]
+        _read_archive(archive, repo, inventory, origin, ledger, pages, reading, root, deadline, on_progress)
         if archive_id == archive_id_of(info, repo):
             _ask(archive, repo, ledger, pages, reading, now)
         pages.turn()
@@ -125,23 +140,49 @@ class _Pages:
         self.marks, self.opinion = [], False
 
 
-def _directory(archive: Archive, repo: int, info: StanzaInfo) -> Path | None:
+def _options(archive: Archive) -> dict[str, str]:
+    """Return what pgbackrest.conf says, nothing where it is out of sight."""
+    try:
+        return read_options(archive.settings.pgbackrest)
+    except ConfigError:
+        return {}
+
+
+def _directory(archive: Archive, repo: int, info: StanzaInfo, options: dict[str, str]) -> Path | None:
     """Return where the archive lies on this host, if it does and is not encrypted."""
     cipher = next((r.cipher for r in info.repo if r.key == repo), "none")
-    if cipher != "none":
-        return None
-    try:
-        options = read_options(archive.settings.pgbackrest)
-    except ConfigError:
+    if cipher != "none" or not options:
         return None
     root = posix_repositories(options).get(repo)
     return root / "archive" / archive.stanza if root else None
+
+
+_PLACE = re.compile(r"(type|path|host|host-port|host-config|.*-(bucket|endpoint|container|account))")
+
+
+def _place(archive: Archive, repo: int, root: Path | None, options: dict[str, str]) -> str:
+    """Say where a repository is, as exactly as can be seen from here; no secret is in it."""
+    settings, lead = archive.settings.pgbackrest, f"repo{repo}-"
+    said = {
+        key: value
+        for key, value in sorted(options.items())
+        if key.startswith(lead) and _PLACE.fullmatch(key.removeprefix(lead))
+    }
+    here = str(root.resolve()) if root else ""
+    return repr((settings.command, str(settings.config or ""), settings.stanza, here, said))
+
+
+def _rights(archive: Archive) -> Rights | None:
+    """Return what pgBackRest's user may read, where this process is root and would not notice."""
+    user = archive.settings.pgbackrest.user
+    return Rights(user) if user and os.geteuid() == 0 else None
 
 
 def _read_archive(  # noqa: PLR0913 - what reading needs
     archive: Archive,
     repo: int,
     inventory: Inventory,
+    origin: Origin,
     ledger: Ledger,
     pages: _Pages,
     reading: Reading,
@@ -153,11 +194,12 @@ def _read_archive(  # noqa: PLR0913 - what reading needs
     total = len(due)
     read = from_repository(archive.pgbackrest, repo, f"archive/{archive.stanza}/{inventory.archive_id}")
     if root:
-        read = from_directory(root / inventory.archive_id, otherwise=read)
+        read = from_directory(root / inventory.archive_id, read, _rights(archive))
+    require = partial(require_answer, archive.pgbackrest, repo)
     bad = reading.bad.setdefault(inventory.archive_id, [])
     done = 0
     left = deadline - time.monotonic()
-    for judged in read_all(due, read, inventory.segment_size, archive.policy.readers, left):
+    for judged in read_patiently(due, read, require, origin, archive.policy.readers, left):
         done += 1
         if judged.code:
             bad.append(judged)
@@ -175,7 +217,7 @@ def _read_archive(  # noqa: PLR0913 - what reading needs
 
 def _drop_expired(archive: Archive, repo: int, inventory: Inventory, bad: list[Judged]) -> None:
     """Forget files that an expire beside us removed after they were listed."""
-    for judged in [item for item in bad if item.code == "wal-unreadable"]:
+    for judged in [item for item in bad if item.code == UNREADABLE]:
         path = judged.file.path(inventory.segment_size)
         folder, _, name = path.partition("/")
         there = archive.pgbackrest.ls(repo, f"archive/{archive.stanza}/{inventory.archive_id}/{folder}")
@@ -192,7 +234,15 @@ def _ask(  # noqa: PLR0913 - what asking needs
     if not policy.second_opinion or age < policy.prove_every.total_seconds():
         return
     try:
-        reading.opinion = read_opinion(archive.pgbackrest.verify(repo))
-        pages.opinion = reading.opinion.is_told and not reading.opinion.bad_wal
+        reading.opinion = opinion = _opinion(archive, repo)
+        pages.opinion = opinion.is_told and not opinion.bad_wal and not opinion.bad_backups
     except PgvigilError as error:
         reading.opinion_error = error.message
+
+
+def _opinion(archive: Archive, repo: int) -> Opinion:
+    """Ask, and ask again before believing anything bad: what lasts is no work of a backup beside us."""
+    opinion = read_opinion(archive.pgbackrest.verify(repo))
+    if opinion.is_good or not opinion.is_told:
+        return opinion
+    return opinion.confirmed_by(read_opinion(archive.pgbackrest.verify(repo)))

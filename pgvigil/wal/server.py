@@ -19,23 +19,35 @@ if TYPE_CHECKING:
 
 
 class Ready(Frozen):
-    """A file that waits for the archiver."""
+    """A file that waits for the archiver, or that a standby has received."""
 
     name: str
     since: datetime
 
 
 class Server(Position):
-    """The server at one moment; `ready` was read after the position."""
+    """The server at one moment; `ready` was read after the position.
+
+    A standby archives nothing: its `ready` is what it has received, which the primary may still hold.
+    `began` is when the server came onto its timeline, None if it does not know.
+    """
 
     ready: tuple[Ready, ...] = ()
+    began: datetime | None = None
 
     @property
     def finished(self) -> int:
         """The number of the last segment that it has finished; -1 when that is not its own to say."""
-        if self.in_recovery or self.lsn is None:
-            return -1
-        return parse_lsn(self.lsn) // self.segment_size - 1
+        return -1 if self.in_recovery else self.complete
+
+    @property
+    def complete(self) -> int:
+        """The number of the last segment that it has whole, written or received; -1 for none."""
+        return -1 if self.lsn is None else parse_lsn(self.lsn) // self.segment_size - 1
+
+    def waits(self, name: str) -> Ready | None:
+        """Return a file that waits for the archiver, by its name."""
+        return next((item for item in self.ready if item.name == name), None)
 
     def counts_archived(self, timeline: int, number: int) -> bool:
         """Tell whether it has counted this segment, or a later one of the timeline, as archived."""
@@ -70,5 +82,16 @@ def read_server(dsn: str, application_name: str) -> Server:
     """Ask for the position first, then for what waits: the other way round, WAL could fall between."""
     with postgres.connect(dsn, application_name) as connection:
         position = read_position(connection)
-        ready = connection.execute(query("wal", "ready")).fetchall()
-    return Server.model_validate({**position, "ready": ready})
+        ready = connection.execute(
+            query("wal", "received" if position["in_recovery"] else "ready")
+        ).fetchall()
+        history = {"history": f"{position['timeline']:08X}.history"}
+        began = connection.execute(query("wal", "began"), history).fetchone() or {}
+    server = Server.model_validate({**position, **began, "ready": ready})
+    return _as_standby(server) if server.in_recovery else server
+
+
+def _as_standby(server: Server) -> Server:
+    """Leave out the segment that is being received, and files that are kept to be written next."""
+    whole = (i for i in server.ready if segment_number(i.name, server.segment_size) <= server.complete)
+    return server.model_copy(update={"ready": tuple(whole)})

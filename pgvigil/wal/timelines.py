@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, NamedTuple
 from pgvigil.wal.names import parse_lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 ENDLESS = 2**64
 
 
 class Fate(StrEnum):
-    """What a timeline is to the server: its present, its past, a past given up, or somebody else's."""
+    """What a timeline is to the server: its present, its past, a past given up, or somebody else's.
+
+    UNKNOWN is one that is newer than a standby's: its primary may have gone there.
+    """
 
     LIVE = "live"
     ANCESTOR = "ancestor"
     ABANDONED = "abandoned"
     STRAY = "stray"
+    UNKNOWN = "unknown"
 
 
 class Branch(NamedTuple):
@@ -113,11 +117,19 @@ class Tree:
         return (*stretches, Stretch(tip, first, ENDLESS))
 
 
-def fates(tree: Tree, known: Iterable[int], live: int) -> dict[int, Fate]:
+def fates(
+    tree: Tree,
+    known: Iterable[int],
+    live: int,
+    receiving: Collection[int] = (),
+    *,
+    is_standby: bool = False,
+) -> dict[int, Fate]:
     """Say of each timeline what it is to a server whose timeline is `live`.
 
     A server takes the next number that no history file in the archive has, so a higher number than its
-    own was never in its past: somebody else pushed it.
+    own was never in its past: somebody else pushed it. So did somebody with a timeline that was given up
+    and was still `receiving` WAL when the server was already on its own.
     """
     ancestors = {branch.timeline for branch in tree.branches(live)}
 
@@ -126,6 +138,8 @@ def fates(tree: Tree, known: Iterable[int], live: int) -> dict[int, Fate]:
             return Fate.LIVE
         if timeline in ancestors:
             return Fate.ANCESTOR
-        return Fate.STRAY if timeline > live else Fate.ABANDONED
+        if timeline > live and is_standby:
+            return Fate.UNKNOWN
+        return Fate.STRAY if timeline > live or timeline in receiving else Fate.ABANDONED
 
     return {timeline: fate(timeline) for timeline in sorted({*known, live})}

@@ -59,7 +59,9 @@ def another_process(yard: Yard) -> Iterator[int]:
     pid = os.fork()
     if pid == 0:
         try:
-            os._exit(yard.run().verdict.exit_code)
+            report = yard.run()
+            print([finding.message for finding in report.findings], flush=True)  # noqa: T201 - for a failure
+            os._exit(report.verdict.exit_code)
         finally:
             os._exit(9)
     try:

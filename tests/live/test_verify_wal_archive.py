@@ -127,7 +127,8 @@ def test_a_stray_timeline_is_told(vault: Vault) -> None:
     stray = own.parent.with_name("00000002" + own.parent.name[8:])
     stray.mkdir()
     (stray / ("00000002" + own.name[8:])).write_bytes(own.read_bytes())
-    (vault.archive / "00000002.history").write_text("1\t0/5000000\tno recovery target specified\n")
+    switch = f"{int(own.name[8:16], 16):X}/{int(own.name[16:24], 16) * 2**24 + 0x28:X}"  # in this segment
+    (vault.archive / "00000002.history").write_text(f"1\t{switch}\tno recovery target specified\n")
 
     report = vault.prove()
 
@@ -153,6 +154,20 @@ def test_an_acknowledged_loss_is_told_without_alarm_and_hides_no_other(vault: Va
     assert ["wal-missing"] == codes(loud)
     assert new.name[:24] in loud.findings[0].message
     assert ["wal-missing", "wal-missing"] == codes(expired)
+
+
+def test_a_known_loss_does_not_bring_back_what_it_lost(vault: Vault) -> None:
+    """Nothing leads to the present any more: acknowledged or not, that is never green."""
+    last = vault.segments()[-2]
+    last.unlink()
+    name = last.name[:24]
+    known = {"timeline": 1, "first": name, "last": name, "reason": "x", "until": "2999-01-01"}
+    vault.policy(known_losses=[known])
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["no-window"]) == (report.verdict, codes(report))
+    assert "take a full backup" in report.findings[0].hint
 
 
 def test_a_second_run_reads_only_what_is_new_or_changed(vault: Vault) -> None:

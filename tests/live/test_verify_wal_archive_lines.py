@@ -1,5 +1,8 @@
 """Timelines, repositories and rights, as servers have them."""
 
+import os
+import time
+
 import pytest
 
 from pgvigil.reports import Verdict
@@ -23,6 +26,135 @@ def test_a_promotion_is_no_fault_and_its_missing_history_is(own_vault: Vault) ->
     assert [2] == [window.timeline for window in archive.windows]
     assert (Verdict.REFUTED, ["history-missing"]) == (broken.verdict, codes(broken))
     assert "timeline 2" in broken.findings[0].message
+
+
+def test_wal_after_a_restore_to_the_end_of_a_backup_is_judged(own_vault: Vault) -> None:
+    """The new timeline begins in the backup's last segment, and the backup is its base all the same."""
+    own_vault.restore("--type=immediate", "--target-action=promote")
+    own_vault.write(4)
+    own_vault.wait_archived()
+    restored = own_vault.prove()
+    own_vault.segments(2)[2].unlink()
+    broken = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(restored)
+    assert [2] == [window.timeline for window in restored.repositories[0].archives[0].windows]
+    assert (Verdict.REFUTED, ["wal-missing"]) == (broken.verdict, codes(broken))
+
+
+def test_a_server_whose_line_has_no_backup_is_never_green(own_vault: Vault) -> None:
+    """After a restore to before the newest backup, the only one left is on the timeline that was given up."""
+    old = own_vault.labels()[-1]
+    own_vault.write(2)
+    own_vault.sql("SELECT pg_create_restore_point('here')")
+    own_vault.write(2)
+    own_vault.backup("full")
+    own_vault.write(2)
+    own_vault.wait_archived()
+    own_vault.restore(f"--set={old}", "--type=name", "--target=here", "--target-action=promote")
+    own_vault.write(3)
+    own_vault.wait_archived()
+    restored = own_vault.prove()
+    own_vault.pgbackrest(f"--set={old}", "--repo1-retention-full=1", "--log-level-console=off", "expire")
+    bare = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(restored)
+    assert (Verdict.REFUTED, ["no-window"]) == (bare.verdict, codes(bare))
+    assert "timeline 2, the server's" in bare.findings[0].message
+
+
+def test_the_rest_of_a_timeline_that_was_given_up_is_told_as_not_judged(own_vault: Vault) -> None:
+    """No backup can be restored along it, so a gap in it is none; and nobody may archive there any more."""
+    own_vault.sql("SELECT pg_create_restore_point('here')")
+    own_vault.write(5)
+    own_vault.wait_archived()
+    own_vault.restore("--type=name", "--target=here", "--target-action=promote")
+    own_vault.write(2)
+    own_vault.wait_archived()
+    own_vault.segments(1)[-3].unlink()
+
+    report = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(report)
+    timelines = report.repositories[0].archives[0].timelines
+    assert [True, False] == [timeline.unjudged > 0 for timeline in timelines]
+
+
+def test_an_old_clusters_backups_prove_nothing_for_the_new_one(own_vault: Vault) -> None:
+    """After an upgrade only a backup of the upgraded cluster makes the proof green."""
+    own_vault.upgrade()
+    own_vault.write(3)
+    own_vault.wait_archived()
+    bare = own_vault.prove()
+    own_vault.backup("full")
+    own_vault.write(2)
+    own_vault.wait_archived()
+    backed = own_vault.prove()
+
+    assert (Verdict.REFUTED, ["no-backup"]) == (bare.verdict, codes(bare))
+    assert "15-2" in bare.findings[0].message
+    assert (Verdict.VERIFIED, ()) == healthy(backed)
+
+
+def test_what_happens_during_a_listing_is_no_fault(own_vault: Vault) -> None:
+    """A promotion, or a new full with the expire of the old one: the listing is taken again."""
+
+    def rotate() -> None:
+        own_vault.backup("full")
+        own_vault.pgbackrest("--repo1-retention-full=1", "--log-level-console=off", "expire")
+
+    with own_vault.meanwhile(own_vault.promote):
+        promoted = own_vault.prove()
+    with own_vault.meanwhile(rotate):
+        rotated = own_vault.prove()
+
+    assert [(Verdict.VERIFIED, ())] * 2 == [healthy(promoted), healthy(rotated)]
+    assert own_vault.labels() == [mark.label for mark in rotated.repositories[0].archives[0].backups]
+
+
+def test_a_standby_proves_the_archive_too_and_follows_its_primary(own_vault: Vault) -> None:
+    """It knows from what it receives what should have come, also on a timeline that just began."""
+    with own_vault.standby() as port:
+        own_vault.look_at(port)
+        own_vault.write(2)
+        own_vault.wait_archived()
+        first = own_vault.prove()
+        own_vault.promote()
+        own_vault.write(2)
+        own_vault.wait_archived()
+        own_vault.wait(lambda: own_vault.sql("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"))
+        second = own_vault.prove()
+        own_vault.configure(archive_command="/bin/false")
+        own_vault.write(3)
+        own_vault.policy(max_delayed_segments=1)
+        caught_up = "SELECT 1 FROM pg_stat_replication WHERE flush_lsn = pg_current_wal_lsn()"
+        own_vault.wait(lambda: own_vault.sql(caught_up))
+        third = own_vault.prove()
+
+    assert [(Verdict.VERIFIED, ())] * 2 == [healthy(first), healthy(second)]
+    assert (Verdict.REFUTED, ["wal-delayed"]) == (third.verdict, codes(third))
+
+
+def test_a_timeline_that_was_given_up_and_still_gets_wal_is_a_stray(own_vault: Vault) -> None:
+    """Its number is lower than the server's; that it goes on after the server began its own tells."""
+    own_vault.sql("SELECT pg_create_restore_point('here')")
+    own_vault.write(2)
+    own_vault.wait_archived()
+    for _ in range(2):
+        target = ["--type=name", "--target=here", "--target-action=promote", "--target-timeline=1"]
+        own_vault.restore(*target)
+        own_vault.write(2)
+        own_vault.wait_archived()
+    given_up = own_vault.prove()
+    later = time.time() + 3600
+    os.utime(own_vault.segments(2)[-1], (later, later))
+    going_on = own_vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(given_up)
+    fates = [timeline.fate for timeline in given_up.repositories[0].archives[0].timelines]
+    assert ["ancestor", "abandoned", "live"] == fates
+    assert (Verdict.REFUTED, ["timeline-stray"]) == (going_on.verdict, codes(going_on))
+    assert "timeline 2" in going_on.findings[0].message
 
 
 def test_a_commit_is_measured_into_the_repository(own_vault: Vault) -> None:

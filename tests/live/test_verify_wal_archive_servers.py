@@ -1,5 +1,7 @@
 """What servers do to an archive: no-op commands, overflown queues, delays."""
 
+import shutil
+
 import pytest
 
 from pgvigil.reports import Verdict
@@ -73,3 +75,52 @@ def test_a_thousand_waiting_segments_are_one_finding(monkeypatch: pytest.MonkeyP
     assert (Verdict.REFUTED, ["wal-delayed"]) == (report.verdict, codes(report))
     assert "1000 finished segments wait" in report.findings[0].message
     assert [()] == [archive.gaps for archive in report.repositories[0].archives]
+
+
+def test_an_archiver_that_fails_is_never_green_when_it_is_measured(own_vault: Vault) -> None:
+    """A commit that does not arrive while the archiver fails: no proof, though nothing is lost yet."""
+    own_vault.configure(archive_command="/bin/false")
+    own_vault.policy(heartbeat=True, heartbeat_wait="3s")
+
+    report = own_vault.prove()
+
+    assert (Verdict.INCONCLUSIVE, ["archiver-fails"]) == (report.verdict, codes(report))
+
+
+def test_a_server_that_does_not_archive_is_never_green(own_vault: Vault) -> None:
+    """archive_mode is off and nobody writes: everything stored is whole, and nothing more will come."""
+    own_vault.configure(archive_mode="off")
+    own_vault.stop()
+    own_vault.start()
+
+    report = own_vault.prove()
+
+    assert (Verdict.REFUTED, ["archiving-off"]) == (report.verdict, codes(report))
+
+
+def test_a_server_that_was_set_back_is_told(own_vault: Vault) -> None:
+    """The archive has another fork's WAL under the names that the server uses again."""
+    data = own_vault.sandbox.data("primary")
+    own_vault.stop()
+    shutil.copytree(data, data.with_name("snapshot"), symlinks=True)
+    own_vault.start()
+    own_vault.write(4)
+    own_vault.wait_archived()
+    own_vault.stop()
+    shutil.rmtree(data)
+    data.with_name("snapshot").rename(data)
+    for path in [data, *data.rglob("*")]:
+        own_vault.sandbox.give(path)
+    own_vault.start()
+    behind = own_vault.prove()
+    own_vault.sql("CREATE TABLE public.other AS SELECT generate_series(1, 1000) AS a")
+    own_vault.write(4)
+    own_vault.wait(lambda: own_vault.sql("SELECT 1 FROM pg_stat_archiver WHERE failed_count > 0"))
+    own_vault.policy(heartbeat=True, heartbeat_wait="3s")
+    level = own_vault.prove()
+
+    assert (Verdict.REFUTED, ["wal-forked"]) == (behind.verdict, codes(behind))
+    assert "beyond its position" in behind.findings[0].message
+    assert (Verdict.REFUTED, ["wal-forked", "archiver-fails"]) == (level.verdict, codes(level))
+    assert "fails to archive" in level.findings[0].message
+    assert level.repositories[0].latency_seconds is None

@@ -1,14 +1,13 @@
-import bz2
-import gzip
 import hashlib
 
-import lz4.frame
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgvigil.wal import SegmentHash, parse_lsn, segment_name, segment_number, segment_range
+from pgvigil.wal.content import Origin
+from pgvigil.wal.timelines import Tree
+from tests.fixtures.segments import COMPRESSORS, MB, SYSTEM, fault_of, named, segment
 
 SIZES = st.sampled_from([2**power for power in range(20, 31)])
 
@@ -42,15 +41,6 @@ def test_an_lsn_is_a_byte_position() -> None:
     assert 0x16B374D848 == parse_lsn("16/B374D848")
 
 
-COMPRESSORS = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".zst": zstandard.compress,
-    ".lz4": lz4.frame.compress,
-    ".bz2": bz2.compress,
-}
-
-
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_content_is_hashed_through_every_compression(suffix: str) -> None:
     """Chunk by chunk, whatever the suffix, the digest is that of the uncompressed content."""
@@ -76,3 +66,86 @@ def test_content_that_does_not_decompress_is_a_fault(suffix: str) -> None:
     proof.feed(b"this is not compressed at all" * 100)
 
     assert "cannot be decompressed" in proof.fault
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_file_that_is_cut_by_a_single_byte_is_truncated(suffix: str) -> None:
+    """All content may be there already: pgBackRest wants the end of the stored file too."""
+    content = segment(7)
+    stored, file, origin = COMPRESSORS[suffix](content), named(content, 7, suffix=suffix), Origin(MB, SYSTEM)
+
+    found = [fault_of(stored[: len(stored) - cut], file, origin) for cut in range(13)]
+
+    assert ["", *["wal-truncated"] * 12] == found
+
+
+@pytest.mark.parametrize("more", [b"x", bytes(4096), bytes(3 * MB)])
+@pytest.mark.parametrize(
+    ("suffix", "codes"),
+    [
+        ("", ["wal-corrupt"] * 3),
+        (".zst", ["wal-corrupt"] * 3),
+        (".lz4", ["wal-corrupt"] * 3),
+        (".gz", ["", "", ""]),
+        (".bz2", ["", "", "wal-corrupt"]),
+    ],
+)
+def test_what_follows_the_end_is_judged_as_pgbackrest_does(
+    suffix: str, codes: list[str], more: bytes
+) -> None:
+    """It fails on it, but for gz, and for bz2 while it is in the same buffer."""
+    content = segment(7)
+    stored = COMPRESSORS[suffix](content)
+
+    found = fault_of(stored + more, named(content, 7, suffix=suffix), Origin(MB, SYSTEM))
+
+    assert dict(zip([1, 4096, 3 * MB], codes, strict=True))[len(more)] == found
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".lz4"])
+def test_a_file_that_holds_its_content_twice_is_corrupt(suffix: str) -> None:
+    """Pgbackrest would hand PostgreSQL a segment of twice the size."""
+    content = segment(7)
+
+    found = fault_of(COMPRESSORS[suffix](content) * 2, named(content, 7, suffix=suffix), Origin(MB, SYSTEM))
+
+    assert found == "wal-corrupt"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (segment(7), ""),
+        (segment(7, order=">"), ""),
+        (segment(8), "wal-misplaced"),
+        (segment(7, system_id=SYSTEM + 1), "wal-misplaced"),
+        (segment(7, timeline=2), "wal-misplaced"),
+        (segment(7, told_size=2 * MB), "wal-misplaced"),
+        (bytes(MB), "wal-misplaced"),
+    ],
+)
+def test_content_of_another_segment_is_not_this_one_whatever_its_sha1(content: bytes, code: str) -> None:
+    """Position, cluster, timeline and size stand in the first page: recovery stops where they are wrong."""
+    assert code == fault_of(content, named(content, 7), Origin(MB, SYSTEM))
+
+
+TREE = Tree.read({2: "1\t0/500010\tx\n", 3: "1\t0/500010\tx\n2\t0/500020\tx\n", 4: "1\t0/600010\tx\n"})
+
+
+@pytest.mark.parametrize(
+    ("timeline", "number", "begins"),
+    [(2, 5, {1, 2}), (3, 5, {1, 2, 3}), (3, 6, {3}), (4, 5, {4}), (4, 6, {1, 4}), (5, 6, {1, 2, 3, 4, 5})],
+)
+def test_only_the_segment_of_a_switch_may_begin_on_an_earlier_timeline(
+    timeline: int, number: int, begins: set[int]
+) -> None:
+    """It is a copy of its parent's, which may be such a copy itself; without a history nothing is known."""
+    contents = {header: segment(number, timeline=header) for header in range(1, 7)}
+
+    found = {
+        header
+        for header, content in contents.items()
+        if not fault_of(content, named(content, number, timeline=timeline), Origin(MB, SYSTEM, TREE))
+    }
+
+    assert begins == found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgvigil.wal.continuity import Base, Verdicts, assign, judge, loss_of, make_line
+from pgvigil.wal.continuity import Base, Verdicts, assign, cost_of, judge, loss_of, make_line
 from pgvigil.wal.inventory import ListingReader
 from pgvigil.wal.names import lsn_text, segment_name
 from pgvigil.wal.ranges import Range, clip, count, holes, ranges_of, run_from, union, without
@@ -62,7 +62,8 @@ def worlds(draw: st.DrawFn) -> World:
         offset = draw(st.sampled_from([0, 0x28, SIZE - 8]))
         parents[timeline], begins[timeline] = parent, number
         ends[timeline] = number + draw(st.integers(0, 8))
-        lines[timeline] = [*lines[parent], (parent, number * SIZE + offset)]
+        lsn = max([number * SIZE + offset, *(began for _, began in lines[parent])])
+        lines[timeline] = [*lines[parent], (parent, lsn)]
         histories[timeline] = "".join(f"{t}\t{lsn_text(lsn)}\tpromoted\n\n" for t, lsn in lines[timeline])
     everything = {(t, n) for t in begins for n in range(begins[t], ends[t] + 1)}
     dropped = draw(st.sets(st.sampled_from(sorted(everything)), max_size=6))
@@ -73,7 +74,9 @@ def worlds(draw: st.DrawFn) -> World:
         timeline = draw(st.integers(1, timelines))
         start = draw(st.integers(begins[timeline], ends[timeline]))
         stop = draw(st.integers(start, min(start + 2, ends[timeline])))
-        bases.append(Base(f"b{index}", timeline, start, stop, stop * SIZE + 100, draw(st.booleans())))
+        # a stop at 0x20 is before a branch at 0x28 and a stop at 100 is after it, in the same segment
+        lsn = stop * SIZE + draw(st.sampled_from([0x20, 100]))
+        bases.append(Base(f"b{index}", timeline, start, stop, lsn, draw(st.booleans())))
     live = timelines
     until = ends[live] + draw(st.integers(-1, 3))
     pending = draw(st.sets(st.integers(0, until + 1), max_size=3))
@@ -113,28 +116,91 @@ def test_no_gap_is_missed_and_none_invented(world: World) -> None:
         check(world, judge(line, bases, pending, until, SIZE), bases, tip, until)
 
 
+def naive_branches(world: World, tip: int) -> list[tuple[int, int]]:
+    found = []
+    for line in world.histories.get(tip, "").splitlines():
+        if line:
+            timeline, lsn, _ = line.split()
+            high, low = lsn.split("/")
+            found.append((int(timeline), (int(high, 16) << 32) + int(low, 16)))
+    return found
+
+
+def naive_holds(world: World, tip: int, base: Base) -> bool:
+    """A backup is on the way to a timeline if recovery passes its end."""
+    return base.timeline == tip or any(
+        base.timeline == timeline and base.stop_lsn <= lsn for timeline, lsn in naive_branches(world, tip)
+    )
+
+
 def check(world: World, found: Verdicts, bases: list[Base], tip: int, until: int) -> None:
     way = naive_way(world, tip)
     present = {n for n, t in way.items() if (t, n) in world.stored}
     good = {n for n in present if (way[n], n) not in world.bad}
     end = max([*present, until])
-    needed = {n for base in bases for n in range(base.start, max(base.stop, end) + 1)}
+    # the last segment of a backup may be one that the line takes from the child: then its own copy counts
+    stops = {base: base.stop if way[base.stop] == base.timeline else base.stop - 1 for base in bases}
+    ends = {(base.timeline, base.stop) for base in bases if stops[base] < base.stop}
+    assert all(naive_holds(world, tip, base) for base in bases)
+    needed = {n for base in bases for n in range(base.start, max(stops[base], end) + 1)}
     pending = world.pending if tip == world.live else set()
     assert ranges_of(sorted(needed - present - pending)) == found.lost
     assert sorted((needed - present) & pending) == [n for a, b in found.late for n in range(a, b + 1)]
+    assert sorted(ends - world.stored) == sorted({(s.timeline, s.number) for s in found.lost_ends})
     expected = {}
     for base in bases:
         number = base.start
         while number in good:
             number += 1
-        if base.is_usable and number > base.stop:
-            expected[base.label] = number * SIZE
+        own = (base.timeline, base.stop)
+        has_end = own not in ends or own in world.stored - world.bad
+        if base.is_usable and has_end and number > stops[base]:
+            switch = dict(naive_branches(world, tip)).get(base.timeline, 0)
+            is_before = own in ends and number == base.stop
+            expected[base.label] = switch if is_before else number * SIZE
     assert expected == {reach.label: reach.to_lsn for reach in found.reaches}
     for hole in found.lost:
         loss = loss_of(found, hole, SIZE)
-        dead = {base.label for base in bases if base.start <= hole[1] and base.stop >= hole[0]}
+        dead = {base.label for base in bases if base.start <= hole[1] and stops[base] >= hole[0]}
         assert dead == set(loss.backups)
         assert not any(r.from_lsn <= loss.from_lsn + 1 < r.to_lsn for r in found.reaches)
+
+
+@settings(max_examples=400)
+@given(worlds())
+def test_every_backup_is_judged_and_first_on_the_live_line(world: World) -> None:
+    """A backup that the live line passes is judged there, even if it ended in the segment of the switch."""
+    tree = Tree.read(world.histories)
+    tips = [world.live, *(t for t in range(1, world.live))]
+    lines = [make_line(tree, tip, SIZE, by_timeline(world.stored), {}) for tip in tips]
+
+    live, *others = assign(world.bases, lines)
+
+    assert [base for base in world.bases if naive_holds(world, world.live, base)] == live
+    assert sorted(world.bases) == sorted(base for own in (live, *others) for base in own)
+
+
+@settings(max_examples=400)
+@given(worlds())
+def test_damage_that_ends_a_window_has_a_cost(world: World) -> None:
+    """Every damaged segment without which a backup could be restored further, or at all, costs something."""
+    tree = Tree.read(world.histories)
+    tips = [world.live, *(t for t in range(1, world.live))]
+    stored = by_timeline(world.stored)
+
+    def verdicts(bad: set[tuple[int, int]]) -> list[Verdicts]:
+        lines = [make_line(tree, tip, SIZE, stored, by_timeline(bad)) for tip in tips]
+        return [
+            judge(line, own, [], -1, SIZE)
+            for line, own in zip(lines, assign(world.bases, lines), strict=True)
+        ]
+
+    found = verdicts(world.bad)
+    for timeline, number in world.bad:
+        healed = verdicts(world.bad - {(timeline, number)})
+        cost = cost_of(found, timeline, (number, number), SIZE)
+        does_harm = [f.reaches for f in found] != [f.reaches for f in healed]
+        assert not does_harm or (cost is not None and not cost.loss.is_empty)
 
 
 @settings(max_examples=50)
@@ -185,6 +251,20 @@ def test_a_promotion_leaves_an_ancestor_a_restore_an_abandoned_a_copy_a_stray() 
     )
 
     assert {1: Fate.ANCESTOR, 2: Fate.ABANDONED, 3: Fate.LIVE, 4: Fate.STRAY} == fates(tree, [1, 2, 3, 4], 3)
+
+
+def test_a_timeline_that_gets_wal_after_it_was_given_up_is_a_stray() -> None:
+    """Number 2 is lower than the server's 3, and somebody archives there still."""
+    tree = Tree.read({2: "1\t0/5000000\tx\n", 3: "1\t0/4000000\tx\n"})
+
+    assert {1: Fate.ANCESTOR, 2: Fate.STRAY, 3: Fate.LIVE} == fates(tree, [1, 2, 3], 3, {1, 2, 3})
+
+
+def test_a_standby_calls_nothing_a_stray_that_may_be_its_primarys() -> None:
+    """Its primary may have been promoted while it did not look."""
+    tree = Tree.read({2: "1\t0/5000000\tx\n"})
+
+    assert {1: Fate.LIVE, 2: Fate.UNKNOWN} == fates(tree, [1, 2], 1, is_standby=True)
 
 
 def test_a_history_file_that_is_none_is_told() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pgvigil.errors import EvidenceError, StorageFailed
 from pgvigil.fleet import S3Settings
-from pgvigil.policies.wal import KnownLoss
+from pgvigil.policies.wal import KnownLoss, WalPolicy
 from pgvigil.reportstore import open_report_store
 from pgvigil.wal.inventory import Inventory, ListingReader
 from pgvigil.wal.ledger import Ledger, LedgerBook
@@ -40,7 +40,7 @@ def due(ledger: Ledger, *files: tuple[int, int, int], at: datetime = NOW) -> lis
 
 def remembered(place: Path, *files: tuple[int, int, int], at: datetime = NOW) -> LedgerBook:
     place.mkdir(exist_ok=True)
-    book = LedgerBook(open_report_store(place.as_uri(), S3Settings()), "Ä/1", 1, "15-1")
+    book = LedgerBook(open_report_store(place.as_uri(), S3Settings()), "Ä/1", 1, "15-1", "/here")
     book.write(f"run-{at:%d}", [mark for mark, _ in Ledger().due(archive(*files), at, PERIOD)], at)
     return book
 
@@ -73,6 +73,75 @@ def test_notes_older_than_the_period_prove_nothing(tmp_path: Path) -> None:
     assert {} == book.read(NOW, PERIOD).proven
 
 
+def test_notes_from_the_future_prove_nothing(tmp_path: Path) -> None:
+    """A clock that was set back must not keep a proof alive for ever."""
+    book = remembered(tmp_path / "store", (1, 10, 5), at=NOW + timedelta(days=1))
+
+    assert {} == book.read(NOW, PERIOD).proven
+
+
+def test_notes_of_one_place_say_nothing_of_another(tmp_path: Path) -> None:
+    """A repository that was moved, or a copy of it, is read anew."""
+    remembered(tmp_path / "store", (1, 10, 5))
+    store = open_report_store((tmp_path / "store").as_uri(), S3Settings())
+
+    assert {} == LedgerBook(store, "Ä/1", 1, "15-1", "/elsewhere").read(NOW, PERIOD).proven
+
+
+def test_what_lies_behind_a_link_is_always_due() -> None:
+    """The listing tells neither size nor time of it."""
+    name = segment_name(1, 1, 16 * MB)
+    reader = ListingReader(16 * MB)
+    entry = {f"15-1/{name[:16]}/{name}-{1:040x}.zst": {"type": "link", "destination": "/x{}"}}
+    reader.feed(json.dumps({".": {"type": "path"}} | entry, separators=(",", ":")).encode())
+    inventory = reader.close()["15-1"]
+    marks = [mark for mark, _ in Ledger().due(inventory, NOW, PERIOD)]
+
+    again = Ledger(proven=dict.fromkeys(marks, int(NOW.timestamp()))).due(inventory, NOW, PERIOD)
+
+    assert [1] == [file.number for _, file in again]
+
+
+def test_every_archive_has_segments_of_its_own_size() -> None:
+    """Number 0 of the second log: after 256 segments of 16 MB, after 64 of 64 MB."""
+    reader = ListingReader(16 * MB, {"14-1": 64 * MB})
+    name = "000000010000000100000000"
+    entries = {
+        f"{folder}/{name[:16]}/{name}-{1:040x}": {"type": "file", "size": 1, "time": 1}
+        for folder in ("14-1", "15-2")
+    }
+    reader.feed(json.dumps(entries, separators=(",", ":")).encode())
+
+    numbers = {key: archive.tracks[1].ranges() for key, archive in reader.close().items()}
+
+    assert {"14-1": [(64, 64)], "15-2": [(256, 256)]} == numbers
+
+
+# What a file system may hold; pgBackRest escapes quotes, backslashes and \b \f \n \r \t, nothing else.
+ESCAPED = {0x22: b'\\"', 0x5C: b"\\\\", 8: b"\\b", 12: b"\\f", 10: b"\\n", 13: b"\\r", 9: b"\\t"}
+NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 0x2F} & set(name))
+
+
+@given(st.sets(NAMES, max_size=5), NAMES, st.integers(1, 90))
+def test_no_name_in_the_archive_ends_the_listing(names: set[bytes], target: bytes, cut: int) -> None:
+    """Any bytes in names and in the targets of links are counted, whatever the chunks, and told printably."""
+
+    def quoted(name: bytes) -> bytes:
+        return b'"' + b"".join(ESCAPED.get(byte, bytes([byte])) for byte in name) + b'"'
+
+    entries = [quoted(b"15-1/x" + name) + b':{"type":"file","size":1,"time":1}' for name in sorted(names)]
+    link = quoted(b"15-1/link") + b':{"type":"link","destination":' + quoted(target) + b"}"
+    text = b"{" + b",".join([b'".":{"type":"path"}', *entries, link]) + b"}\n"
+    reader = ListingReader(16 * MB)
+    for start in range(0, len(text), cut):
+        reader.feed(text[start : start + cut])
+
+    archive = reader.close()["15-1"]
+
+    assert len(names) + 1 == archive.classes["foreign"]
+    assert all(name.isprintable() for name in archive.foreign)
+
+
 def test_a_garbled_note_is_named(tmp_path: Path) -> None:
     """Evidence that cannot be read is an error that says which, not a proof."""
     book = remembered(tmp_path / "store", (1, 10, 5))
@@ -85,7 +154,9 @@ def test_a_garbled_note_is_named(tmp_path: Path) -> None:
 
 def test_a_report_store_that_is_away_is_told(tmp_path: Path) -> None:
     """No proof is taken for remembered that could not be written."""
-    book = LedgerBook(open_report_store((tmp_path / "no" / "store").as_uri(), S3Settings()), "c", 1, "15-1")
+    book = LedgerBook(
+        open_report_store((tmp_path / "no" / "store").as_uri(), S3Settings()), "c", 1, "15-1", "/here"
+    )
 
     with pytest.raises(StorageFailed):
         book.write("run", [1], NOW)
@@ -122,3 +193,39 @@ def test_a_known_loss_names_segments_of_its_timeline() -> None:
     KnownLoss.model_validate(facts | {"last": "0" * 7 + "1" + "0" * 15 + "1"})
     with pytest.raises(ValueError, match="ascending segment names of timeline 1"):
         KnownLoss.model_validate(facts | {"last": "0" * 7 + "2" + "0" * 15 + "1"})
+
+
+def test_what_verify_tells_only_once_is_not_believed() -> None:
+    """A backup or an expire beside it makes it err; damage is there again at the second asking."""
+    first = read_opinion(VERIFY.format(status="error", checked=18, valid=17, backup="invalid"))
+    again = read_opinion(VERIFY.format(status="error", checked=17, valid=17, backup="invalid"))
+
+    assert ({}, {"20261122-172532F": "invalid"}) == (
+        first.confirmed_by(again).bad_wal,
+        first.confirmed_by(again).bad_backups,
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "first"),
+    [
+        ({}, 0),
+        ({"continuous_fulls": 1}, 3),
+        ({"continuous_fulls": 2}, 0),
+        ({"continuous": {"backups": 1, "type": "diff"}}, 4),
+        ({"continuous": {"backups": 2, "type": "diff"}}, 3),
+        ({"continuous": {"backups": 1, "type": "incr"}}, 5),
+        ({"continuous": {"backups": 9, "type": "incr"}}, 0),
+    ],
+)
+def test_wal_is_asked_for_as_pgbackrest_keeps_it(policy: dict[str, object], first: int) -> None:
+    """repo-retention-archive counts backups of a type and of those above it."""
+    types = ["full", "diff", "incr", "full", "diff", "incr"]
+
+    assert first == WalPolicy.model_validate(policy).first_continuous(types)
+
+
+def test_the_two_ways_to_count_backups_exclude_each_other() -> None:
+    """Which of them would count is not to be guessed."""
+    with pytest.raises(ValueError, match="give one of them"):
+        WalPolicy.model_validate({"continuous_fulls": 1, "continuous": {"backups": 1, "type": "diff"}})
