@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ RUNS = (
     Run(flow="verify-wal-archive", subject="demo"),
     Run(flow="restore-drill", subject="demo", parameters=("recovery_target=time",)),
     Run(flow="roll-partitions", subject="demo/shop"),
-    Run(flow="restore-partition", subject="demo/shop", parameters=("keep=false",)),
+    Run(flow="restore-partition", subject="demo/shop", parameters=("attach=true",)),
 )
 BACKFILL = Run(flow="run-backfill", subject="demo/shop", parameters=("backfill=cents",))
 # The same archive with a hole in it: a watch that never saw red has proven nothing about its alarm.
@@ -82,7 +83,7 @@ def main(directory: Path) -> int:
     for each in (*RUNS, BACKFILL):
         out.print(f"$ pgvigil {' '.join(each.argv)}", highlight=False, soft_wrap=True)
         if each == BACKFILL:
-            kill_in_the_middle(sandbox, lambda words: out.print(f"  {words}", highlight=False))
+            kill_in_the_middle(sandbox, partial(_tell, out))
             out.print("  the same command once more goes on where it was", highlight=False)
         code, row = _do(each, sandbox.environment)
         codes.append(code)
@@ -99,6 +100,10 @@ def main(directory: Path) -> int:
     (out if out.is_terminal else Console(width=WIDE)).print(_table(rows))
     out.print(_where(sandbox), highlight=False, soft_wrap=True)
     return max(codes)
+
+
+def _tell(out: Console, words: str) -> None:
+    out.print(f"  {words}", highlight=False, soft_wrap=True)
 
 
 def break_copy(sandbox: Sandbox) -> Path:
