@@ -164,7 +164,7 @@ def _check_wal(pgbackrest: PgBackRest, world: Survey, stanza: StanzaInfo, backup
         return _check("wal", backup.repo, "a range of WAL from start to stop", [fault], "")
     segments = list(segment_range(start, stop, size))
     proofs = prove_segments(pgbackrest, backup.repo, stanza.archive_id(backup), segments, size)
-    faults = [f"{proof.segment} is {proof.fault}" for proof in proofs if proof.fault]
+    faults = [f"{proof.segment}: {proof.fault}" for proof in proofs if proof.fault]
     return _check(
         "wal",
         backup.repo,
