@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pgvigil.drill.judgement import Judgement, bounded, listed, passed, refuted, unknown
-from pgvigil.errors import ToolFailed
+from pgvigil.pgbackrest.listing import ENTRY, EntryStream, load
 from pgvigil.reports import Finding, Frozen, Severity
+from pgvigil.wal.inventory import printable
 from pgvigil.wal.names import HISTORY_FILE, PARTIAL_FILE, SEGMENT_FILE, segment_number, segment_timeline
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from pgvigil.pgbackrest import PgBackRest
 
 _EXPECTED = "nothing but production's own new WAL and backups, and what expired"
-_ENTRY = re.compile(rb'[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*(\{[^{}]*\})\s*')
-_END = re.compile(rb"\s*\}?\s*$")
-_LONGEST_ENTRY = 1 << 20
 _LABEL = re.compile(r"^\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?$")
 _BACKUP_START = re.compile(r"^(?P<segment>[0-9A-F]{24})\.[0-9A-F]{8}\.backup$")
 # What pgbackrest writes anew with every backup, expire and annotate, and what expire does besides.
@@ -72,37 +69,21 @@ class ListingReader:
 
     def __init__(self) -> None:
         self.files: dict[str, Stored] = {}
-        self._rest = b""
+        self._stream = EntryStream(ENTRY, self._take)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk; raises ToolFailed for what is no listing."""
-        text = self._rest + chunk
-        position = 0
-        for match in _ENTRY.finditer(text, 0, text.rfind(b"}") + 1):
-            if match.start() != position:
-                break
-            position = match.end()
-            self._take(json.loads(match[1]), json.loads(match[2]))
-        self._rest = text[position:]
-        if len(self._rest) > _LONGEST_ENTRY:
-            raise _unreadable(self._rest)
-
-    def _take(self, path: str, entry: Mapping[str, object]) -> None:
-        if entry.get("type") == "file":
-            self.files[path] = Stored(int(str(entry.get("size", 0))), int(str(entry.get("time", 0))))
+        self._stream.feed(chunk)
 
     def close(self) -> dict[str, Stored]:
         """Return the files; raises ToolFailed when the listing did not come whole."""
-        if not _END.fullmatch(self._rest) or b"}" not in self._rest:
-            raise _unreadable(self._rest)
+        self._stream.close()
         return self.files
 
-
-def _unreadable(rest: bytes) -> ToolFailed:
-    return ToolFailed(
-        f"pgbackrest's listing ends or breaks at {rest[:80]!r}",
-        hint="a command prefix or login script may write to standard output",
-    )
+    def _take(self, match: re.Match[bytes]) -> None:
+        path, entry = load(match[1]), load(match[2])
+        if entry.get("type") == "file":
+            self.files[path] = Stored(int(entry.get("size", 0)), int(entry.get("time", 0)))
 
 
 def read(pgbackrest: PgBackRest, repo: int) -> Listing:
@@ -122,7 +103,8 @@ def _read(pgbackrest: PgBackRest, repo: int, path: str) -> dict[str, Stored]:
 
 def compare(before: Listing, after: Listing, production: Production) -> tuple[Trace, ...]:
     """Find what production's own archiving, backups and expiry do not explain."""
-    return (*_archive_traces(before, after, production), *_backup_traces(before, after))
+    traces = (*_archive_traces(before, after, production), *_backup_traces(before, after))
+    return tuple(trace._replace(path=printable(trace.path)) for trace in traces)
 
 
 def _changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> Iterator[tuple[str, Change]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from binascii import unhexlify
@@ -11,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pgvigil.errors import ToolFailed
+from pgvigil.pgbackrest.listing import TEXT, EntryStream, load
 from pgvigil.wal.names import BACKUP_FILE, HISTORY_FILE, PARTIAL_FILE, SEGMENT_FILE, SUFFIXES, StoredSegment
 from pgvigil.wal.ranges import ranges_of
 
@@ -132,18 +131,14 @@ class Inventory:
         return sum(sum(track.sizes) for track in self.tracks.values())
 
 
-# One entry of `repo-ls --output=json`: a key, then a flat object. The first form is a segment's. pgBackRest
-# writes the bytes of names as they are, so that they need not be UTF-8 and may hold any sign.
-_TEXT = rb'"(?:[^"\\]|\\.)*+"'
+# One entry: a key, then a flat object. The first form is a segment's.
 _ENTRY = re.compile(
     rb'[{,]?"(?:(\d[\d.]*-\d+)/([0-9A-F]{16})/(?:(?=\2)([0-9A-F]{24}))-([0-9a-f]{40})(\.(?:gz|zst|lz4|bz2))?"'
-    rb':\{"type":"file","size":(\d+),"time":(\d+)(?:' + _TEXT + rb'|[^{}"])*+\}'
-    rb'|(?<=")((?:[^"\\]|\\.)*+)"\s*:\s*(\{(?:' + _TEXT + rb'|[^{}"])*+\}))\s*',
+    rb':\{"type":"file","size":(\d+),"time":(\d+)(?:' + TEXT + rb'|[^{}"])*+\}'
+    rb'|(?<=")((?:[^"\\]|\\.)*+)"\s*:\s*(\{(?:' + TEXT + rb'|[^{}"])*+\}))\s*',
     re.DOTALL,
 )
 _ARCHIVE_ID = re.compile(r"^\d[\d.]*-\d+$")
-_END = re.compile(rb"\s*\}?\s*$")
-_LONGEST_ENTRY = 1 << 20
 
 
 class ListingReader:
@@ -158,35 +153,28 @@ class ListingReader:
         self.archives: dict[str, Inventory] = {}
         self.strays: list[str] = []
         self._tracks: dict[tuple[bytes, bytes], tuple[Track, int]] = {}
-        self._rest = b""
+        self._stream = EntryStream(_ENTRY, self._take_entry)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk; raises ToolFailed for what is no listing."""
-        text = self._rest + chunk
-        position = 0
-        for match in _ENTRY.finditer(text, 0, text.rfind(b"}") + 1):
-            if match.start() != position:
-                break
-            position = match.end()
-            folder, _, name, sha1, suffix, size, time, key, value = match.groups()
-            if name is None:
-                self._take_other(_load(b'"' + key + b'"'), _load(value))
-            else:
-                self._take(folder, name, sha1, suffix, size, time)
-        self._rest = text[position:]
-        if len(self._rest) > _LONGEST_ENTRY:
-            raise _unreadable(self._rest)
+        self._stream.feed(chunk)
 
     def close(self) -> dict[str, Inventory]:
         """Return an inventory per archive id; raises ToolFailed when the listing did not come whole."""
-        if not _END.fullmatch(self._rest) or b"}" not in self._rest:
-            raise _unreadable(self._rest)
+        self._stream.close()
         for archive in self.archives.values():
             for track in archive.tracks.values():
                 track.sort()
             copies = sum(len(track.duplicates) for track in archive.tracks.values())
             archive.classes |= Counter(segment=archive.segments, duplicate=copies)
         return self.archives
+
+    def _take_entry(self, match: re.Match[bytes]) -> None:
+        folder, _, name, sha1, suffix, size, time, key, value = match.groups()
+        if name is None:
+            self._take_other(load(b'"' + key + b'"'), load(value))
+        else:
+            self._take(folder, name, sha1, suffix, size, time)
 
     def _take(  # noqa: PLR0913 - the parts of one entry, taken a million times
         self, folder: bytes, name: bytes, sha1: bytes, suffix: bytes | None, size: bytes, time: bytes
@@ -247,21 +235,7 @@ class ListingReader:
         return self.archives[archive_id]
 
 
-def _load(text: bytes) -> Any:
-    try:
-        return json.loads(text.decode(errors="surrogateescape"), strict=False)
-    except ValueError as error:
-        raise _unreadable(text) from error
-
-
 def printable(name: str) -> str:
     """Write a file's name so that every report can hold it."""
     plain = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in plain)
-
-
-def _unreadable(rest: bytes) -> ToolFailed:
-    return ToolFailed(
-        f"pgbackrest's listing of the archive ends in something unreadable: {rest[:80]!r}",
-        hint="a command prefix or login script may write to standard output, or the listing was cut off",
-    )

@@ -145,6 +145,20 @@ def test_a_listing_is_read_whole_however_it_is_cut(names: dict[str, tuple[int, i
     assert reader.close() == {name: Stored(e["size"], e["time"]) for name, e in entries.items()}
 
 
+def test_odd_names_are_names() -> None:
+    """Bytes that are no UTF-8, control signs and braces in a name break no listing, and can be told."""
+    reader = ListingReader()
+    names = (b"caf\xe9.txt", b"a\x01b", b'b{\\"c}')
+    reader.feed(
+        b"{" + b",".join(b'"' + name + b'":{"type":"file","size":1,"time":2}' for name in names) + b"}"
+    )
+    archive = {**BEFORE.archive, **reader.close()}
+    told = traces(Listing(archive, dict(BEFORE.backup)))
+
+    assert ["new archive/a\\x01b", 'new archive/b{"c}', "new archive/caf\\xe9.txt"] == sorted(told)
+    assert all(text.isprintable() for text in told)
+
+
 def test_half_a_listing_is_an_error() -> None:
     """What did not come whole must not pass for a repository with fewer files."""
     reader = ListingReader()
