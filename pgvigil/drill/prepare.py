@@ -114,13 +114,15 @@ def claim(drill: Drill, plan: Plan) -> Iterator[Place]:
     try:
         yield place
     finally:
-        _clean(drill, place)
+        try:
+            _keep_logs(place.log, drill.run.directory)
+        finally:
+            _clean(drill, place)
 
 
 def _clean(drill: Drill, place: Place) -> None:
     """Remove the copy, or note that it is kept; that this fails must not hide why the drill ended."""
     run = drill.run
-    _keep_logs(place.log, run.directory)
     owner = scratch.read_owner(place.directory)
     if owner is not None and owner.keep_until is not None:
         until = f"kept until {owner.keep_until:%Y-%m-%d %H:%M} UTC, as was asked"
