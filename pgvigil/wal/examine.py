@@ -658,12 +658,22 @@ class _Examination:
                 from_lsn=lsn_text(loss.from_lsn) if has_points else "",
                 to_lsn=lsn_text(loss.to_lsn) if has_points else "",
                 from_time=self._stored_at(broken[0] - 1) or self._stored_at(broken[0]),
-                to_time=self._stored_at(loss.to_lsn // self.size) or self.now,
+                to_time=self._lost_until(harm.found.line, loss),
                 dead_backups=loss.backups,
                 acknowledged=acknowledged,
                 line=harm.found.line.tip,
             )
         )
+
+    def _lost_until(self, line: Line, loss: Loss) -> datetime:
+        """Return when the first segment after a loss was stored on its line; now, where there is none."""
+        number = loss.to_lsn // self.size
+        owner = line.timeline_of(number)
+        is_there = run_from(self.stored.get(owner, ()), number) is not None
+        at = self._stored_at(number, owner) if is_there else None
+        if at is None and line.tip != self.live and line.newest >= 0:
+            at = self._stored_at(line.newest, line.timeline_of(line.newest))
+        return at or self.now
 
     def _stored_at(self, number: int, only: int = 0) -> datetime | None:
         """Return when a segment of this number came into the repository, of any timeline or of one."""

@@ -1,5 +1,6 @@
 """What servers do to an archive: no-op commands, overflown queues, delays."""
 
+import os
 import shutil
 
 import pytest
@@ -106,6 +107,8 @@ def test_a_server_that_was_set_back_is_told(own_vault: Vault) -> None:
     own_vault.start()
     own_vault.write(4)
     own_vault.wait_archived()
+    for path in own_vault.segments():
+        os.utime(path, (path.stat().st_mtime - 60,) * 2)  # that was a minute ago
     own_vault.stop()
     shutil.rmtree(data)
     data.with_name("snapshot").rename(data)
