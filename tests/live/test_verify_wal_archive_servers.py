@@ -36,7 +36,7 @@ def test_an_overflown_push_queue_is_a_loss(own_vault: Vault) -> None:
     )
     own_vault.repository.chmod(0)
     own_vault.write(6)
-    own_vault.wait_archived()
+    own_vault.wait_archived(150)  # the archiver tries again a minute after three failures
     own_vault.repository.chmod(0o750)
     own_vault.write(2)
     own_vault.wait_archived()

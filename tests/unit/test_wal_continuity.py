@@ -246,6 +246,31 @@ def test_a_listing_is_read_the_same_however_it_is_cut(world: World, cut: int) ->
     assert {2} == archive.histories
 
 
+@settings(max_examples=ROUNDS)
+@given(worlds(), worlds(), st.integers(1, 400))
+def test_every_archive_id_is_read_as_if_it_were_alone(old: World, new: World, cut: int) -> None:
+    """Numbers and sizes of one archive say nothing of another's, whatever the order and the chunks."""
+    sizes = {"14-1": SIZE, "15-2": SIZE // 4}
+    entries = {
+        f"{key}/{name[:16]}/{name}-{number:040x}": {"type": "file", "size": 1, "time": 1}
+        for (key, size), world in zip(sizes.items(), (old, new), strict=True)
+        for timeline, number in sorted(world.stored)
+        for name in [segment_name(timeline, number, size)]
+    }
+    text = (json.dumps({".": {"type": "path"}} | entries, separators=(",", ":")) + "\n").encode()
+    reader = ListingReader(SIZE // 4, {"14-1": SIZE})
+    for start in range(0, len(text), cut):
+        reader.feed(text[start : start + cut])
+
+    found = {
+        key: {t: track.ranges() for t, track in archive.tracks.items()}
+        for key, archive in reader.close().items()
+    }
+
+    worlds_by_key = {"14-1": by_timeline(old.stored), "15-2": by_timeline(new.stored)}
+    assert {key: ranges for key, ranges in worlds_by_key.items() if ranges} == found
+
+
 def test_a_promotion_leaves_an_ancestor_a_restore_an_abandoned_a_copy_a_stray() -> None:
     """Live is 3, branched off 1: 1 is its past, 2 was given up, 4 is somebody else's."""
     tree = Tree.read(
