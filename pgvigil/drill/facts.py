@@ -12,6 +12,8 @@ from pgvigil.reports import Frozen
 TargetKind = Literal["default", "time", "lsn", "xid", "name"]
 SetKind = Literal["latest", "oldest", "random"]
 MarkMethod = Literal["standby", "slot", "fence"]
+RtoPhase = Literal["restore", "replay", "start", "first query"]
+PhaseName = RtoPhase | Literal["hash source", "hash copy", "prove"]
 
 
 class Table(Frozen):
@@ -101,6 +103,6 @@ class Target(Frozen):
 class Phase(Frozen):
     """How long one phase of the drill took."""
 
-    name: Literal["restore", "replay", "start", "first query", "hash source", "hash copy", "prove"]
+    name: PhaseName
     seconds: float
     bytes: int = 0

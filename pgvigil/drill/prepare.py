@@ -43,7 +43,7 @@ def hold(run: Run, wanted: Wanted, *, keep: bool = False, dry_run: bool = False)
     settings = run.fleet.cluster(run.identity.subject)
     stanza = settings.pgbackrest.stanza
     run.facts |= {"wanted": wanted, "keep": keep, "actor": run.identity.actor}
-    with hold_stanza(settings.dsn, f"{stanza} drill", run.name, settings.backup.wait) as lock:
+    with hold_stanza(settings.dsn, f"{stanza} drill", run.name, settings.drill.wait) as lock:
         drill = Drill(run, settings, PgBackRest(settings.pgbackrest), lock, wanted, keep)
         try:
             yield drill

@@ -251,7 +251,7 @@ def compare_database(drill: Drill, copy: Copy, database: MarkedDatabase, *, on_p
     doubts = {doubt.oid: doubt.reason for doubt in database.content.doubts}
     comparison = compare.compare(database.content, found, doubts=doubts)
     due = tuple(each for each in database.content.unproven if not each.by_design)
-    drill.take(compare.judge(comparison, due))
+    drill.take(compare.judge(comparison, due, part=database.part))
     drill.run.facts["databases"] = (
         *drill.run.facts.get("databases", ()),
         result_of(database, comparison, found),
@@ -293,9 +293,8 @@ def examine(drill: Drill, copy: Copy) -> Mapping[str, str]:
     """Run amcheck in every database and the assertions; returns the names of files, for the checksums."""
     began, name = time.monotonic(), drill.run.name
     access = access_to(copy)
+    _amcheck(drill, access)
     databases = amcheck.open_databases(access, name)
-    for database in databases:
-        _amcheck(drill, access, database)
     drill.take(assertions.check(access, name, drill.policy.assertions, timedelta(minutes=10)))
     files: dict[str, str] = {}
     for database in databases:
@@ -308,15 +307,21 @@ def examine(drill: Drill, copy: Copy) -> Mapping[str, str]:
     return files
 
 
-def _amcheck(drill: Drill, access: Access, database: str) -> None:
-    """Check one database, and tell beside its tables how many relations were looked at."""
-    looked = [0]
-    judgement = amcheck.check_database(
-        access, drill.run.name, database, drill.policy.deadline, drill.policy.hash_workers, looked.append
+def _amcheck(drill: Drill, access: Access) -> None:
+    """Check all databases within one deadline, and tell beside their tables how much was looked at."""
+    looked: dict[str, int] = {}
+    policy = drill.policy
+    drill.take(
+        amcheck.check(
+            access,
+            drill.run.name,
+            policy.deadline,
+            jobs=policy.hash_workers,
+            on_progress=looked.__setitem__,
+        )
     )
-    drill.take(judgement)
     drill.run.facts["databases"] = tuple(
-        each.model_copy(update={"amchecked": max(looked)}) if each.database == database else each
+        each.model_copy(update={"amchecked": looked.get(each.database, 0)})
         for each in drill.run.facts.get("databases", ())
     )
 

@@ -310,17 +310,23 @@ def _check_access(request: Request) -> None:
             f"scratch '{request.scratch}' is not writable for pgvigil's user",
             "correct its owner and mode",
         )
-    for step in [*reversed(request.scratch.parents), request.scratch]:
-        if request.user and not _can_enter(step, request.user):
-            raise _refused(
-                "access",
-                f"user '{request.user}', as whom the copy runs, cannot enter '{step}'",
-                f"open it: chmod o+x '{step}', or name another directory in drill.scratch",
-            )
+    closed = closed_to(request.user, request.scratch) if request.user else None
+    if closed:
+        raise _refused(
+            "access",
+            f"user '{request.user}', as whom the copy runs, cannot enter '{closed}'",
+            f"open it: chmod o+x '{closed}', or name another directory in drill.scratch",
+        )
 
 
-def _can_enter(step: Path, user: str) -> bool:
-    return run(Command(argv=("test", "-x", str(step)), user=user)).exit_code == 0
+_FIRST_CLOSED = 'for step; do test -x "$step" || { printf %s "$step"; break; }; done'
+
+
+def closed_to(user: str, directory: Path) -> str | None:
+    """Return the first directory on the way that a user cannot enter, if any."""
+    steps = [*map(str, reversed(directory.parents)), str(directory)]
+    done = run(Command(argv=("sh", "-c", _FIRST_CLOSED, "sh", *steps), user=user))
+    return done.stdout.decode(errors="surrogateescape") or None
 
 
 def _check_room(request: Request) -> None:

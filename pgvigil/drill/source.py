@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.drill.catalogue import Catalogue
     from pgvigil.drill.digest import Progress
@@ -49,10 +50,11 @@ class Readings:
 
 @dataclass(frozen=True)
 class MarkedDatabase:
-    """Tables of a database whose content at a mark is known; one mark has the readings."""
+    """Tables of a database whose content at a mark is known; the first mark has the readings."""
 
     content: SourceContent
     readings: Readings | None
+    part: int = 1
 
     @property
     def name(self) -> str:
@@ -97,7 +99,15 @@ def mark_databases(  # noqa: PLR0913 - which databases, how, and who hears of it
         first = before[name]
         after = _read(where[name], run_name, since=first[0])
         readings[name] = Readings((first[0], after[0]), (first[1], after[1]))
-    return tuple(MarkedDatabase(each, readings.pop(each.mark.database, None)) for each in contents)
+    return tuple(_numbered(contents, readings))
+
+
+def _numbered(contents: Sequence[SourceContent], readings: dict[str, Readings]) -> Iterator[MarkedDatabase]:
+    parts: Counter[str] = Counter()
+    for each in contents:
+        name = each.mark.database
+        parts[name] += 1
+        yield MarkedDatabase(each, readings.pop(name, None), parts[name])
 
 
 def _try_read(dsn: str, run_name: str) -> tuple[Catalogue, States] | None:

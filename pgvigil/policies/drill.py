@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from pgvigil.drill.facts import TargetKind
 from pgvigil.policies.clocks import Clock, Watched
-from pgvigil.policies.units import AbsolutePath, Dsn, Duration
+from pgvigil.policies.units import AbsolutePath, Dsn, Duration, ServerWait
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class DrillPolicy(Watched):
     scratch: AbsolutePath = Field(
         default=Path("/var/lib/pgvigil/drill"),
         description="directory for the copies, on the host where pgvigil runs",
+    )
+    wait: ServerWait = Field(
+        default=timedelta(minutes=1), description="how long to wait for another drill of the stanza"
     )
     standby: Dsn | None = Field(default=None, description="a standby whose replay may be paused for the mark")
     mark: Literal["auto", "standby", "slot", "fence"] = Field(
