@@ -109,4 +109,7 @@ def bounded(source: Source) -> Iterator[tuple[Connection, Connection]]:
         for timeout in ("lock_timeout", "statement_timeout"):
             set_timeout(locker, timeout, _GLANCE)
         set_timeout(locker, "idle_in_transaction_session_timeout", source.policy.fence - _GLANCE)
-        yield snapshot, locker
+        try:
+            yield snapshot, locker
+        finally:
+            locker.close()  # not ended by a COMMIT, which the server may have come before
