@@ -96,6 +96,7 @@ class Target(Frozen):
     value: str = Field(default="", description="as recovery_target_… takes it; empty for default")
     inclusive: bool = True
     lsn: str = Field(description="replay must reach at least this")
+    timeline: int | None = Field(default=None, description="the source's, where the drill made the target")
     present: Heartbeat | None = Field(default=None, description="committed before the target")
     absent: Heartbeat | None = Field(default=None, description="committed after the target; None for default")
 

@@ -9,11 +9,13 @@ from pgvigil import postgres
 from pgvigil.drill import catalogue, untouched
 from pgvigil.drill.facts import Target
 from pgvigil.drill.judgement import passed, unknown
+from pgvigil.drill.point import ask
 from pgvigil.drill.source import MarkedDatabase, mark_databases
 from pgvigil.drill.state import OWED, Drill, Marked, Plan
 from pgvigil.drill.witness import beat, end_segment, fix_target
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.runs import finding_of
+from pgvigil.sql import query
 from pgvigil.wal.heartbeat import Beat, Look, await_arrival, is_hopeless
 from pgvigil.wal.names import parse_lsn
 
@@ -45,6 +47,8 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
                 marked += newest
                 left = _without(left[:-1], newest)
             target = fix_target(session, plan.choice.target_kind, _last(newest), present, f"pgvigil {run.id}")
+            timeline = ask(session, query("drill_source", "timeline"))["timeline"]
+            target = target.model_copy(update={"timeline": timeline})
             after = catalogue.read(session, "cluster", since=before.window)
             segment = end_segment(session)
         noted |= {"target": target.value, "lsn": target.lsn, "segment": segment}

@@ -55,15 +55,15 @@ class Stop(Frozen):
         return known.model_copy(update={"value": mark.lsn, "inclusive": False})
 
     @classmethod
-    def at_target(cls, target: Target, timeline: int | None = None, *, is_archived: bool = True) -> Self:
-        """Stop at the drill's final target, whose WAL was waited for unless it was asked for by a person."""
+    def at_target(cls, target: Target) -> Self:
+        """Stop at the drill's final target; of one that a person asked for neither line nor WAL is known."""
         return cls(
             kind=target.kind,
             value=target.value,
             inclusive=target.inclusive,
             lsn=target.lsn,
-            timeline=timeline,
-            is_archived=is_archived,
+            timeline=target.timeline,
+            is_archived=target.timeline is not None,
         )
 
     def settings(self) -> dict[str, str]:
