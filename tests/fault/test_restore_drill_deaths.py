@@ -95,9 +95,7 @@ def test_a_drill_killed_anywhere_is_cleaned_up_by_the_next(exercise: Exercise) -
 def kill_beside(dying: subprocess.Popen[bytes], program: str, directory: Path) -> None:
     """Kill a drill while a program of this name works on its copy."""
     while program.startswith("pg_") and dying.poll() is None:
-        if any(
-            os.fsencode(program) in words and os.fsencode(directory) in words for words in command_lines()
-        ):
+        if any(os.fsencode(program) in words for words in left_behind(directory)):
             dying.kill()
         time.sleep(0.01)
 
