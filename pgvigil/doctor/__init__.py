@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pgvigil.doctor.cluster import CLUSTER, Cluster
+from pgvigil.doctor.drills import DRILL
 from pgvigil.doctor.evidence import AUDIT, REPORTS
 from pgvigil.doctor.lines import Diagnosis, look_at, told, verdict
 from pgvigil.errors import ConfigError
@@ -27,7 +28,7 @@ def examine(fleet: Fleet, subject: str | None = None) -> tuple[Diagnosis, ...]:
         return (told("fleet.subject", str(subject), error),)
     lines = [*look_at("audit", fleet, AUDIT), *look_at("reports", fleet, REPORTS)]
     for name in names:
-        lines += look_at(name, Cluster(fleet.clusters[name]), CLUSTER)
+        lines += look_at(name, Cluster(fleet.clusters[name]), (*CLUSTER, *DRILL))
     return tuple(lines)
 
 
