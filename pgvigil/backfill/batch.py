@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pgvigil.backfill import statements
 from pgvigil.backfill.ledger import Overrides
 from pgvigil.backfill.session import Bounds
-from pgvigil.errors import ConfigError, DatabaseFailed
+from pgvigil.errors import ConfigError, DatabaseFailed, PreconditionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,10 @@ def run_batch(session: Session, job: Job, lease: Lease, rows: int, *, skip_locke
 
 
 def quarantine_next(session: Session, job: Job, lease: Lease, error: DatabaseFailed) -> Outcome | None:
-    """Put the next row of a range aside and step over it; None when people want something else."""
+    """Put the next row of a range aside and step over it; None when people want something else.
+
+    Raises PreconditionFailed, and puts nothing aside, when there are as many as the policy allows.
+    """
     leaf = job.leaf(lease.relation)
     assert leaf  # noqa: S101 - the worker looked
     with session.transaction(job.bounds) as connection:
@@ -119,9 +122,18 @@ def quarantine_next(session: Session, job: Job, lease: Lease, error: DatabaseFai
         if not seen:  # somebody has deleted it
             return None
         said = str(error.context.get("said") or error.message)
-        job.ledger.quarantine(connection, leaf.oid, to, error.sqlstate, said)
+        aside = job.ledger.quarantine(connection, leaf.oid, to, error.sqlstate, said)
+        _require_few(aside, job.policy.quarantine, f"{error.sqlstate}: {said}")
         row = job.ledger.advance(connection, lease, to, 1, 0)
     return Outcome("run", claimed.overrides, 1, 0, is_over=row["is_done"])
+
+
+def _require_few(aside: int, most: int, last: str) -> None:
+    if aside > most:
+        raise PreconditionFailed(
+            f"more than {most} rows cannot be changed, the last with {last}",
+            hint="correct 'set' and 'where', or the rows, or raise 'quarantine'; then run it again",
+        )
 
 
 def next_end(connection: Connection, job: Job, leaf: Leaf, claimed: Claimed, rows: int) -> tuple[Key, int]:
