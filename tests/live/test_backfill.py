@@ -1,8 +1,7 @@
-import os
-import signal
+import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -12,11 +11,9 @@ from pgvigil.backfill.facts import BackfillReport, Progress
 from pgvigil.backfill.session import Bounds, Session
 from pgvigil.fleet import load_fleet
 from pgvigil.postgres import connect
-from pgvigil.sandbox import postgres as servers
-from pgvigil.sandbox import services
-from pgvigil.sandbox.directory import make
-from tests.fixtures.backfill import Yard
+from tests.fixtures.backfill import Yard, pooler, standby
 
+POOLER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
 CENTS: dict[str, Any] = {"set": {"cents": "(amount * 100)::bigint"}, "where": "cents IS NULL"}
 SMALL = {"rows": 20, "most_rows": 40, "lock_wait": "50ms", "longest": "2s"}
 
@@ -418,32 +415,40 @@ def test_an_old_transaction_holds_it(yard: Yard) -> None:
 def test_a_paused_standby_holds_it(yard: Yard) -> None:
     """WAL that a standby has not replayed counts, however idle the primary was before."""
     payments(yard, 3000)
-    with standby(yard) as dsn, connect(dsn, "test") as replica:
+    with standby(yard) as port, connect(yard.sandbox.admin_dsn(port), "test") as replica:
         replica.execute("SELECT pg_wal_replay_pause()")
         yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"replication_mb": 0.1})
         assert_waits(yard, "MB behind", lambda: replica.execute("SELECT pg_wal_replay_resume()"))
 
 
-@contextmanager
-def standby(yard: Yard) -> Iterator[str]:
-    """A standby of the sandbox's cluster; gives how the superuser enters it."""
-    box = yard.sandbox
-    hba = box.data("primary") / "pg_hba.conf"
-    hba.write_text("local replication all peer map=sandbox\n" + hba.read_text())
-    yard.sql("SELECT pg_reload_conf()", None)
-    make(box.data("standby"), box.server_user)
-    argv = [box.postgres_bin / "pg_basebackup", "-h", box.sockets, "-p", str(box.primary_port)]
-    argv += ["-U", "postgres", "-D", box.data("standby"), "-R", "--checkpoint=fast"]
-    services.run_tool(box.directory, argv, user=box.server_user)
-    port = servers.free_port()
-    conf = box.data("standby") / "sandbox.conf"
-    conf.write_text(conf.read_text() + f"port = {port}\n")
-    pid = servers.start(box, "standby")
+def test_a_full_server_holds_it(yard: Yard) -> None:
+    """The part of the connections in use is a signal: users come first."""
+    payments(yard, 3000)
+    yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"connections": 0.12})
+    with ExitStack() as crowd:
+        for _ in range(10):
+            crowd.enter_context(session(yard))
+        assert_waits(yard, "connections: ", crowd.close)
+
+
+def test_wal_that_waits_for_the_archiver_holds_it(yard: Yard) -> None:
+    """The queue counts also before the archiver has failed, as with one that hangs."""
+    payments(yard, 3000)
+    yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"archive_files": 1})
+    yard.sql("ALTER SYSTEM SET archive_command = 'sleep 60'", None)
     try:
-        yield box.admin_dsn(port)
+        yard.sql("SELECT pg_reload_conf()", None)
+        for _ in range(3):
+            yard.sql("SELECT pg_logical_emit_message(false, '', ''), pg_switch_wal()", None)
+        assert_waits(yard, "files wait (limit 1)", lambda: archive_again(yard))
     finally:
-        os.kill(pid, signal.SIGQUIT)
-        yard.wait(lambda: not services.is_alive(pid))
+        archive_again(yard)
+
+
+def archive_again(yard: Yard) -> None:
+    yard.sql("ALTER SYSTEM SET archive_command = '/bin/true'", None)
+    yard.sql("SELECT pg_reload_conf()", None)
+    yard.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'archiver'", None)
 
 
 def test_sessions_that_wait_for_us_shrink_the_batches(yard: Yard) -> None:
@@ -485,6 +490,22 @@ def test_the_roles_own_timeouts_do_not_matter(yard: Yard) -> None:
         assert yard.run().verdict == "verified"
     finally:
         yard.sql("ALTER ROLE pgvigil RESET ALL", None)
+
+
+@pytest.mark.skipif(POOLER is None, reason="pgbouncer is not installed")
+def test_it_works_through_a_pooler(yard: Yard) -> None:
+    """PgBouncer in transaction mode, with fewer sessions than workers: done, proven, steered, fenced."""
+    payments(yard, 3000)
+    poison = {"cents": "CASE WHEN id = 99 THEN 1 / 0 ELSE (amount * 100)::bigint END"}
+    yard.define(table="public.payments", set=poison, where="cents IS NULL", workers=3, batch=SMALL)
+    with pooler(yard, sessions=2) as port:
+        yard.reach(f"postgresql://pgvigil@127.0.0.1:{port}/postgres")
+        report = yard.run()
+        again = yard.run()
+
+    assert actual(report, "rows.quarantine").startswith("refuted: 1 rows, one with 22012"), told(report)
+    assert actual(again, "rows.quarantine").startswith("refuted: 1 rows, one with 22012"), told(again)
+    assert done(yard) == 2999
 
 
 def test_nothing_stays_in_the_servers_session(yard: Yard) -> None:
