@@ -208,16 +208,26 @@ def change(connection: Connection, part: Part, *, skip_locked: bool = False) -> 
 def _change_unlocked(connection: Connection, part: Part, *, wait: bool) -> int:
     job, policy = part.job, part.job.policy
     statement = statements.change_unlocked(job.target, part.leaf, policy, span=part.span, wait=wait)
-    values = part.parameters
-    if policy.before_images:
-        expires = datetime.now(UTC) + policy.before_images
-        values |= {"name": job.name, "relation": part.leaf.oid, "expires": expires}
-        values["columns"] = list(policy.targets)
+    values = part.parameters | _image(part)
     cursor = connection.execute(statement, values)
     if policy.into:
         return cursor.rowcount
     row = cursor.fetchone()
     return int(row["done"]) if row else 0
+
+
+def _image(part: Part) -> dict[str, Any]:
+    """Return the parameters by which what rows held is kept, none if nobody wants that."""
+    policy = part.job.policy
+    if not policy.before_images:
+        return {}
+    return {
+        "name": part.job.name,
+        "relation": part.leaf.oid,
+        "key_columns": [column.name for column in part.leaf.key],
+        "columns": list(policy.targets),
+        "expires": datetime.now(UTC) + policy.before_images,
+    }
 
 
 def apply_function(connection: Connection, part: Part, *, skip_locked: bool = False) -> int:
@@ -228,10 +238,10 @@ def apply_function(connection: Connection, part: Part, *, skip_locked: bool = Fa
     if not rows:
         return 0
     keys = [row.pop(statements.ROW_KEY) for row in rows]
-    write = statements.write_row(job.target, part.leaf, policy.columns)
-    given = zip(keys, _ask(job, rows), strict=True)
+    write = statements.write_row(job.target, part.leaf, policy)
+    given, image = zip(keys, _ask(job, rows), strict=True), _image(part)
     values = [
-        statements.parameters("key", key) | {f"new{n}": new[c] for n, c in enumerate(policy.columns)}
+        image | statements.parameters("key", key) | {f"new{n}": new[c] for n, c in enumerate(policy.columns)}
         for key, new in given
     ]
     with connection.cursor() as cursor:

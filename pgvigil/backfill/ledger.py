@@ -288,10 +288,23 @@ def _take_over(session: Session, policy: BackfillPolicy, target: Target, name: s
         if state.fingerprint != definition["fingerprint"]:
             _require_nothing_open(state)
             connection.execute(query("backfill", "redefine"), definition)
-        values = {"name": name, "runner": session.name, "lease": LEASE}
-        row = connection.execute(query("backfill", "take_over"), values).fetchone()
+        return _seize(connection, name, session.name), state
+
+
+def seize(session: Session, name: str) -> Ledger:
+    """Take the token of a backfill that is on record, whatever its definition; raises Busy."""
+    with session.transaction() as connection:
+        state = _state(connection, "read_for_update", name)
+        assert state  # noqa: S101 - the caller read it
+        _require_free(state)
+        return _seize(connection, name, session.name)
+
+
+def _seize(connection: Connection, name: str, runner: str) -> Ledger:
+    values = {"name": name, "runner": runner, "lease": LEASE}
+    row = connection.execute(query("backfill", "take_over"), values).fetchone()
     assert row  # noqa: S101 - it was locked by us
-    return Ledger(name, row["fence"]), state
+    return Ledger(name, row["fence"])
 
 
 def _require_free(state: State) -> None:

@@ -286,3 +286,20 @@ DELETE FROM pgvigil.backfill_image WHERE expires_at < clock_timestamp()
 
 -- images: how many there are of a backfill
 SELECT count(*) AS count, max(expires_at) AS expires_at FROM pgvigil.backfill_image WHERE backfill = %(name)s
+
+-- image_layers: images of one table that hold the same columns by the same key, the newest first
+SELECT relation, key_columns, columns, min(id) AS first, count(*) AS images
+  FROM (SELECT id, relation, key_columns, columns,
+               count(*) FILTER (WHERE is_other) OVER (PARTITION BY relation ORDER BY id) AS layer
+          FROM (SELECT *, (key_columns, columns) IS DISTINCT FROM
+                          (lag(key_columns) OVER older, lag(columns) OVER older) AS is_other
+                  FROM pgvigil.backfill_image WHERE backfill = %(name)s
+                WINDOW older AS (PARTITION BY relation ORDER BY id)) AS image) AS image
+ GROUP BY relation, layer, key_columns, columns
+ ORDER BY first DESC
+
+-- image_nulls: the columns in which some image has no value
+SELECT columns[place] AS column, count(*) AS images
+  FROM pgvigil.backfill_image, generate_subscripts(before, 1) AS place
+ WHERE backfill = %(name)s AND before[place] IS NULL
+ GROUP BY 1

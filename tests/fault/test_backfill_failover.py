@@ -2,13 +2,16 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pgvigil.backfill.facts import BackfillReport
 from pgvigil.postgres import connect
 from pgvigil.sandbox import postgres as servers
 from tests.fixtures.backfill import Yard, let_in, standby
 
-ROWS = 6000
+if TYPE_CHECKING:
+    from pgvigil.backfill.facts import BackfillReport
+
+ROWS = 4000
 
 
 def counted(yard: Yard) -> None:
@@ -47,6 +50,7 @@ def test_a_run_goes_on_after_a_failover(yard: Yard) -> None:
         run.start()
         yard.wait(lambda: batches(after) > 5)
         kill_primary(yard)
+        assert run.is_alive()
         with connect(after.sandbox.primary_admin_dsn, "test") as session:
             session.execute("SELECT pg_promote()")
         run.join()
