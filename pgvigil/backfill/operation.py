@@ -70,6 +70,7 @@ def open_backfill(run: Run, name: str) -> Work:
     """Find database and backfill in the fleet file; raises ConfigError with the nearest name."""
     cluster, database, settings = run.fleet.database(run.identity.subject)
     run.facts["backfill"] = name
+    run.proofs[:] = [Proof(name=f"backfill {name}", verdict=Verdict.INCONCLUSIVE)]  # until `conclude`
     return Work(run, name, settings.backfill(name), postgres.in_database(cluster.dsn, database))
 
 
@@ -323,7 +324,7 @@ def conclude(move: Move) -> None:
         checks += _enforce(move)
     run.checks += checks
     verdict = Verdict.VERIFIED if all(c.verdict is Verdict.VERIFIED for c in checks) else checks_worst(checks)
-    run.proofs.append(Proof(name=f"backfill {move.work.name}", verdict=verdict))
+    run.proofs[:] = [Proof(name=f"backfill {move.work.name}", verdict=verdict)]
     _patiently(move, _count_images)
 
 

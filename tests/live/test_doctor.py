@@ -22,7 +22,7 @@ from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox
 
 TEST = "test_doctor"
-LINES = 22
+LINES = 26
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -149,7 +149,9 @@ def test_a_healthy_sandbox_is_verified_and_left_as_it_was(in_sandbox: Sandbox, f
     assert [(line.id, line.message) for line in lines if line.verdict is not Verdict.VERIFIED] == []
     assert {line.hint for line in lines} == {""}
     assert verdict(lines) is Verdict.VERIFIED
-    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 17
+    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 17 + [
+        "demo/shop cents"
+    ] * 4
 
 
 def test_a_database_is_examined_with_its_cluster(fleet: Fleet) -> None:
