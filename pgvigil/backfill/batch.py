@@ -256,6 +256,8 @@ def _ask(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         given = job.function(rows)
     except Exception as error:  # a person's code may raise anything
         raise _failed(f"{type(error).__name__}: {error}", job) from error
+    if not isinstance(given, list) or not all(isinstance(new, dict) for new in given):
+        raise _failed("it gave no list of dicts", job)
     wanted = set(job.policy.columns)
     if len(given) != len(rows) or any(set(new) != wanted for new in given):
         raise _failed(

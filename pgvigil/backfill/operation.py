@@ -78,7 +78,7 @@ def look(work: Work) -> Plan:
     """Check the definition before anything is changed and forecast the cost; raises what forbids the run."""
     run = work.run
     with work.session() as session:
-        with session.transaction() as connection:
+        with survey.told_as_fault(), session.transaction() as connection:
             target = catalog.read_target(connection, work.policy)
         job = _job(work, Ledger(work.name, 0), target)
         _passed(
@@ -97,9 +97,10 @@ def look(work: Work) -> Plan:
             _sampled(forecast.changed_rows),
         )
         plan = survey.read_plan(session, job, walks, forecast)
+        unread = list(survey.unread_signals(session, work.policy.limits))
     plan = plan.model_copy(update={"resumes": _resumes(state)})
     run.facts["plan"] = plan
-    run.findings += _plan_findings(work, plan, faults)
+    run.findings += [*_plan_findings(work, plan, faults), *_unread(work, unread)]
     return plan
 
 
@@ -159,6 +160,17 @@ def _plan_findings(work: Work, plan: Plan, faults: list[str]) -> Iterator[Findin
             message=f"triggers fire for each row: {', '.join(plan.triggers)}",
             hint="make sure that they may",
             subject=subject,
+        )
+
+
+def _unread(work: Work, messages: list[str]) -> Iterator[Finding]:
+    for message in messages:
+        yield Finding(
+            code="signal-unread",
+            severity=Severity.WARNING,
+            message=message,
+            hint="the run stops while that is so; correct 'limits.signals' if it is the question's fault",
+            subject=work.run.identity.subject,
         )
 
 

@@ -44,13 +44,19 @@ def parameters(name: str, key: Key | Sequence[str] | None) -> dict[str, str]:
 
 
 def boundary(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
-    """Find the last of the next so many rows, `skip` after the first; by ctid up to `most0` as well."""
+    """Find the last of the next so many rows, `skip` after the first; by ctid up to `most0` as well.
+
+    The key becomes text outside, or that of every row that is skipped would.
+    """
     near = sql.SQL(" AND ctid <= %(most0)s::tid") if leaf.index is None else sql.SQL("")
     return sql.SQL(
-        "SELECT {texts} FROM ONLY {table} AS {alias} WHERE {interval}{near}"
-        " ORDER BY {keys} OFFSET %(skip)s LIMIT 1"
+        "SELECT {texts} FROM (SELECT {names} FROM ONLY {table} AS {alias} WHERE {interval}{near}"
+        " ORDER BY {keys} OFFSET %(skip)s LIMIT 1) AS {alias}"
     ).format(
         texts=_texts(target, leaf),
+        names=sql.SQL(", ").join(
+            sql.SQL("{}.{}").format(named(target.name), named(c.name)) for c in leaf.key
+        ),
         table=relation(leaf),
         alias=named(target.name),
         interval=_interval(target, leaf, span=span),
@@ -88,6 +94,13 @@ def sample_share(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Comp
         "SELECT count(*) AS rows, count(*) FILTER (WHERE {where}) AS todo"
         " FROM ONLY {table} AS {alias} TABLESAMPLE SYSTEM (%(percent)s)"
     ).format(where=expression(policy.where), table=relation(leaf), alias=named(target.name))
+
+
+def closed(target: Target, leaf: Leaf, text: str) -> sql.Composed:
+    """Read an expression between brackets: one that closes our parentheses is a syntax error there."""
+    return sql.SQL("SELECT ARRAY[\n{}\n] FROM ONLY {} AS {} WHERE false").format(
+        sql.SQL(text.replace("%", "%%")), relation(leaf), named(target.name)
+    )
 
 
 def change(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:

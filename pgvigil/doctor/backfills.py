@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -14,7 +13,7 @@ from pgvigil.backfill.batch import Job
 from pgvigil.backfill.facts import Progress
 from pgvigil.backfill.session import Session
 from pgvigil.doctor.lines import Look
-from pgvigil.errors import ConfigError, DatabaseFailed, PreconditionFailed
+from pgvigil.errors import ConfigError, PreconditionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 SESSION = "pgvigil doctor"
 LONG = timedelta(minutes=15)  # a wait of that length is told
-_NO_RIGHT = "42501"
-_MISSING = ("42", "3F")  # what the server cannot read as it stands: syntax, names, types
 
 
 @dataclass(frozen=True)
@@ -80,28 +77,12 @@ def installed(backfill: Backfill) -> str:
 
 def writable(backfill: Backfill) -> str:
     """Let the server read the change: table, columns, expressions and rights."""
-    with _told_as_fault(), backfill.session() as session:
-        target = backfill.target
-        survey.check_statement(session, backfill.job)
-    return f"the server accepts the change of {target.label}"
-
-
-@contextmanager
-def _told_as_fault() -> Iterator[None]:
-    """Tell a wrong definition from a server that cannot be asked."""
     try:
-        yield
-    except ConfigError as error:
+        with survey.told_as_fault(), backfill.session() as session:
+            survey.check_statement(session, backfill.job)
+    except ConfigError as error:  # what the fleet file says is not there
         raise PreconditionFailed(error.message, hint=error.hint) from error
-    except DatabaseFailed as error:
-        if not error.sqlstate.startswith(_MISSING):
-            raise
-        hint = (
-            "make our role a member of the table's owner: GRANT its owner TO this role"
-            if error.sqlstate == _NO_RIGHT
-            else "correct 'set', 'where' or 'table' in the fleet file"
-        )
-        raise PreconditionFailed(str(error.context.get("said") or error.message), hint=hint) from error
+    return f"the server accepts the change of {backfill.target.label}"
 
 
 def walkable(backfill: Backfill) -> str:

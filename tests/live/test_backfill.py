@@ -185,6 +185,12 @@ def test_running_it_again_proves_it_again(yard: Yard) -> None:
         ({"set": {"cents": "amount * "}}, "syntax error"),
         ({"set": {"cents": "'x' || amount"}}, "is of type bigint but expression is of type text"),
         ({"where": "cent IS NULL"}, "does not exist"),
+        ({"where": "cents IS NULL) OR (true"}, "syntax error"),
+        ({"set": {"cents": "1"}, "into": "public.nowhere"}, 'relation "public.nowhere" does not exist'),
+        (
+            {"set": {}, "function": f"{__name__}:give_nothing", "columns": ["cents"]},
+            "it gave no list of dicts",
+        ),
         ({"where": "amount > 0"}, "still meet 'where' after they were changed"),
         ({"set": {"cents": "(1 / (amount - amount))::bigint"}}, "division by zero"),
         ({"key": ["amount"]}, "has no usable unique index on (amount)"),
@@ -607,6 +613,10 @@ def test_sizes_and_workers_change_under_way(yard: Yard) -> None:
 def halve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a user's function looks like."""
     return [{"cents": int(row["amount"] * 100)} for row in rows]
+
+
+def give_nothing(_: list[dict[str, Any]]) -> None:
+    """A function that forgot its return."""
 
 
 def fail_at_seven(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def test_a_backfill_is_examined_before_it_is_needed(yard: Yard) -> None:
     ("fault", "line", "cure"),
     [
         ("ALTER TABLE payments RENAME TO other", "backfill.table", "write it as schema.table"),
-        ("ALTER TABLE payments DROP COLUMN amount", "backfill.table", "correct 'set'"),
+        ("ALTER TABLE payments DROP COLUMN amount", "backfill.table", "correct 'table', 'set'"),
         ("ALTER TABLE payments OWNER TO postgres", "backfill.table", "GRANT its owner"),
         ("ALTER SCHEMA pgvigil RENAME TO away", "backfill.installed", "run infra/backfill.sql"),
     ],
