@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -276,7 +277,10 @@ def _try(connection: Connection, part: Part, total: _Sample) -> None:
     if before == 0:
         return
     if job.function:
+        began, lsn = time.monotonic(), _lsn(connection)
         apply_function(connection, part)
+        total.seconds += time.monotonic() - began
+        total.wal += _lsn(connection) - lsn
     else:
         statement = statements.change(job.target, part.leaf, job.policy, span=part.span)
         plan = _plan(connection, statements.explain_analyze(statement), part.parameters)
@@ -292,6 +296,13 @@ def _try(connection: Connection, part: Part, total: _Sample) -> None:
     row = connection.execute(query("backfill", "changed_so_far"), {"relation": part.leaf.oid}).fetchone()
     if row:
         total.updated, total.hot = total.updated + row["updated"], total.hot + row["hot"]
+
+
+def _lsn(connection: Connection) -> int:
+    """Where the server writes WAL now; others' is in between, so what a function costs is at most that."""
+    row = connection.execute(query("backfill", "lsn")).fetchone()
+    assert row  # noqa: S101 - it always answers
+    return int(row["lsn"])
 
 
 def _project(job: Job, total: _Sample, share: float, looked: int) -> Forecast:

@@ -303,3 +303,6 @@ SELECT columns[place] AS column, count(*) AS images
   FROM pgvigil.backfill_image, generate_subscripts(before, 1) AS place
  WHERE backfill = %(name)s AND before[place] IS NULL
  GROUP BY 1
+
+-- lsn: where the server writes WAL
+SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS lsn

@@ -148,6 +148,33 @@ def test_every_partition_is_walked(yard: Yard) -> None:
     assert yard.value("SELECT count(*) FROM t WHERE v = 2") == 1000
 
 
+def test_a_range_that_a_lost_answer_left_behind_is_done(yard: Yard) -> None:
+    """A worker that lost its connection while it gave a range back leaves none that nobody takes."""
+    yard.sql(
+        "CREATE TABLE payments (id bigint PRIMARY KEY, amount numeric, cents bigint) PARTITION BY RANGE (id)"
+    )
+    yard.sql("CREATE TABLE low PARTITION OF payments FOR VALUES FROM (0) TO (501)")
+    yard.sql("CREATE TABLE high PARTITION OF payments FOR VALUES FROM (501) TO (1001)")
+    yard.sql("INSERT INTO payments SELECT n, n / 100.0 FROM generate_series(1, 1000) AS n; ANALYZE payments")
+    yard.define(table="public.payments", **CENTS, batch=SMALL)
+    heard: list[Progress] = []
+
+    def leave_behind(progress: Progress) -> None:
+        heard.append(progress)
+        assert len(heard) < 60, "a range is waited for that nobody has"
+        yard.sql(
+            "UPDATE pgvigil.backfill_range SET worker = 9"
+            " WHERE worker IS NULL AND NOT is_done AND batches = 0",
+            None,
+        )
+
+    yard.on_progress = leave_behind
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert done(yard) == 1000
+
+
 def test_it_ends_under_inserts(yard: Yard) -> None:
     """Rows that keep coming undone never make it endless: it ends, and says what would help."""
     payments(yard, 500)
@@ -637,6 +664,8 @@ def test_a_python_function_changes_rows(yard: Yard) -> None:
 
     assert report.verdict == "verified", told(report)
     assert done(yard) == 300
+    assert report.plan
+    assert report.plan.forecast.seconds > 0
 
 
 def test_a_row_at_which_a_function_fails_is_put_aside(yard: Yard) -> None:
