@@ -12,7 +12,7 @@ help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
 	@echo 'make demo-stop  remove everything that make demo started'
 	@echo 'make test       the whole suite, on live servers'
-	@echo 'make soak       what must stay silent, thirty times and for an idle hour'
+	@echo 'make soak       what must stay silent or outlive a kill, thirty times, and an idle hour'
 	@echo 'make check      format, lint, types, import contract'
 	@echo 'make bench      what is fast, measured side by side (ONLY=name for one)'
 	@echo 'make lock       resolve the dependencies anew, with hashes'

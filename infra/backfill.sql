@@ -93,12 +93,14 @@ CREATE TABLE IF NOT EXISTS pgvigil.backfill_image (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     backfill text NOT NULL,
     relation oid NOT NULL,
+    key_columns text[] NOT NULL,
     key text[] NOT NULL,
     columns text[] NOT NULL,
     before text[] NOT NULL,
     after text[] NOT NULL,
     expires_at timestamptz NOT NULL
 );
+ALTER TABLE pgvigil.backfill_image ADD COLUMN IF NOT EXISTS key_columns text[] NOT NULL DEFAULT '{}';
 CREATE INDEX IF NOT EXISTS backfill_image_backfill ON pgvigil.backfill_image (backfill, id);
 
 DO $$

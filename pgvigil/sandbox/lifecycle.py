@@ -307,7 +307,7 @@ def _write_fleet(sandbox: Sandbox, *, empty: bool) -> None:
                 "backup": {"retention": {"fulls": 2}},
                 "drill": {"scratch": str(sandbox.directory / "drill")},
                 "databases": {
-                    "shop": {"backfills": {"cents": CENTS}} | ({} if empty else {"partitions": [_EVENTS]})
+                    "shop": {} if empty else {"backfills": {"cents": CENTS}, "partitions": [_EVENTS]}
                 },
             }
         },

@@ -149,7 +149,9 @@ def test_a_healthy_sandbox_is_verified_and_left_as_it_was(in_sandbox: Sandbox, f
     assert [(line.id, line.message) for line in lines if line.verdict is not Verdict.VERIFIED] == []
     assert {line.hint for line in lines} == {""}
     assert verdict(lines) is Verdict.VERIFIED
-    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 21
+    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 21 + [
+        "demo/shop cents"
+    ] * 4
 
 
 def test_a_database_is_examined_with_its_cluster(fleet: Fleet) -> None:
@@ -220,7 +222,8 @@ def test_a_wrong_password_is_cured_in_the_password_file(
 def test_a_database_that_the_server_lacks_is_named(fleet: Fleet) -> None:
     """A database of the fleet file must be in the server."""
     cluster = fleet.clusters["demo"]
-    fault = the_fault(with_cluster(fleet, databases={**cluster.databases, "shpo": cluster.databases["shop"]}))
+    plain = cluster.databases["shop"].model_copy(update={"backfills": {}})
+    fault = the_fault(with_cluster(fleet, databases={**cluster.databases, "shpo": plain}))
 
     assert (fault.id, fault.message) == ("server.databases", "database 'shpo' does not exist")
 
