@@ -44,8 +44,10 @@ CREATE TABLE IF NOT EXISTS pgvigil.departure (
     since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     detached_at timestamptz,
     fence jsonb,
-    manifest text
+    manifest text,
+    leaves jsonb NOT NULL DEFAULT '{}'
 );
+ALTER TABLE pgvigil.departure ADD COLUMN IF NOT EXISTS leaves jsonb NOT NULL DEFAULT '{}';
 
 -- What keeps writers off a table whose copy is being made. It is not replaced: another row version of it would
 -- mean that every fence was opened.

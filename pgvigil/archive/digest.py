@@ -55,6 +55,14 @@ class Digest(Frozen):
     def __str__(self) -> str:
         return f"{self.rows} rows, digest {self.value}"
 
+    @classmethod
+    def total(cls, parts: Iterable[Digest]) -> Digest:
+        """Add up the digests of several tables."""
+        known = list(parts)
+        return cls(
+            rows=sum(each.rows for each in known), value=_hex(sum(int(each.value, 16) for each in known))
+        )
+
 
 def pin(session: Connection, encoding: str | None = None) -> None:
     """Set everything that the text of a value depends on, and the encoding that it travels in."""
@@ -65,6 +73,11 @@ def pin(session: Connection, encoding: str | None = None) -> None:
 
 def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column], encoding: str) -> Digest:
     """Let PostgreSQL compute the digest of a table, under the settings of `pin`."""
+    return compute_lines(session, table, _line(columns), encoding)
+
+
+def compute_lines(session: Connection, table: sql.Identifier, line: sql.Composed, encoding: str) -> Digest:
+    """Let PostgreSQL compute the digest of an expression over a table's rows."""
     statement = sql.SQL(
         "SELECT count(*) AS rows,"
         " coalesce(sum(('x' || substr(hash, 1, {half}))::bit({bits})::bigint), 0) AS high,"
@@ -75,7 +88,7 @@ def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column
         half=sql.Literal(_HALF_DIGITS),
         second=sql.Literal(_HALF_DIGITS + 1),
         bits=sql.Literal(_HALF),
-        line=_line(columns),
+        line=line,
         encoding=sql.Literal(encoding),
         table=table,
     )
