@@ -6,14 +6,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import zstandard
 from psycopg import sql
 
 from pgvigil import __version__
-from pgvigil.archive import digest, place
-from pgvigil.archive.manifest import Manifest, Node, Origin, Stored, StoredRows, read_manifest, to_bytes
+from pgvigil.archive import digest, parquet, place
+from pgvigil.archive.manifest import (
+    Manifest,
+    Node,
+    Origin,
+    ParquetCopy,
+    Stored,
+    StoredRows,
+    read_manifest,
+    to_bytes,
+)
 from pgvigil.archive.shape import create_table
 from pgvigil.archive.stream import Meter, Progress, Rows, column_list, export, read_back
 from pgvigil.archive.tree import read_tree, tree_ddl, without_bound
@@ -24,7 +34,7 @@ from pgvigil.reports import Check, Verdict
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from uuid import UUID
 
     from pgvigil.archive.digest import Digest
@@ -33,7 +43,7 @@ if TYPE_CHECKING:
     from pgvigil.fleet import S3Settings
     from pgvigil.objectstore import ObjectStore
     from pgvigil.partitions.facts import Entry, Name
-    from pgvigil.policies.partitions import ObjectLockPolicy, PartitionPolicy
+    from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy, PartitionPolicy
     from pgvigil.postgres import Connection
 
 
@@ -48,6 +58,7 @@ class Place:
     parent: Name
     entry: Entry
     lock: ObjectLockPolicy | None
+    parquet: ParquetPolicy | None = None
 
     @property
     def manifest(self) -> str:
@@ -59,7 +70,7 @@ class Place:
         """Find the place of an entry; raises ConfigError without an archive."""
         own = (entry.name.schema_, entry.name.name)
         folder = place.folder(table_folder(policy, cluster, database, parent), *own)
-        return cls(folder, entry.id, cluster, database, parent, entry, policy.lock)
+        return cls(folder, entry.id, cluster, database, parent, entry, policy.lock, policy.parquet)
 
 
 def table_folder(policy: PartitionPolicy, cluster: str, database: str, parent: Name) -> str:
@@ -127,13 +138,47 @@ def make(  # noqa: PLR0913 - both ends, and who hears of it
         for each in (sessions.export, sessions.digest):
             digest.pin(each, origin["encoding"])
     leaves = [branch for branch in tree if branch.is_leaf]
-    for number, leaf in enumerate(leaves):
-        if leaf.relation not in done:
-            show = partial(_show_share, on_progress, number, len(leaves))
-            job = _Job(sessions, store, where, run_id, origin["encoding"], show)
-            done[leaf.relation] = _copy_leaf(job, leaf)
-            on_leaf(leaf.relation, done[leaf.relation])
-    return Copy(where, _manifest(where, run_id, origin, tree, done), is_committed=False)
+    waiting = [leaf for leaf in leaves if leaf.relation not in done]
+    with translated(sessions.dsn):
+        layouts = survey(session, waiting, origin["encoding"], where.parquet)
+    for leaf in waiting:
+        show = partial(_show_share, on_progress, leaves.index(leaf), len(leaves))
+        job = _Job(sessions, store, where, run_id, origin["encoding"], show)
+        done[leaf.relation] = _copy_leaf(job, leaf, layouts.get(leaf.relation))
+        on_leaf(leaf.relation, done[leaf.relation])
+    manifest = _manifest(where, run_id, origin, tree, done)
+    return Copy(where, _with_view(store, where, manifest), is_committed=False)
+
+
+def survey(
+    session: Connection, leaves: Iterable[Branch], encoding: str, policy: ParquetPolicy | None
+) -> dict[int, parquet.Layout]:
+    """Say how each table becomes Parquet, if it shall; raises PreconditionFailed for what that would change.
+
+    The session's settings are those of `digest.pin`.
+    """
+    if policy is None:
+        return {}
+    return {leaf.relation: parquet.survey(session, leaf.shape, encoding, policy) for leaf in leaves}
+
+
+def preflight(session: Connection, relation: int, policy: ParquetPolicy) -> None:
+    """Raise PreconditionFailed, naming the columns, where Parquet would change values of a table or tree."""
+    origin = session.execute(query("archive", "origin")).fetchall()[0]
+    digest.pin(session)
+    leaves = (branch for branch in read_tree(session, relation) if branch.is_leaf)
+    survey(session, leaves, origin["encoding"], policy)
+
+
+def _with_view(store: ObjectStore, where: Place, manifest: Manifest) -> Manifest:
+    """Write the view over the Parquet files, if there are any, and name it."""
+    if not any(leaf.stored.parquet for leaf in manifest.leaves):
+        return manifest
+    uri = place.view_uri(where.folder, where.id, manifest.run_id)
+    text = parquet.view(manifest.shape.name, manifest.leaves)
+    lock = _object_lock(where.lock)
+    store.put(uri, text.encode(), content_type="application/sql", only_if_absent=True, lock=lock)
+    return manifest.model_copy(update={"view": uri})
 
 
 @dataclass(frozen=True)
@@ -151,7 +196,7 @@ def _show_share(on_progress: Callable[[Progress], None], number: int, count: int
     on_progress(Progress(percent=(100 * number + now.percent) / count, text=whole))
 
 
-def _copy_leaf(job: _Job, leaf: Branch) -> Stored:
+def _copy_leaf(job: _Job, leaf: Branch, layout: parquet.Layout | None) -> Stored:
     """Stream one table into a new object, while PostgreSQL computes its digest beside it."""
     sessions, where, shape = job.sessions, job.place, leaf.shape
     with translated(sessions.dsn):
@@ -176,7 +221,29 @@ def _copy_leaf(job: _Job, leaf: Branch) -> Stored:
     rows = StoredRows(
         uri=uri, version_id=sent.version_id, sha256=sent.sha256, size=sent.size, text_size=sent.text_size
     )
-    return Stored(rows=rows, digest=found)
+    return Stored(rows=rows, digest=found, parquet=_copy_parquet(job, layout) if layout else None)
+
+
+def _copy_parquet(job: _Job, layout: parquet.Layout) -> ParquetCopy:
+    """Store one table once more as Parquet, while PostgreSQL computes the digest of what goes into it."""
+    sessions, where, shape = job.sessions, job.place, layout.shape
+    uris = (
+        place.parquet_uri(where.folder, where.id, job.run_id, (shape.schema_, shape.name), number)
+        for number in count()
+    )
+    with ThreadPoolExecutor(1, "pgvigil-digest") as pool, translated(sessions.dsn):
+        digest.pin(sessions.export, "UTF8")
+        computing = pool.submit(
+            digest.compute_lines, sessions.digest, shape.table, parquet.line(layout), "UTF8"
+        )
+        try:
+            files = parquet.write(sessions.export, layout, job.store, uris, _object_lock(where.lock))
+            found = computing.result()
+        except BaseException:
+            sessions.digest.cancel_safe()
+            raise
+        digest.pin(sessions.export, job.encoding)
+    return ParquetCopy(files=files, digest=found, digest_algorithm=parquet.ALGORITHM, as_text=layout.as_text)
 
 
 def _manifest(
@@ -204,8 +271,13 @@ def _manifest(
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
         exported_at=origin["now"],
         proven_at=datetime.now(tz=UTC),
-        tools={"pgvigil": __version__, "zstandard": zstandard.__version__},
+        tools=_tools(where),
     )
+
+
+def _tools(where: Place) -> dict[str, str]:
+    tools = {"pgvigil": __version__, "zstandard": zstandard.__version__}
+    return tools | ({"pyarrow": parquet.VERSION} if where.parquet else {})
 
 
 def _origin(where: Place, found: dict[str, object]) -> Origin:
@@ -245,15 +317,17 @@ def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
         raise PreconditionFailed(
             f"{where.manifest} appeared meanwhile", hint="another run committed it; run again"
         )
-    done = {relation: each for relation, each in where.entry.leaves.items() if _is_whole(each, there)}
+    done = {relation: each for relation, each in where.entry.leaves.items() if _is_whole(each, where, there)}
     kept = {uri for each in done.values() for uri in each.uris}
     for uri in there.keys() - kept:
         store.delete(uri)
     return done
 
 
-def _is_whole(stored: Stored, there: dict[str, int]) -> bool:
-    """Tell whether all of a finished leaf is still there."""
+def _is_whole(stored: Stored, where: Place, there: dict[str, int]) -> bool:
+    """Tell whether all of a finished leaf is still there, and all that is wanted now."""
+    if (stored.parquet is None) != (where.parquet is None):
+        return False
     sizes = {stored.rows.uri: stored.rows.size}
     sizes |= {file.uri: file.size for file in (stored.parquet.files if stored.parquet else ())}
     return all(there.get(uri) == size for uri, size in sizes.items())
@@ -271,7 +345,15 @@ def prove(
     if copy.manifest.tree:
         total = digest.Digest.total(each.digest for each in proven if each.digest)
         proven.append(Proven(None, (_equal("copy.tree", str(copy.manifest.digest), str(total)),), total))
+    if copy.manifest.view:
+        proven.append(Proven(None, (_check_view(store, copy.manifest),)))
     return proven
+
+
+def _check_view(store: ObjectStore, manifest: Manifest) -> Check:
+    wanted = parquet.view(manifest.shape.name, manifest.leaves)
+    is_equal = store.get(manifest.view) == wanted.encode()
+    return _check("copy.view", "the view as it was written", manifest.view, is_equal=is_equal)
 
 
 @dataclass(frozen=True)
@@ -307,8 +389,21 @@ def _prove_leaf(
         _equal("copy.size", f"{rows.text_size} bytes of text", f"{got.text_size} bytes of text"),
         _equal("copy.digest", f"{expected} in PostgreSQL", f"{got.digest} in PostgreSQL"),
         *_check_dress(store, rows, settings),
+        *_check_parquet(store, leaf),
     )
     return Proven(leaf, checks, got.digest)
+
+
+def _check_parquet(store: ObjectStore, leaf: Leaf) -> list[Check]:
+    """Download the Parquet files, if there are any, and compare what they hold with PostgreSQL's digest."""
+    copy = leaf.stored.parquet
+    if copy is None:
+        return []
+    try:
+        found = str(parquet.read_back(store, copy, leaf.shape))
+    except ObjectMissing as error:
+        found = error.message
+    return [_equal("copy.parquet", str(copy.digest), found)]
 
 
 def _check_dress(store: ObjectStore, rows: StoredRows, settings: S3Settings) -> list[Check]:

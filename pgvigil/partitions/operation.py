@@ -234,6 +234,8 @@ def create(managed: Managed, creation: Creation) -> None:
 def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | None:
     """Detach one partition and fence it; returns it with its entry, or None when it is gone."""
     table, _ = look(managed)
+    if departure.entry is None:
+        _preflight(managed, departure)
     entry = _announced(managed, made, departure)
     if entry is None:
         return None
@@ -276,6 +278,14 @@ def _announced(managed: Managed, made: Plan, departure: Departure) -> Entry | No
     with managed.run.step("announce", intent), managed.session() as session:
         ledger.begin(session, id_, departure, made.oid)
     return _entry(managed, departure)
+
+
+def _preflight(managed: Managed, departure: Departure) -> None:
+    """Refuse what could not be stored as the policy says, before anything is taken out of the table."""
+    if managed.policy.parquet is None:
+        return
+    with managed.session(patient=True) as session:
+        copying.preflight(session, departure.relation, managed.policy.parquet)
 
 
 def _find_entry(managed: Managed, departure: Departure) -> Entry | None:

@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import pytest
 
 from pgvigil.archive.shape import Shape, read_shape
 from pgvigil.reports import Verdict
-from tests.fixtures.partitions import Shop, run
+from tests.fixtures.partitions import Shop, make_awkward, quote, run
 
-AWKWARD = (Path(__file__).parents[1] / "fixtures" / "awkward.sql").read_text(encoding="utf-8")
 NAMES = ['Mixed.Case "quoted"; --', "表" * 20, ".."]
 
 
@@ -21,19 +18,6 @@ def shape(shop: Shop, name: str) -> Shape:
         (row,) = run(session, f"SELECT '{name}'::regclass::oid::bigint AS oid")
         session.execute("SET search_path = pg_catalog")
         return read_shape(session, row["oid"])
-
-
-def quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def make_awkward(shop: Shop, name: str) -> None:
-    """Make a table of every awkward value with one old partition, and roll it from now on."""
-    statements = AWKWARD.replace("AWKWARD", quote(name)).replace("OLD_PARTITION", quote(f"{name}_99"))
-    with shop.session() as session:
-        session.execute("SET search_path = public; SET ROLE shop")
-        session.execute(statements.encode())
-    shop.policy(table=f"public.{quote(name)}", key="at", every="1 year", keep="2 years", ahead=1)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
