@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 VERSION = str(pa.__version__)
 ALGORITHM = "sum of the first 120 bits of sha256 of each row's line of values as Parquet holds them"
-GROUP_SIZE = 16 * 1024 * 1024  # of text; what is held in memory as a table
-FILE_SIZE = 128 * 1024 * 1024  # of text; what is held in memory as bytes, much smaller by then
+GROUP_SIZE = 8 * 1024 * 1024  # of text; what is held in memory as a table
+FILE_SIZE = 64 * 1024 * 1024  # of text; what is held in memory as bytes, much smaller by then
+BATCH_ROWS = 4096  # what is held in memory as Python values
 COMPRESSION = "zstd"
 _MOST_DIGITS = 38
 
@@ -354,7 +355,7 @@ def read_back(store: ObjectStore, copy: ParquetCopy, shape: Shape) -> Digest:
     for file in copy.files:
         data = store.get(file.uri)
         if hashlib.sha256(data).hexdigest() == file.sha256:
-            found += [_digest(group, shows) for group in _groups(data)]
+            found += [_digest(batch, shows) for batch in _batches(data)]
     return Digest.total(found)
 
 
@@ -363,22 +364,21 @@ def _show_of(column: Column, as_text: Sequence[str]) -> Callable[[Any], str]:
     return (kind or _TEXT).show
 
 
-def _groups(data: bytes) -> Iterator[pa.Table]:
+def _batches(data: bytes) -> Iterator[pa.RecordBatch]:
     file = pa.parquet.ParquetFile(io.BytesIO(data))
-    for number in range(file.num_row_groups):
-        yield file.read_row_group(number, use_threads=False)
+    yield from file.iter_batches(BATCH_ROWS, use_threads=False)
 
 
-def _digest(group: pa.Table, shows: Sequence[Callable[[Any], str]]) -> Digest:
+def _digest(batch: pa.RecordBatch, shows: Sequence[Callable[[Any], str]]) -> Digest:
     columns = [
-        ["\\N" if value is None else show(value) for value in _plain(group.column(place)).to_pylist()]
+        ["\\N" if value is None else show(value) for value in _plain(batch.column(place)).to_pylist()]
         for place, show in enumerate(shows)
     ]
     lines = ("\t".join(row).encode() for row in zip(*columns, strict=True))
     return total_of(lines)
 
 
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(values: pa.Array) -> pa.Array:
     """Give moments as the numbers that they are: Python's own types reach from year 1 to 9999."""
     if pa.types.is_date32(values.type):
         return values.cast(pa.int32())

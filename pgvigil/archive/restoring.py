@@ -133,6 +133,9 @@ def _fill(
     rows = Rows(store, stored.rows.uri)
     load = sql.SQL("COPY {} ({}) FROM STDIN").format(shape.table, column_list(shape))
     count = copy_in(session, load, _counted(rows, on_progress))
+    for column in shape.columns:
+        if column.identity:
+            session.execute(_go_on(shape, column))
     got = rows.received()
     encoding = order.manifest.origin.encoding
     here = digest.compute(session, shape.table, shape.stored_columns, encoding)
@@ -145,6 +148,14 @@ def _fill(
     if conclude(found) is not Verdict.VERIFIED:
         raise NotAsArchivedError(found)
     return found
+
+
+def _go_on(shape: Shape, column: Column) -> sql.Composed:
+    """Compose what lets an identity go on after its greatest value: COPY does not move its sequence."""
+    name = sql.Identifier(column.name)
+    return sql.SQL("SELECT setval(pg_get_serial_sequence({}, {}), greatest(max({}), 1)) FROM {}").format(
+        sql.Literal(shape.table.as_string(None)), sql.Literal(column.name), name, shape.table
+    )
 
 
 def _compare_tree(order: Order, found: Sequence[Check]) -> Check:
