@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fixtures.backfill import backfill_sandbox, yard
-from tests.fixtures.backup import night
+from tests.fixtures.backup import night, night_sandbox, own_night
 from tests.fixtures.drill import drilled_sandbox, exercise
 from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
 from tests.fixtures.drill_source import field_with_standby
@@ -27,6 +27,8 @@ __all__ = [
     "in_sandbox",
     "marked",
     "night",
+    "night_sandbox",
+    "own_night",
     "own_vault",
     "sandbox",
     "scratch_directory",
