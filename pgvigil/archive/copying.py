@@ -264,7 +264,7 @@ def _manifest(
         shape=root.shape,
         ddl=tree_ddl(tree),
         rows=stored.rows if stored else None,
-        digest=digest.Digest.total(each.digest for each in done.values()),
+        digest=_whole(stored, [node.stored for node in nodes if node.stored]),
         digest_algorithm=digest.ALGORITHM,
         parquet=stored.parquet if stored else None,
         tree=() if is_plain else tuple(nodes),
@@ -273,6 +273,11 @@ def _manifest(
         proven_at=datetime.now(tz=UTC),
         tools=_tools(where),
     )
+
+
+def _whole(root: Stored | None, leaves: list[Stored]) -> Digest:
+    """Give the digest of the table, or of all leaves of a tree together."""
+    return root.digest if root else digest.Digest.of_tables(each.digest for each in leaves)
 
 
 def _tools(where: Place) -> dict[str, str]:
@@ -343,7 +348,7 @@ def prove(
         for number, leaf in enumerate(leaves)
     ]
     if copy.manifest.tree:
-        total = digest.Digest.total(each.digest for each in proven if each.digest)
+        total = digest.Digest.of_tables(each.digest for each in proven if each.digest)
         proven.append(Proven(None, (_equal("copy.tree", str(copy.manifest.digest), str(total)),), total))
     if copy.manifest.view:
         proven.append(Proven(None, (_check_view(store, copy.manifest),)))

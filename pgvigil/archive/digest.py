@@ -56,8 +56,15 @@ class Digest(Frozen):
         return f"{self.rows} rows, digest {self.value}"
 
     @classmethod
-    def total(cls, parts: Iterable[Digest]) -> Digest:
-        """Add up the digests of several tables."""
+    def of_tables(cls, parts: Iterable[Digest]) -> Digest:
+        """Make one digest of those of several tables, in their order."""
+        known = list(parts)
+        values = "\n".join(each.value for each in known)
+        return cls(rows=sum(each.rows for each in known), value=hashlib.sha256(values.encode()).hexdigest())
+
+    @classmethod
+    def added(cls, parts: Iterable[Digest]) -> Digest:
+        """Add up the digests of parts of one table."""
         known = list(parts)
         return cls(
             rows=sum(each.rows for each in known), value=_hex(sum(int(each.value, 16) for each in known))

@@ -111,7 +111,7 @@ class Leaf(Frozen):
 class Manifest(Frozen):
     """One proven copy of one partition, or of a tree of partitions.
 
-    A tree has its tables in `tree`, parents first; `digest` is then the sum of those of its leaves.
+    A tree has its tables in `tree`, parents first; `digest` is then the hash of those of its leaves.
     """
 
     manifest_version: int = MANIFEST_VERSION

@@ -356,7 +356,7 @@ def read_back(store: ObjectStore, copy: ParquetCopy, shape: Shape) -> Digest:
         data = store.get(file.uri)
         if hashlib.sha256(data).hexdigest() == file.sha256:
             found += [_digest(batch, shows) for batch in _batches(data)]
-    return Digest.total(found)
+    return Digest.added(found)
 
 
 def _show_of(column: Column, as_text: Sequence[str]) -> Callable[[Any], str]:
