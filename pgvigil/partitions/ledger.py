@@ -22,12 +22,12 @@ TRIGGERS = ("pgvigil_no_write", "pgvigil_no_truncate")
 
 
 def require(session: Connection) -> None:
-    """Raise PreconditionFailed unless infra/partitions.sql was run here."""
+    """Raise PreconditionFailed unless infra/target.sql was run here."""
     row = session.execute(query("partitions", "ledger_is_ours")).fetchone()
     if not row or not row["found"]:
         raise PreconditionFailed(
             f"database '{session.info.dbname}' has no place for the work state, or pgvigil may not write it",
-            hint="run infra/partitions.sql here, as superuser or owner of the database",
+            hint="run infra/target.sql here, as superuser or owner of the database",
         )
 
 

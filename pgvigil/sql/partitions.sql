@@ -141,7 +141,7 @@ SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS n
 -- ledger_exists: whether this database may have partitions on their way
 SELECT to_regclass('pgvigil.departure') IS NOT NULL AS found
 
--- ledger_is_ours: whether what infra/partitions.sql makes is there and this role's to write
+-- ledger_is_ours: whether what infra/target.sql makes is there and this role's to write
 SELECT coalesce(has_schema_privilege(to_regnamespace('pgvigil'), 'USAGE')
                 AND has_table_privilege(to_regclass('pgvigil.departure'), 'INSERT')
                 AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('pgvigil.departure')
