@@ -350,7 +350,8 @@ def archive(
     managed: Managed, made: Plan, departure: Departure, *, on_progress: Callable[[Progress], None]
 ) -> copying.Copy:
     """Copy one fenced table to the store; a copy that is committed already is taken as it is."""
-    entry = _require_entry(departure)
+    _require_entry(departure)
+    entry = _entry(managed, departure)  # with the leaves that an earlier try has finished since
     place = copying.Place.of(managed.policy, managed.cluster, managed.database, made.table, entry)
     found = copying.find(managed.store, place)
     if found:

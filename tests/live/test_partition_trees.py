@@ -31,6 +31,7 @@ def rows(shop: Shop, table: str) -> list[dict[str, object]]:
 
 def test_a_partition_with_partitions_goes_and_comes_back_as_one(deep: Shop) -> None:
     """One manifest, one object and digest per leaf; rebuilt, each table, row and definition is as it was."""
+    deep.policy(**{**deep.policies[0], "verify": "reload"})
     before = rows(deep, OLD)
     report = deep.roll()
     assert Verdict.VERIFIED == report.verdict, report.findings
