@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import zstandard
 from psycopg import sql
 
 from pgvigil import __version__
-from pgvigil.archive import digest, parquet, place
+from pgvigil.archive import digest, place
 from pgvigil.archive.manifest import (
     Manifest,
     Node,
@@ -27,6 +28,7 @@ from pgvigil.archive.manifest import (
 from pgvigil.archive.shape import create_table
 from pgvigil.archive.stream import Meter, Progress, Rows, column_list, export, read_back
 from pgvigil.archive.tree import read_tree, tree_ddl, without_bound
+from pgvigil.archive.view import view
 from pgvigil.errors import ConfigError, ObjectExists, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.objectstore import ObjectLock
 from pgvigil.postgres import copy_in, translated
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from pgvigil.archive.digest import Digest
     from pgvigil.archive.manifest import Leaf
+    from pgvigil.archive.parquet import Layout
     from pgvigil.archive.tree import Branch
     from pgvigil.fleet import S3Settings
     from pgvigil.objectstore import ObjectStore
@@ -152,13 +155,15 @@ def make(  # noqa: PLR0913 - both ends, and who hears of it
 
 def survey(
     session: Connection, leaves: Iterable[Branch], encoding: str, policy: ParquetPolicy | None
-) -> dict[int, parquet.Layout]:
+) -> dict[int, Layout]:
     """Say how each table becomes Parquet, if it shall; raises PreconditionFailed for what that would change.
 
     The session's settings are those of `digest.pin`.
     """
     if policy is None:
         return {}
+    from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
+
     return {leaf.relation: parquet.survey(session, leaf.shape, encoding, policy) for leaf in leaves}
 
 
@@ -175,7 +180,7 @@ def _with_view(store: ObjectStore, where: Place, manifest: Manifest) -> Manifest
     if not any(leaf.stored.parquet for leaf in manifest.leaves):
         return manifest
     uri = place.view_uri(where.folder, where.id, manifest.run_id)
-    text = parquet.view(manifest.shape.name, manifest.leaves)
+    text = view(manifest.shape.name, manifest.leaves)
     lock = _object_lock(where.lock)
     store.put(uri, text.encode(), content_type="application/sql", only_if_absent=True, lock=lock)
     return manifest.model_copy(update={"view": uri})
@@ -196,7 +201,7 @@ def _show_share(on_progress: Callable[[Progress], None], number: int, count: int
     on_progress(Progress(percent=(100 * number + now.percent) / count, text=whole))
 
 
-def _copy_leaf(job: _Job, leaf: Branch, layout: parquet.Layout | None) -> Stored:
+def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
     """Stream one table into a new object, while PostgreSQL computes its digest beside it."""
     sessions, where, shape = job.sessions, job.place, leaf.shape
     with translated(sessions.dsn):
@@ -224,8 +229,10 @@ def _copy_leaf(job: _Job, leaf: Branch, layout: parquet.Layout | None) -> Stored
     return Stored(rows=rows, digest=found, parquet=_copy_parquet(job, layout) if layout else None)
 
 
-def _copy_parquet(job: _Job, layout: parquet.Layout) -> ParquetCopy:
+def _copy_parquet(job: _Job, layout: Layout) -> ParquetCopy:
     """Store one table once more as Parquet, while PostgreSQL computes the digest of what goes into it."""
+    from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
+
     sessions, where, shape = job.sessions, job.place, layout.shape
     uris = (
         place.parquet_uri(where.folder, where.id, job.run_id, (shape.schema_, shape.name), number)
@@ -282,7 +289,7 @@ def _whole(root: Stored | None, leaves: list[Stored]) -> Digest:
 
 def _tools(where: Place) -> dict[str, str]:
     tools = {"pgvigil": __version__, "zstandard": zstandard.__version__}
-    return tools | ({"pyarrow": parquet.VERSION} if where.parquet else {})
+    return tools | ({"pyarrow": version("pyarrow")} if where.parquet else {})
 
 
 def _origin(where: Place, found: dict[str, object]) -> Origin:
@@ -356,7 +363,7 @@ def prove(
 
 
 def _check_view(store: ObjectStore, manifest: Manifest) -> Check:
-    wanted = parquet.view(manifest.shape.name, manifest.leaves)
+    wanted = view(manifest.shape.name, manifest.leaves)
     is_equal = store.get(manifest.view) == wanted.encode()
     return _check("copy.view", "the view as it was written", manifest.view, is_equal=is_equal)
 
@@ -404,6 +411,8 @@ def _check_parquet(store: ObjectStore, leaf: Leaf) -> list[Check]:
     copy = leaf.stored.parquet
     if copy is None:
         return []
+    from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
+
     try:
         found = str(parquet.read_back(store, copy, leaf.shape))
     except ObjectMissing as error:

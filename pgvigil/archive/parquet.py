@@ -27,15 +27,14 @@ from pgvigil.reports import Frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from pgvigil.archive.manifest import Leaf, ParquetCopy
+    from pgvigil.archive.manifest import ParquetCopy
     from pgvigil.archive.shape import Column, Shape
     from pgvigil.objectstore import ObjectLock, ObjectStore
     from pgvigil.policies.partitions import ParquetPolicy
     from pgvigil.postgres import Connection
 
-VERSION = str(pa.__version__)
 ALGORITHM = "sum of the first 120 bits of sha256 of each row's line of values as Parquet holds them"
-GROUP_SIZE = 8 * 1024 * 1024  # of text; what is held in memory as a table
+GROUP_SIZE = 4 * 1024 * 1024  # of text; what is held in memory as a table
 FILE_SIZE = 64 * 1024 * 1024  # of text; what is held in memory as bytes, much smaller by then
 BATCH_ROWS = 4096  # what is held in memory as Python values
 COMPRESSION = "zstd"
@@ -385,15 +384,3 @@ def _plain(values: pa.Array) -> pa.Array:
     if pa.types.is_timestamp(values.type) or pa.types.is_time64(values.type):
         return values.cast(pa.int64())
     return values
-
-
-def view(name: str, leaves: Sequence[Leaf]) -> str:
-    """Write the statement that lets DuckDB query the files in the store as one view."""
-    uris = [file.uri for leaf in leaves if leaf.stored.parquet for file in leaf.stored.parquet.files]
-    listed = ",\n    ".join("'" + uri.replace("'", "''") + "'" for uri in uris)
-    quoted = '"' + name.replace('"', '""') + '"'
-    return (
-        "-- DuckDB: INSTALL httpfs; LOAD httpfs; and a SECRET for the store, then this.\n"
-        f"CREATE OR REPLACE VIEW {quoted} AS\nSELECT * FROM read_parquet([\n    {listed}\n"
-        "], hive_partitioning = true, union_by_name = true);\n"
-    )

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from pgvigil.archive.digest import Digest
 from pgvigil.archive.manifest import Leaf, ParquetCopy, ParquetFile, Stored, StoredRows
-from pgvigil.archive.parquet import view, whole_rows
+from pgvigil.archive.parquet import whole_rows
 from pgvigil.archive.shape import Shape
+from pgvigil.archive.view import view
 
 values = st.text(alphabet='a,"\n\\', max_size=6)
 tables = st.lists(st.tuples(values, values), min_size=1, max_size=30)
