@@ -55,6 +55,21 @@ class Digest(Frozen):
     def __str__(self) -> str:
         return f"{self.rows} rows, digest {self.value}"
 
+    @classmethod
+    def of_tables(cls, parts: Iterable[Digest]) -> Digest:
+        """Make one digest of those of several tables, in their order."""
+        known = list(parts)
+        values = "\n".join(each.value for each in known)
+        return cls(rows=sum(each.rows for each in known), value=hashlib.sha256(values.encode()).hexdigest())
+
+    @classmethod
+    def added(cls, parts: Iterable[Digest]) -> Digest:
+        """Add up the digests of parts of one table."""
+        known = list(parts)
+        return cls(
+            rows=sum(each.rows for each in known), value=_hex(sum(int(each.value, 16) for each in known))
+        )
+
 
 def pin(session: Connection, encoding: str | None = None) -> None:
     """Set everything that the text of a value depends on, and the encoding that it travels in."""
@@ -65,6 +80,11 @@ def pin(session: Connection, encoding: str | None = None) -> None:
 
 def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column], encoding: str) -> Digest:
     """Let PostgreSQL compute the digest of a table, under the settings of `pin`."""
+    return compute_lines(session, table, join_fields([field(column) for column in columns]), encoding)
+
+
+def compute_lines(session: Connection, table: sql.Identifier, line: sql.Composed, encoding: str) -> Digest:
+    """Let PostgreSQL compute the digest of an expression over a table's rows."""
     statement = sql.SQL(
         "SELECT count(*) AS rows,"
         " coalesce(sum(('x' || substr(hash, 1, {half}))::bit({bits})::bigint), 0) AS high,"
@@ -75,7 +95,7 @@ def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column
         half=sql.Literal(_HALF_DIGITS),
         second=sql.Literal(_HALF_DIGITS + 1),
         bits=sql.Literal(_HALF),
-        line=_line(columns),
+        line=line,
         encoding=sql.Literal(encoding),
         table=table,
     )
@@ -88,17 +108,16 @@ def _hex(total: int) -> str:
     return f"{total:040x}"
 
 
-def _line(columns: Sequence[Column]) -> sql.Composed:
-    if not columns:
+def join_fields(fields: Sequence[sql.Composable]) -> sql.Composed:
+    """Compose a row's line from the texts of its columns."""
+    if not fields:
         return sql.SQL("{}").format(sql.Literal(""))
-    groups = [columns[start : start + _MOST_ARGUMENTS] for start in range(0, len(columns), _MOST_ARGUMENTS)]
-    lines = [
-        sql.SQL("concat_ws(E'\\t', {})").format(sql.SQL(", ").join(map(_field, group))) for group in groups
-    ]
+    groups = [fields[start : start + _MOST_ARGUMENTS] for start in range(0, len(fields), _MOST_ARGUMENTS)]
+    lines = [sql.SQL("concat_ws(E'\\t', {})").format(sql.SQL(", ").join(group)) for group in groups]
     return sql.SQL(" || E'\\t' || ").join(lines)
 
 
-def _field(column: Column) -> sql.Composed:
+def field(column: Column) -> sql.Composed:
     """Compose one column's text in COPY's own form.
 
     `concat` uses a type's output function, where a cast to text may not (boolean, character, inet); and
@@ -108,9 +127,9 @@ def _field(column: Column) -> sql.Composed:
     if column.type_oid in _PLAIN:
         return sql.SQL("coalesce({}::text, E'\\\\N')").format(name)
     if column.type_oid in _TEXTS:
-        return sql.SQL("coalesce({}, E'\\\\N')").format(_escaped(name))
+        return sql.SQL("coalesce({}, E'\\\\N')").format(escaped(name))
     return sql.SQL("CASE WHEN num_nulls({}) = 0 THEN {} ELSE E'\\\\N' END").format(
-        name, _escaped(sql.SQL("concat({})").format(name))
+        name, escaped(sql.SQL("concat({})").format(name))
     )
 
 
@@ -125,7 +144,8 @@ _ESCAPES = (
 )
 
 
-def _escaped(text: sql.Composable) -> sql.Composable:
+def escaped(text: sql.Composable) -> sql.Composable:
+    """Compose a text as COPY escapes it."""
     for escape in _ESCAPES:
         text = sql.SQL("replace({}, {})").format(text, escape)
     return text
@@ -153,6 +173,12 @@ class LineDigest:
         """Give the digest of what was fed; a last line without its end counts as one that differs."""
         rest = list(filter(None, [b"".join(self._rest)]))
         return Digest(rows=self._rows + len(rest), value=_hex(self._total + _sum(rest)))
+
+
+def total_of(lines: Iterable[bytes]) -> Digest:
+    """Give the digest of lines that are whole."""
+    known = list(lines)
+    return Digest(rows=len(known), value=_hex(_sum(known)))
 
 
 def _sum(lines: Iterable[bytes]) -> int:

@@ -100,12 +100,12 @@ def fingerprint(target: Target, policy: BackfillPolicy) -> str:
 
 
 def require_installed(connection: Connection) -> None:
-    """Raise PreconditionFailed unless infra/backfill.sql was run here."""
+    """Raise PreconditionFailed unless infra/target.sql was run here."""
     row = connection.execute(query("backfill", "installed")).fetchone()
     if not row or not row["is_installed"]:
         raise PreconditionFailed(
             "the tables that keep a backfill's cursor are not in this database, or not ours to write",
-            hint="run infra/backfill.sql here, as superuser or owner of the database",
+            hint="run infra/target.sql here, as superuser or owner of the database",
         )
     if row["in_recovery"]:
         raise PreconditionFailed("the server is a standby: it changes nothing", hint="name the primary")

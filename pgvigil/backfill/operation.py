@@ -120,7 +120,7 @@ def _sampled(count: int) -> str:
 
 
 def _look_at_state(work: Work, session: Session) -> State | None:
-    """Read what earlier runs left; raises PreconditionFailed unless infra/backfill.sql was run."""
+    """Read what earlier runs left; raises PreconditionFailed unless infra/target.sql was run."""
     with session.transaction() as connection:
         ledger.require_installed(connection)
     _passed(work.run, "preflight.installed", "the tables for the cursor are there", "there")

@@ -7,7 +7,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from pgvigil.archive.manifest import Manifest
+from pydantic import Field
+
+from pgvigil.archive.manifest import Manifest, Stored
 from pgvigil.pages import cell, table
 from pgvigil.partitions.axis import Range
 from pgvigil.reports import Frozen, Report
@@ -44,10 +46,15 @@ class Partition(Frozen):
     rows: int
     range: Range | None = None
 
-    @property
-    def is_leaf(self) -> bool:
-        """Whether it is a plain table."""
-        return self.kind == "r"
+
+class Member(Frozen):
+    """A table somewhere below a partition that is partitioned itself."""
+
+    name: Name
+    kind: str
+    is_pending: bool
+    size: int
+    is_alike: bool = Field(description="its columns have the same numbers as those of the uppermost table")
 
 
 class Entry(Frozen):
@@ -64,6 +71,7 @@ class Entry(Frozen):
     detached_at: datetime | None = None
     fence: dict[str, Any] | None = None
     manifest: str | None = None
+    leaves: dict[int, Stored] = Field(default_factory=dict)
 
 
 class Table(Frozen):
@@ -82,6 +90,7 @@ class Table(Frozen):
     entries: tuple[Entry, ...]
     taken_names: frozenset[str]
     position: int | None = None
+    below: dict[int, tuple[Member, ...]] = Field(default_factory=dict)
 
     def partition(self, oid: int) -> Partition | None:
         """Find an attached or pending partition."""

@@ -41,7 +41,7 @@ from pgvigil.runs import finding_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pgvigil.archive.manifest import Manifest
+    from pgvigil.archive.manifest import Manifest, Stored
     from pgvigil.archive.stream import Progress
     from pgvigil.lock import HeldLock
     from pgvigil.objectstore import ObjectStore
@@ -205,7 +205,7 @@ def _take_down(managed: Managed, entry: Entry) -> None:
 def _release(session: Connection, entry: Entry) -> None:
     with session.transaction():
         if entry.fence is not None:
-            ledger.drop_fence(session, identifier(entry.name))
+            ledger.drop_fence(session, entry.relation)
         ledger.end(session, entry.id)
 
 
@@ -234,6 +234,8 @@ def create(managed: Managed, creation: Creation) -> None:
 def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | None:
     """Detach one partition and fence it; returns it with its entry, or None when it is gone."""
     table, _ = look(managed)
+    if departure.entry is None:
+        _preflight(managed, departure)
     entry = _announced(managed, made, departure)
     if entry is None:
         return None
@@ -276,6 +278,14 @@ def _announced(managed: Managed, made: Plan, departure: Departure) -> Entry | No
     with managed.run.step("announce", intent), managed.session() as session:
         ledger.begin(session, id_, departure, made.oid)
     return _entry(managed, departure)
+
+
+def _preflight(managed: Managed, departure: Departure) -> None:
+    """Refuse what could not be stored as the policy says, before anything is taken out of the table."""
+    if managed.policy.parquet is None:
+        return
+    with managed.session(patient=True) as session:
+        copying.preflight(session, departure.relation, managed.policy.parquet)
 
 
 def _find_entry(managed: Managed, departure: Departure) -> Entry | None:
@@ -340,7 +350,8 @@ def archive(
     managed: Managed, made: Plan, departure: Departure, *, on_progress: Callable[[Progress], None]
 ) -> copying.Copy:
     """Copy one fenced table to the store; a copy that is committed already is taken as it is."""
-    entry = _require_entry(departure)
+    _require_entry(departure)
+    entry = _entry(managed, departure)  # with the leaves that an earlier try has finished since
     place = copying.Place.of(managed.policy, managed.cluster, managed.database, made.table, entry)
     found = copying.find(managed.store, place)
     if found:
@@ -351,9 +362,10 @@ def archive(
     with managed.run.step("archive", intent) as noted, managed.session(patient=True) as session:
         with managed.session(patient=True) as second:
             sessions = copying.Sessions(export=session, digest=second, dsn=managed.dsn)
-            copy = copying.make(sessions, managed.store, place, managed.run.id, on_progress)
-        noted |= {"uri": copy.manifest.rows.uri, "rows": copy.manifest.digest.rows}
-        noted |= {"digest": copy.manifest.digest.value, "sha256": copy.manifest.rows.sha256}
+            finished = partial(_note_leaf, managed, entry)
+            copy = copying.make(sessions, managed.store, place, managed.run.id, on_progress, finished)
+        noted |= {"rows": copy.manifest.digest.rows, "digest": copy.manifest.digest.value}
+        noted["objects"] = [leaf.stored.rows.model_dump(mode="json") for leaf in copy.manifest.leaves]
     return replace(copy, seconds=time.monotonic() - began)
 
 
@@ -371,13 +383,11 @@ def prove(
             with managed.run.step("remember copy", {"manifest": copy.place.manifest}):
                 _remember(managed, entry, copy)
         return copy.manifest
-    checks = copying.prove(managed.store, copy, managed.run.fleet.s3, on_progress)
-    if managed.policy.verify == "reload" and conclude(checks) is Verdict.VERIFIED:
-        with managed.session(patient=True) as session:
-            checks += copying.compare_reloaded(session, managed.store, copy)
     run = managed.run
-    run.checks += [check.model_copy(update={"id": f"{departure.name}.{check.id}"}) for check in checks]
-    if conclude(checks) is not Verdict.VERIFIED:
+    proven = _read_back(managed, copy, on_progress)
+    run.checks += [check for each in proven for check in _told(departure, copy, each)]
+    if conclude([check for each in proven for check in each.checks]) is not Verdict.VERIFIED:
+        _forget(managed, entry, proven)
         return None
     managed.check_lock()
     manifest = copy.manifest
@@ -387,11 +397,51 @@ def prove(
         if not copy.is_committed:
             manifest = copying.commit(managed.store, copy, managed.policy.lock)
         _remember(managed, entry, copy)
-        noted.update(manifest.model_dump(mode="json", exclude={"shape", "ddl", "settings"}))
+        noted.update(manifest.outline())
     run.facts["manifests"] = (*run.facts.get("manifests", ()), manifest)
     if not copy.is_committed:
         _done_copy(managed, departure, copy, manifest)
     return manifest
+
+
+def _read_back(
+    managed: Managed, copy: copying.Copy, on_progress: Callable[[Progress], None]
+) -> list[copying.Proven]:
+    """Prove the copy by its bytes, and where the policy says so also by loading them."""
+    proven = copying.prove(managed.store, copy, managed.run.fleet.s3, on_progress)
+    if managed.policy.verify != "reload":
+        return proven
+    with managed.session(patient=True) as session:
+        return [_reloaded(session, managed, copy, each) for each in proven]
+
+
+def _reloaded(
+    session: Connection, managed: Managed, copy: copying.Copy, proven: copying.Proven
+) -> copying.Proven:
+    if proven.leaf is None or conclude(proven.checks) is not Verdict.VERIFIED:
+        return proven
+    check = copying.compare_reloaded(session, managed.store, copy, proven.leaf)
+    return replace(proven, checks=(*proven.checks, check))
+
+
+def _told(departure: Departure, copy: copying.Copy, proven: copying.Proven) -> list[Check]:
+    """Give the checks their names: the partition's, and in a tree the leaf's."""
+    leaf = f"{proven.leaf.name}." if copy.manifest.tree and proven.leaf else ""
+    return [check.model_copy(update={"id": f"{departure.name}.{leaf}{check.id}"}) for check in proven.checks]
+
+
+def _forget(managed: Managed, entry: Entry, proven: list[copying.Proven]) -> None:
+    """Let the next run make again what is not as it was sent."""
+    bad = [
+        each.leaf.relation for each in proven if each.leaf and conclude(each.checks) is not Verdict.VERIFIED
+    ]
+    with managed.session() as session:
+        ledger.forget_leaves(session, entry.id, bad)
+
+
+def _note_leaf(managed: Managed, entry: Entry, relation: int, stored: Stored) -> None:
+    with managed.session() as session:
+        ledger.note_leaf(session, entry.id, relation, stored)
 
 
 def _remember(managed: Managed, entry: Entry, copy: copying.Copy) -> None:
@@ -406,7 +456,7 @@ def _done_copy(managed: Managed, departure: Departure, copy: copying.Copy, manif
         action="archive",
         bound=departure.bound,
         rows=manifest.digest.rows,
-        bytes=manifest.rows.size,
+        bytes=manifest.size,
         manifest=copy.place.manifest,
         seconds=round(copy.seconds, 3),
         detail=f"digest {manifest.digest.value[-30:]}",

@@ -96,6 +96,16 @@ class ObjectLockPolicy(Frozen):
         return self
 
 
+class ParquetPolicy(Frozen):
+    """What is stored as Parquet beside the exact copy, for queries in place."""
+
+    as_text: tuple[str, ...] = Field(
+        default=(),
+        description="columns stored as PostgreSQL's text, because Parquet would change their values; "
+        "'*' is every such column. Without them such a table is refused",
+    )
+
+
 class PartitionPolicy(Watched):
     """How one table's partitions are made ahead, kept, archived and dropped."""
 
@@ -135,6 +145,9 @@ class PartitionPolicy(Watched):
         default="digest", description="reload also loads the copy back and compares row by row"
     )
     lock: ObjectLockPolicy | None = Field(default=None, description="Object Lock of what is archived")
+    parquet: ParquetPolicy | None = Field(
+        default=None, description="also store the rows as Parquet, beside the exact copy: {} is enough"
+    )
     restored_for: Duration = Field(
         default=timedelta(days=30), description="how long a partition that was brought back is left alone"
     )

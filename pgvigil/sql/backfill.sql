@@ -76,7 +76,7 @@ SELECT t.tgname AS name, p.oid::regprocedure::text AS function
          WHERE a.attrelid = t.tgrelid AND a.attname = ANY (%(columns)s) AND a.attnum = ANY (t.tgattr::int2[])))
  ORDER BY 1
 
--- installed: whether the tables of infra/backfill.sql are there and ours to write
+-- installed: whether the tables of infra/target.sql are there and ours to write
 SELECT count(*) = 4 AND bool_and(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
                                  AND has_table_privilege(c.oid, 'UPDATE')) AS is_installed,
        pg_is_in_recovery() AS in_recovery

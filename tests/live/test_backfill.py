@@ -824,20 +824,20 @@ def test_an_undo_that_cannot_be_changes_nothing(yard: Yard) -> None:
 
 
 def test_the_state_tables_come_again_unharmed(yard: Yard) -> None:
-    """Running infra/backfill.sql again changes nothing, beside an audit log in the same database too."""
+    """Running infra/target.sql again changes nothing, beside an audit log in the same database too."""
     from pgvigil.audit import install  # noqa: PLC0415
-    from pgvigil.sandbox.lifecycle import CURSORS  # noqa: PLC0415
+    from pgvigil.sandbox.lifecycle import TARGET  # noqa: PLC0415
 
     payments(yard, 20)
     yard.define(table="public.payments", **CENTS)
     yard.run()
     admin = yard.sandbox.admin_dsn(yard.sandbox.primary_port, "shop")
     with connect(admin, "test") as superuser:
-        superuser.execute(CURSORS.read_bytes())
+        superuser.execute(TARGET.read_bytes())
     install(admin)
     install(admin)
     with connect(admin, "test") as superuser:
-        superuser.execute(CURSORS.read_bytes())
+        superuser.execute(TARGET.read_bytes())
 
     assert yard.value("SELECT state FROM pgvigil.backfill") == "done"
     assert yard.run().verdict == "verified"

@@ -227,12 +227,12 @@ def test_bounds_mean_the_same_in_every_session(shop: Shop) -> None:
 
 def test_without_a_place_for_the_work_state_nothing_leaves(shop: Shop) -> None:
     """The cure is named, and partitions ahead are made; to install it twice changes no fence."""
-    install = (Path(__file__).parents[2] / "infra" / "partitions.sql").read_text(encoding="utf-8")
+    install = (Path(__file__).parents[2] / "infra" / "target.sql").read_text(encoding="utf-8")
     shop.sql("DROP TABLE pgvigil.departure")
     report = shop.roll()
 
     assert {"create"} == {outcome.action for outcome in report.outcomes}
-    assert any("infra/partitions.sql" in finding.hint for finding in report.findings)
+    assert any("infra/target.sql" in finding.hint for finding in report.findings)
     shop.sql(install)
     fence = "SELECT xmin::text AS x FROM pg_proc WHERE oid = 'pgvigil.refuse_write()'::regprocedure"
     before = shop.sql(fence)

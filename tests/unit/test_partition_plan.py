@@ -11,7 +11,7 @@ from pgvigil.archive.digest import LineDigest
 from pgvigil.archive.place import folder
 from pgvigil.errors import ConfigError
 from pgvigil.partitions.axis import EPOCH, Axis, Range, make_axis
-from pgvigil.partitions.facts import Entry, Name, Partition, Table
+from pgvigil.partitions.facts import Entry, Member, Name, Partition, Table
 from pgvigil.partitions.plan import draw
 from pgvigil.policies.partitions import PartitionPolicy
 
@@ -184,9 +184,35 @@ def test_the_oldest_leave_first_and_no_more_than_the_cap() -> None:
 
 
 @pytest.mark.parametrize(
+    ("member", "changes", "told"),
+    [
+        ({"kind": "f"}, {}, "'public.leaf' in it is a foreign table"),
+        ({"is_pending": True}, {}, "the detach of 'public.leaf' from it is not finished"),
+        ({}, {"hold": ["leaf"]}, "'public.leaf' in it is under legal hold"),
+        (
+            {"is_alike": False},
+            {"detach": "concurrently"},
+            "'public.leaf' below it has another order of columns",
+        ),
+    ],
+)
+def test_what_is_below_a_partition_can_keep_it(
+    member: dict[str, object], changes: dict[str, object], told: str
+) -> None:
+    """A tree leaves as a whole or not at all, and the table in the way is named."""
+    old = month(1, kind="p")
+    leaf = {"name": Name(schema_="public", name="leaf"), "kind": "r", "is_pending": False, "size": 1}
+    below = {old.oid: (Member.model_validate({**leaf, "is_alike": True, **member}),)}
+    found = table(old, *WHOLE[5:]).model_copy(update={"below": below})
+    (step,) = draw(found, axis(), policy(ahead=2, keep="2 months", **changes)).steps()
+
+    assert "refuse" == step.action
+    assert told in step.reason
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"kind": "p"}, "partitioned itself"),
         ({"kind": "f"}, "a foreign table"),
         ({"name": Name(schema_="public", name="held")}, "legal hold"),
     ],
