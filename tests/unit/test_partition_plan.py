@@ -223,8 +223,8 @@ def test_an_approval_is_for_exactly_these_copies() -> None:
     one, two = entry(71), entry(72)
     rules = policy(ahead=2, drop="approve", keep="12 months")
     digest = draw(table(*WHOLE, entries=(one,)), axis(), rules).digest
-    approved = draw(table(*WHOLE, entries=(one,)), axis(), rules, digest).departures
-    changed = draw(table(*WHOLE, entries=(one, two)), axis(), rules, digest).departures
+    approved = draw(table(*WHOLE, entries=(one,)), axis(), rules, {digest}).departures
+    changed = draw(table(*WHOLE, entries=(one, two)), axis(), rules, {digest}).departures
 
     assert ["now"] == [departure.drop for departure in approved]
     assert ["approve", "approve"] == [departure.drop for departure in changed]
