@@ -41,9 +41,8 @@ class Answer(RunInput):
     """The form."""
 
     decision: Literal["reject", "approve"] = Field(
-        default="reject",
         title="Decision",
-        description="approve: drop exactly what is listed above. reject: drop nothing",
+        description="Approve: exactly what is listed above is dropped. Reject: nothing is",
         json_schema_extra={"position": 0},
     )
     approver: str = Field(

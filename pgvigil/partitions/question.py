@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgvigil.pages import cell, table
+from pgvigil.pages import cell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pgvigil.archive.manifest import Manifest
 
-_HEAD = ("drop table", "its range", "rows", "bytes in S3", "proven (UTC)")
-
 
 def ask(what: str, copies: Sequence[Manifest]) -> str:
-    """Render plan and proof as Markdown."""
+    """Render plan and proof as Markdown, narrow enough for the dialog in which Prefect shows it."""
+    listed = "\n".join(map(_line, copies))
     return (
-        f"### Drop from {cell(what)}\n\n{table(_HEAD, map(_row, copies))}\n\n"
-        "Each copy was read back from S3: rows and digest are those that PostgreSQL computed. Since before "
-        "the copy nobody could write to the table. Before the drop the copy is read back once more.\n\n"
-        + "\n".join(f"- `{copy.rows.uri}`, digest `{copy.digest.value}`" for copy in copies)
+        f"### Drop from {cell(what)}?\n\n{listed}\n\n"
+        "Each copy was read back from S3: its rows and digest are those that PostgreSQL computed. Nobody "
+        "could write to the tables since before the copy. Before the drop each copy is read back once more. "
+        "Where they are stands in the report, in the run's Artifacts tab."
     )
 
 
-def _row(copy: Manifest) -> tuple[str, ...]:
-    size, rows = f"{copy.rows.size:,}", f"{copy.digest.rows:,}"
-    return copy.name, copy.origin.bound, rows, size, f"{copy.proven_at:%Y-%m-%d %H:%M}"
+def _line(copy: Manifest) -> str:
+    bound = copy.origin.bound.removeprefix("FOR VALUES ")
+    return (
+        f"- **{cell(copy.name)}**, {cell(bound)}: {copy.digest.rows:,} rows, {copy.rows.size:,} bytes in S3, "
+        f"proven {copy.proven_at:%Y-%m-%d %H:%M} UTC, digest `{copy.digest.value}`"
+    )

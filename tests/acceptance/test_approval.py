@@ -157,35 +157,25 @@ def restart(sandbox: Sandbox) -> None:
     start_worker(sandbox, url, "dba")
 
 
-def test_a_no_keeps_the_table_and_an_answer_without_a_name_is_refused(
+def test_what_changed_since_is_asked_again_and_a_no_keeps_it(
     client: SyncPrefectClient, table: Table, pgvigil: Pgvigil
 ) -> None:
-    """The run ends verified with the reason; the server refuses a form that is not filled in."""
-    run = asking(client)
-    refused = client.resume_flow_run(run, run_input={"decision": "approve"})
-    assert "'approver' is a required property" in str(refused.details)
-
-    assert pgvigil("approve", str(run), "--reject", *YES).returncode == 0
-
-    assert await_state(client, run).state_name == "Completed"
-    assert [0, 1, 2, 3, 4] == table.standing
-    assert ["reject"] == [each["decision"] for each in decisions(pgvigil)]
-
-
-def test_what_changed_since_is_asked_again(client: SyncPrefectClient, table: Table, pgvigil: Pgvigil) -> None:
-    """Another partition was proven meanwhile: the yes drops neither, and the run asks for both."""
-    run = asking(client)
+    """After a hold it is not the plan that was approved: nothing is dropped. A form needs a name."""
     table.policy(keep="2 months")
-    assert "waits-for-approval" in pgvigil("run", "roll-partitions", "demo/shop", "--json").stdout
+    run = asking(client)
+    table.policy(keep="2 months", hold=[f"{table.name}_4"])
     pgvigil("approve", str(run), *YES)
 
     again = await_state(client, run, question=2)
 
     assert again.state_type is StateType.PAUSED, again.state
     assert [0, 1, 2, 3, 4] == table.standing
-    pgvigil("approve", str(run), *YES)
+    refused = client.resume_flow_run(run, run_input={"decision": "approve"})
+    assert "'approver' is a required property" in str(refused.details)
+    assert pgvigil("approve", str(run), "--reject", *YES).returncode == 0
     assert await_state(client, run).state_name == "Completed"
-    assert [0, 1, 2] == table.standing
+    assert [0, 1, 2, 3, 4] == table.standing
+    assert ["reject"] == [each["decision"] for each in decisions(pgvigil)]
 
 
 def test_a_question_is_asked_once_and_ends_unanswered(client: SyncPrefectClient, table: Table) -> None:
