@@ -47,7 +47,12 @@ def form(flow: Flow[..., Any], fields: Mapping[str, FormField], names: Choices) 
     schema = parameter_schema(flow).model_dump()
     _require_known(flow, fields, schema["properties"])
     shown = {
-        name: _with_wishes(_readable(name, field), fields.get(name, FormField()), names)
+        name: _with_wishes(
+            _readable(name, field),
+            fields.get(name, FormField()),
+            names,
+            is_required=name in schema["required"],
+        )
         for name, field in schema["properties"].items()
     }
     nested = {name: _nested(model) for name, model in schema.get("definitions", {}).items()}
@@ -78,11 +83,15 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     return {**kinds[0], **rest}
 
 
-def _with_wishes(field: dict[str, Any], wanted: FormField, names: Choices) -> dict[str, Any]:
+def _with_wishes(
+    field: dict[str, Any], wanted: FormField, names: Choices, *, is_required: bool
+) -> dict[str, Any]:
     shown = dict(field)
     found = names.get(wanted.choose or "", ())
     if found:
         shown["enum"] = list(found)
+    if len(found) == 1 and is_required:
+        shown["default"] = found[0]
     if wanted.default is not None:
         shown["default"] = wanted.default
     return shown

@@ -42,7 +42,7 @@ class Answer(RunInput):
 
     decision: Literal["reject", "approve"] = Field(
         title="Decision",
-        description="Approve: exactly what is listed above is dropped. Reject: nothing is",
+        description="To approve drops exactly what is listed; to reject keeps it",
         json_schema_extra={"position": 0},
     )
     approver: str = Field(
@@ -103,10 +103,10 @@ def ask(report: R, questions: Sequence[Question]) -> R:
 
 
 def _asking_run() -> FlowRun | None:
-    """Return the Prefect run that can be suspended: one of a deployment."""
+    """Return the Prefect run if it can be suspended: one of a deployment, which no other run waits for."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
-    return run if run and run.deployment_id else None
+    return run if run and run.deployment_id and not run.parent_task_run_id else None
 
 
 def _asked_by(run: FlowRun, key: str) -> FlowRun | None:

@@ -555,7 +555,11 @@ def _tell_approval(managed: Managed, table: Table, axis: Axis) -> None:
     question = Question(
         subject=managed.policy.table,
         digest=again.digest,
-        text=ask(f"{managed.policy.table} in {managed.run.identity.subject}", _proofs(managed, waiting)),
+        text=ask(
+            f"{managed.policy.table} in {managed.run.identity.subject}",
+            again.digest,
+            _proofs(managed, waiting),
+        ),
         within=managed.policy.approve_within,
     )
     managed.run.facts["questions"] = (*managed.run.facts.get("questions", ()), question)

@@ -55,6 +55,13 @@ def test_names_of_the_fleet_file_are_choices() -> None:
     assert ["cents"] == fields("run-backfill")["backfill"]["enum"]
 
 
+def test_the_only_choice_of_a_field_that_must_be_filled_is_made() -> None:
+    """With two, or where empty means all, the person chooses."""
+    assert "one/shop" == fields("roll-partitions")["database"]["default"]
+    assert "default" not in fields("roll-partitions")["table"]
+    assert "default" not in fields("nightly-backup")["cluster"]
+
+
 def test_without_a_name_to_choose_any_text_goes() -> None:
     """An empty list of choices would refuse everything."""
     flow = load_flow("flows.run_backfill:run_backfill")
