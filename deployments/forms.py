@@ -69,9 +69,16 @@ def _require_known(flow: Flow[..., Any], fields: Mapping[str, FormField], known:
 
 def _readable(name: str, field: dict[str, Any]) -> dict[str, Any]:
     shown = _without_null(field)
-    title = name.replace("_", " ")
-    described = {"description": " ".join(shown["description"].split())} if "description" in shown else {}
-    return {**shown, "title": title[0].upper() + title[1:], **described}
+    told = " ".join(shown.get("description", "").split())
+    return {
+        **shown,
+        "title": _sentence(name.replace("_", " ")),
+        **({"description": _sentence(told)} if told else {}),
+    }
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,8 @@ def test_a_form_without_a_choice_is_refused_at_once(desk: Desk, page: Page, pict
     assert page.get_by_label("Select Backfill").inner_text() == "cents"
     page.get_by_role("button", name="Submit").click()
 
-    page.get_by_text(re.compile("required", re.IGNORECASE)).first.wait_for()
+    page.get_by_text("'action' is a required property", exact=True).wait_for()
+    page.get_by_text("The database as cluster/database.").scroll_into_view_if_needed()
     picture("refused")
     assert desk.runs(form) == []
 
