@@ -39,10 +39,12 @@ class Overrides(Frozen):
 
     rows: int | None = Field(default=None, ge=1, description="rows of the next batch")
     most_rows: int | None = Field(default=None, ge=1, description="most rows of a batch")
-    workers: int | None = Field(default=None, ge=1, le=32)
+    workers: int | None = Field(default=None, ge=1, le=32, description="batches at work at a time")
     target_ms: int | None = Field(default=None, ge=1, description="milliseconds that a batch should take")
-    archive_files: int | None = Field(default=None, ge=1, description="WAL files that may wait")
-    replication_mb: float | None = Field(default=None, gt=0, description="WAL that a standby may lack")
+    archive_files: int | None = Field(
+        default=None, ge=1, description="WAL files that may wait for the archiver"
+    )
+    replication_mb: float | None = Field(default=None, gt=0, description="MB of WAL that a standby may lack")
 
 
 class State(Frozen):

@@ -69,7 +69,7 @@ def backfills_of(cluster: str, settings: ClusterSettings, only: str | None) -> I
 
 
 def installed(backfill: Backfill) -> str:
-    """Find the tables of infra/backfill.sql, and our rights on them."""
+    """Find the tables of infra/target.sql, and our rights on them."""
     with backfill.session() as session, session.transaction() as connection:
         ledger.require_installed(connection)
     return "the tables for cursor, quarantine and before-images are there and ours to write"

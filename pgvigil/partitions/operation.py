@@ -15,8 +15,10 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from pgvigil import postgres
+from pgvigil import approval, postgres
+from pgvigil.approval import Question
 from pgvigil.archive import copying
+from pgvigil.archive.manifest import read_manifest
 from pgvigil.errors import (
     Busy,
     ConfigError,
@@ -35,12 +37,15 @@ from pgvigil.partitions.catalog import identifier, read_drift, read_entries, rea
 from pgvigil.partitions.envelope import bounded, explain_wait
 from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
 from pgvigil.partitions.plan import draw, missing
+from pgvigil.partitions.question import ask
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.runs import finding_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from uuid import UUID
 
+    from pgvigil.approval import Decision
     from pgvigil.archive.manifest import Manifest, Stored
     from pgvigil.archive.stream import Progress
     from pgvigil.lock import HeldLock
@@ -65,6 +70,7 @@ class Managed:
     dsn: str
     policy: PartitionPolicy
     lock: HeldLock | None = None
+    decisions: tuple[Decision, ...] = ()
 
     @contextmanager
     def session(self, *, patient: bool = False) -> Iterator[Connection]:
@@ -86,8 +92,11 @@ class Managed:
             self.lock.check()
 
 
-def tables(run: Run, table: str | None) -> tuple[Managed, ...]:
-    """Find the tables of the run's database in the fleet file, all or the one that is named."""
+def tables(run: Run, table: str | None, decisions: tuple[Decision, ...] = ()) -> tuple[Managed, ...]:
+    """Find the tables of the run's database in the fleet file, all or the one that is named.
+
+    `decisions` are those of people on plans that waited for them.
+    """
     settings, database, found = run.fleet.database(run.identity.subject)
     cluster = run.identity.subject.partition("/")[0]
     known = [policy.table for policy in found.partitions]
@@ -98,7 +107,7 @@ def tables(run: Run, table: str | None) -> tuple[Managed, ...]:
         )
     dsn = postgres.in_database(settings.dsn, database)
     return tuple(
-        Managed(run, cluster, database, dsn, policy)
+        Managed(run, cluster, database, dsn, policy, decisions=decisions)
         for policy in found.partitions
         if table in {None, policy.table}
     )
@@ -140,10 +149,10 @@ def _note(run: Run, name: str, verdict: Verdict, expected: str, actual: str) -> 
 # --- plan ---------------------------------------------------------------------------------------------
 
 
-def plan(managed: Managed, approved: str = "") -> Plan:
+def plan(managed: Managed) -> Plan:
     """Read the table and plan it; changes nothing and takes no lock above ACCESS SHARE."""
     table, axis = look(managed)
-    made = draw(table, axis, managed.policy, approved)
+    made = draw(table, axis, managed.policy, approval.approved(managed.decisions))
     run = managed.run
     run.facts["plans"] = (*run.facts.get("plans", ()), made)
     run.facts["steps"] = (*run.facts.get("steps", ()), *made.steps())
@@ -468,7 +477,10 @@ def drop(managed: Managed, departure: Departure, made: Plan) -> None:
     """Drop one table whose copy this run proved, if the policy says now; else say what it waits for."""
     entry = _entry(managed, departure)
     if departure.drop != "now":
-        _not_dropped(managed, departure)
+        _not_dropped(managed, departure, departure.drop_reason)
+        return
+    if managed.policy.drop == "approve" and entry.id not in _approved(made):
+        _not_dropped(managed, departure, "its copy was made anew after the approval: waits for another")
         return
     copying.require(managed.store, entry.manifest)
     managed.check_lock()
@@ -504,8 +516,13 @@ def _undroppable(session: Connection, error: DatabaseFailed, departure: Departur
     return error
 
 
-def _not_dropped(managed: Managed, departure: Departure) -> None:
-    _done(managed, "keep", departure.name.name, departure.bound, detail=departure.drop_reason)
+def _approved(made: Plan) -> set[UUID]:
+    """Return the copies that a plan was approved for: a fence that opened since has led to another one."""
+    return {each.entry.id for each in made.departures if each.entry and each.drop == "now"}
+
+
+def _not_dropped(managed: Managed, departure: Departure, why: str) -> None:
+    _done(managed, "keep", departure.name.name, departure.bound, detail=why)
 
 
 def _require_entry(departure: Departure) -> Entry:
@@ -561,19 +578,49 @@ def _tell_drift(managed: Managed, oid: int) -> None:
         )
 
 
+def check_decided(run: Run, decisions: tuple[Decision, ...]) -> None:
+    """See whether the plans that people decided on are those that were found."""
+    approval.check_found(run, decisions, [made.digest for made in run.facts.get("plans", ())])
+
+
 def _tell_approval(managed: Managed, table: Table, axis: Axis) -> None:
-    if managed.policy.drop != "approve":
-        return
+    """Ask a person about what is proven and waits, unless this plan was decided on already."""
     again = draw(table, axis, managed.policy)
-    waiting = [str(d.name) for d in again.departures if d.drop == "approve" and d.entry and d.entry.manifest]
-    if waiting:
-        _find(
-            managed,
-            "waits-for-approval",
-            f"{', '.join(waiting)}: copy proven, the drop waits for a person",
-            f"look at plan and proof in this report, then run with approve={again.digest}",
-            Severity.INFO,
-        )
+    waiting = [each for each in again.departures if each.is_waiting]
+    if not waiting:
+        return
+    names = ", ".join(str(each.name) for each in waiting)
+    decided = approval.find(managed.decisions, again.digest)
+    if decided and decided.decision == "reject":
+        hint = "the next run asks again; for good: drop: keep, or hold, in the fleet file"
+        _find(managed, "rejected", f"{names}: the drop was {decided}", hint, Severity.INFO)
+        return
+    _find(
+        managed,
+        "waits-for-approval",
+        f"{names}: copy proven, the drop waits for a person",
+        f"look at plan and proof in this report, then run with approve={again.digest}",
+        Severity.INFO,
+    )
+    question = Question(
+        subject=managed.policy.table,
+        digest=again.digest,
+        text=ask(
+            f"{managed.policy.table} in {managed.run.identity.subject}",
+            again.digest,
+            _proofs(managed, waiting),
+        ),
+        within=managed.policy.approve_within,
+    )
+    managed.run.facts["questions"] = (*managed.run.facts.get("questions", ()), question)
+
+
+def _proofs(managed: Managed, waiting: list[Departure]) -> list[Manifest]:
+    return [
+        read_manifest(managed.store, each.entry.manifest)
+        for each in waiting
+        if each.entry and each.entry.manifest
+    ]
 
 
 def _find(

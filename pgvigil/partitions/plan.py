@@ -9,7 +9,7 @@ from pgvigil.partitions.axis import Range
 from pgvigil.partitions.facts import Creation, Departure, Name, Plan, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from datetime import timedelta
 
     from pgvigil.partitions.axis import Axis
@@ -21,10 +21,10 @@ LONGEST_NAME = 63
 Drop = tuple[Literal["now", "approve", "later", "never"], str]
 
 
-def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: str = "") -> Plan:
+def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: Collection[str] = ()) -> Plan:
     """Plan one table; the same facts give the same plan, and a converged table an empty one.
 
-    `approved` is the digest of a plan whose drops a person approved.
+    `approved` are the digests of plans whose drops a person approved.
     """
     plan = Plan(
         table=table.name,
@@ -45,7 +45,7 @@ def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: str = "") 
     room = max(0, policy.max_drops - len(under_way))
     refusals += [_over_the_cap(departure, policy) for departure in fresh[room:]]
     plan = plan.model_copy(update={"departures": (*under_way, *fresh[:room]), "refusals": tuple(refusals)})
-    return _with_drops(plan, table, policy, approved)
+    return _with_approval(_with_drops(plan, table, policy), approved)
 
 
 def missing(table: Table, axis: Axis, policy: PartitionPolicy) -> list[Range]:
@@ -310,16 +310,32 @@ def _over_the_cap(departure: Departure, policy: PartitionPolicy) -> Step:
     )
 
 
-def _with_drops(plan: Plan, table: Table, policy: PartitionPolicy, approved: str) -> Plan:
+def _with_drops(plan: Plan, table: Table, policy: PartitionPolicy) -> Plan:
     """Say for each departure whether its table is dropped now."""
     decided = []
     for each in plan.departures:
-        when, why = _drop(each, plan, table, policy, approved)
+        when, why = _drop(each, table, policy)
         decided.append(each.model_copy(update={"drop": when, "drop_reason": why}))
     return plan.model_copy(update={"departures": tuple(decided)})
 
 
-def _drop(each: Departure, plan: Plan, table: Table, policy: PartitionPolicy, approved: str) -> Drop:
+def _with_approval(plan: Plan, approved: Collection[str]) -> Plan:
+    """Let those go that wait for approval, if it was given for exactly them."""
+    digest = _digest(plan)
+    then = {"drop_reason": f"waits for approval of plan {digest}"}
+    if digest in approved:
+        then = {"drop": "now", "drop_reason": f"plan {digest} was approved"}
+    decided = (each.model_copy(update=then) if each.is_waiting else each for each in plan.departures)
+    return plan.model_copy(update={"departures": tuple(decided), "digest": digest})
+
+
+def _digest(plan: Plan) -> str:
+    """Identify the proven copies whose tables wait for a person, for the one who approves that."""
+    waiting = sorted(str(each.entry.id) for each in plan.departures if each.entry and each.is_waiting)
+    return hashlib.sha256(" ".join([str(plan.oid), *waiting]).encode()).hexdigest()[:12] if waiting else ""
+
+
+def _drop(each: Departure, table: Table, policy: PartitionPolicy) -> Drop:
     if held := _held(each.relation, each.name, table, policy):
         return "never", held
     if policy.drop == "keep":
@@ -327,9 +343,7 @@ def _drop(each: Departure, plan: Plan, table: Table, policy: PartitionPolicy, ap
     if policy.drop == "proven":
         return "now", "its copy is proven"
     if policy.drop == "approve":
-        if approved and approved == plan.digest:
-            return "now", f"plan {plan.digest} was approved"
-        return "approve", f"waits for approval of plan {plan.digest}"
+        return "approve", "waits for its copy, and then for approval"
     return _after(each, table, policy.drop)
 
 

@@ -132,6 +132,10 @@ class PartitionPolicy(Watched):
         description="when the detached table is dropped: at once when its copy is proven, when a person "
         "approves, never, or {after: 7d}",
     )
+    approve_within: Duration = Field(
+        default=timedelta(days=3),
+        description="with drop: approve, how long a run waits for a person; then the next run asks",
+    )
     hold: tuple[str, ...] = Field(default=(), description="partitions under legal hold; '*' is every one")
     max_drops: int = Field(default=3, ge=0, description="partitions that one run may take out of the table")
     detach: Literal["auto", "concurrently", "blocking"] = "auto"

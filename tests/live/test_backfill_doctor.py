@@ -43,7 +43,7 @@ def test_a_backfill_is_examined_before_it_is_needed(yard: Yard) -> None:
         ("ALTER TABLE payments RENAME TO other", "backfill.table", "write it as schema.table"),
         ("ALTER TABLE payments DROP COLUMN amount", "backfill.table", "correct 'table', 'set'"),
         ("ALTER TABLE payments OWNER TO postgres", "backfill.table", "GRANT its owner"),
-        ("ALTER SCHEMA pgvigil RENAME TO away", "backfill.installed", "run infra/backfill.sql"),
+        ("ALTER SCHEMA pgvigil RENAME TO away", "backfill.installed", "run infra/target.sql"),
     ],
 )
 def test_what_a_backfill_lacks_is_named(yard: Yard, fault: str, line: str, cure: str) -> None:

@@ -104,8 +104,26 @@ def test_a_drop_waits_for_the_approval_of_exactly_this_plan(shop: Shop) -> None:
     (waits,) = [f for f in shop.roll().findings if f.code == "waits-for-approval"]
     digest = waits.hint.rpartition("approve=")[2]
 
-    assert ["keep"] == [o.action for o in shop.roll(approve="0" * 12).outcomes]
+    wrong = shop.roll(approve="0" * 12)
+    assert (Verdict.INCONCLUSIVE, ["keep"]) == (wrong.verdict, [o.action for o in wrong.outcomes])
     assert ["drop"] == [o.action for o in shop.roll(approve=digest).outcomes]
+
+
+def test_an_approval_is_not_for_a_copy_that_is_made_after_it(shop: Shop) -> None:
+    """A fence that was opened after the plan leads to another copy, and that one waits for another yes."""
+    shop.policy(drop="approve")
+    first = shop.roll()
+    (name,) = {o.partition for o in first.outcomes if o.action == "archive"}
+
+    def open_fence(step: str) -> None:
+        if step == "detach":
+            shop.sql(f"ALTER TABLE {name} DISABLE TRIGGER pgvigil_no_write")
+
+    shop.before = open_fence
+    again = shop.roll(approve=first.questions[0].digest)
+
+    assert ["detach", "archive", "keep"] == [o.action for o in again.outcomes]
+    assert first.questions[0].digest != again.questions[0].digest
 
 
 def test_a_legal_hold_beats_every_policy(shop: Shop) -> None:

@@ -239,7 +239,7 @@ def test_the_way_of_the_detach_is_chosen_from_the_catalog(changes: dict[str, obj
 
 
 def test_an_approval_is_for_exactly_these_copies() -> None:
-    """Another archived partition gives another digest, so an old approval drops nothing."""
+    """Another copy, or a hold that was lifted, is another plan; what has no proven copy is never meant."""
 
     def entry(relation: int) -> Entry:
         given = {"id": uuid4(), "state": "archived", "relation": relation, "parent": 1, "bound": "b"}
@@ -249,10 +249,16 @@ def test_an_approval_is_for_exactly_these_copies() -> None:
     one, two = entry(71), entry(72)
     rules = policy(ahead=2, drop="approve", keep="12 months")
     digest = draw(table(*WHOLE, entries=(one,)), axis(), rules).digest
-    approved = draw(table(*WHOLE, entries=(one,)), axis(), rules, digest).departures
-    changed = draw(table(*WHOLE, entries=(one, two)), axis(), rules, digest).departures
+    approved = draw(table(*WHOLE, entries=(one,)), axis(), rules, {digest}).departures
+    changed = draw(table(*WHOLE, entries=(one, two)), axis(), rules, {digest}).departures
 
     assert ["now"] == [departure.drop for departure in approved]
+    held = draw(table(*WHOLE, entries=(one, two)), axis(), policy(drop="approve", hold=["gone71"]))
+    lifted = draw(table(*WHOLE, entries=(one, two)), axis(), rules, {held.digest}).departures
+    assert ["approve", "approve"] == [departure.drop for departure in lifted]
+    older = table(month(1), *WHOLE[5:], entries=(one,))
+    fresh = draw(older, axis(), policy(drop="approve", keep="2 months"), {digest}).departures
+    assert ["now", "approve"] == [departure.drop for departure in fresh]
     assert ["approve", "approve"] == [departure.drop for departure in changed]
 
 
