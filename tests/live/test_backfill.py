@@ -529,7 +529,7 @@ def test_the_roles_own_timeouts_do_not_matter(yard: Yard) -> None:
 def test_it_works_through_a_pooler(yard: Yard) -> None:
     """PgBouncer in transaction mode, with fewer sessions than workers: done, proven, steered, fenced."""
     payments(yard, 3000)
-    poison = {"cents": "CASE WHEN id = 99 THEN 1 / 0 ELSE (amount * 100)::bigint END"}
+    poison = {"cents": "CASE WHEN id = 99 THEN 1 / (id - 99) ELSE (amount * 100)::bigint END"}
     yard.define(table="public.payments", set=poison, where="cents IS NULL", workers=3, batch=SMALL)
     with pooler(yard, sessions=2) as port:
         yard.reach(f"postgresql://pgvigil@127.0.0.1:{port}/postgres")
