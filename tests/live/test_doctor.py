@@ -22,7 +22,7 @@ from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox
 
 TEST = "test_doctor"
-LINES = 26
+LINES = 30
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
