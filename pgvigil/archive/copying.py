@@ -11,7 +11,7 @@ import zstandard
 from psycopg import sql
 
 from pgvigil import __version__
-from pgvigil.archive import digest, place
+from pgvigil.archive import blocks, digest, place
 from pgvigil.archive.manifest import Manifest, Origin, StoredRows, read_manifest, to_bytes
 from pgvigil.archive.shape import create_table, ddl, read_shape
 from pgvigil.archive.stream import Meter, Progress, Rows, column_list, export, read_back
@@ -120,7 +120,7 @@ def make(
     meter = Meter(size, on_progress)
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool:
         computing = pool.submit(
-            digest.compute, sessions.digest, shape.table, shape.stored_columns, origin["encoding"]
+            blocks.compute, sessions.digest, shape.table, shape.stored_columns, origin["encoding"]
         )
         try:
             with translated(sessions.dsn):
@@ -141,7 +141,7 @@ def make(
         ddl=ddl(shape),
         rows=rows,
         digest=found,
-        digest_algorithm=digest.ALGORITHM,
+        digest_algorithm=blocks.ALGORITHM,
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
         exported_at=origin["now"],
         proven_at=now,
@@ -201,7 +201,7 @@ def prove(
         on_progress(Progress(percent=percent, text=f"read back {percent:.0f} %"))
 
     try:
-        got = read_back(store, manifest.rows.uri, show)
+        got = read_back(store, manifest.rows.uri, show, manifest.digest.blocks)
     except ObjectMissing as error:
         return [_check("copy.there", "the object is in the store", error.message, is_equal=False)]
     except StorageFailed as error:

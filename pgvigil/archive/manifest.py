@@ -71,6 +71,12 @@ class Manifest(Frozen):
         """Schema and name of the partition."""
         return f"{self.shape.schema_}.{self.shape.name}"
 
+    def outline(self) -> dict[str, Any]:
+        """Give what the audit log remembers: everything but shape, DDL and the lengths of blocks."""
+        outline = self.model_dump(mode="json", exclude={"shape", "ddl", "settings"})
+        del outline["digest"]["blocks"]
+        return outline
+
 
 def to_bytes(manifest: Manifest) -> bytes:
     """Render a manifest with its own checksum."""

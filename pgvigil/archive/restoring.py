@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from pgvigil.archive import digest
+from pgvigil.archive.blocks import digest_of
 from pgvigil.archive.shape import (
     add_check,
     checks,
@@ -19,7 +20,7 @@ from pgvigil.archive.shape import (
 )
 from pgvigil.archive.stream import Rows, column_list
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
-from pgvigil.postgres import copy_in, translated
+from pgvigil.postgres import copy_in, copy_out, translated
 from pgvigil.reports import Check, Verdict, conclude
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _load(
     session: Connection, store: ObjectStore, order: Order, on_progress: Callable[[int], None]
 ) -> list[Check]:
     manifest = order.manifest
-    rows = Rows(store, manifest.rows.uri)
+    rows = Rows(store, manifest.rows.uri, manifest.digest.blocks)
     columns = column_list(order.shape)
     load = sql.SQL("COPY {} ({}) FROM STDIN").format(order.table, columns)
     count = copy_in(session, load, _counted(rows, on_progress))
@@ -120,7 +121,8 @@ def _counted(rows: Rows, on_progress: Callable[[int], None]) -> Iterator[bytes]:
 
 def _compare(session: Connection, order: Order) -> Check:
     manifest = order.manifest
-    found = digest.compute(session, order.table, order.shape.stored_columns, manifest.origin.encoding)
+    rows = sql.SQL("COPY {} ({}) TO STDOUT").format(order.table, column_list(order.shape))
+    found = digest_of(copy_out(session, rows), manifest.digest.blocks)
     return _equal("table.digest", str(manifest.digest), str(found))
 
 

@@ -387,7 +387,7 @@ def prove(
         if not copy.is_committed:
             manifest = copying.commit(managed.store, copy, managed.policy.lock)
         _remember(managed, entry, copy)
-        noted.update(manifest.model_dump(mode="json", exclude={"shape", "ddl", "settings"}))
+        noted.update(manifest.outline())
     run.facts["manifests"] = (*run.facts.get("manifests", ()), manifest)
     if not copy.is_committed:
         _done_copy(managed, departure, copy, manifest)
