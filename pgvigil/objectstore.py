@@ -74,6 +74,10 @@ class ObjectLock(Frozen):
     retain_until: AwareDatetime | None = None
     legal_hold: bool = False
 
+    def __str__(self) -> str:
+        kept = f"{self.mode} until {self.retain_until:%Y-%m-%d %H:%M:%S %Z}" if self.retain_until else ""
+        return ", ".join(filter(None, [kept, "legal hold" if self.legal_hold else ""])) or "no lock"
+
     @model_validator(mode="after")
     def _retention_is_whole(self) -> Self:
         if (self.mode is None) != (self.retain_until is None):

@@ -16,7 +16,7 @@ from pgvigil.archive.manifest import Manifest, Origin, StoredRows, read_manifest
 from pgvigil.archive.shape import create_table, ddl, read_shape
 from pgvigil.archive.stream import Meter, Progress, Rows, column_list, export, read_back
 from pgvigil.errors import ConfigError, ObjectExists, ObjectMissing, PreconditionFailed, StorageFailed
-from pgvigil.objectstore import ObjectLock
+from pgvigil.objectstore import ObjectLock, holds
 from pgvigil.postgres import copy_in, translated
 from pgvigil.reports import Check, Verdict
 from pgvigil.sql import query
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pgvigil.partitions.facts import Entry, Name
     from pgvigil.policies.partitions import ObjectLockPolicy, PartitionPolicy
     from pgvigil.postgres import Connection
+
+CONTENT = ("copy.there", "copy.sha256", "copy.size", "copy.digest")  # the checks that tell a damaged copy
 
 
 @dataclass(frozen=True)
@@ -118,19 +120,25 @@ def make(
             digest.pin(each, origin["encoding"])
     uri = place.data_uri(where.folder, where.id, run_id)
     meter = Meter(size, on_progress)
+    lock = _object_lock(where.lock)
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool:
         computing = pool.submit(
             blocks.compute, sessions.digest, shape.table, shape.stored_columns, origin["encoding"]
         )
         try:
             with translated(sessions.dsn):
-                sent = export(session, shape, store, uri, meter=meter, lock=_object_lock(where.lock))
+                sent = export(session, shape, store, uri, meter=meter, lock=lock)
                 found = computing.result()
         except BaseException:
             sessions.digest.cancel_safe()
             raise
     rows = StoredRows(
-        uri=uri, version_id=sent.version_id, sha256=sent.sha256, size=sent.size, text_size=sent.text_size
+        uri=uri,
+        version_id=sent.version_id,
+        sha256=sent.sha256,
+        size=sent.size,
+        text_size=sent.text_size,
+        lock=lock,
     )
     now = datetime.now(tz=UTC)
     manifest = Manifest(
@@ -212,21 +220,33 @@ def prove(
         _equal("copy.sha256", manifest.rows.sha256, got.sha256),
         _equal("copy.size", f"{manifest.rows.text_size} bytes of text", f"{got.text_size} bytes of text"),
         _equal("copy.digest", f"{manifest.digest} in PostgreSQL", f"{got.digest} in PostgreSQL"),
-        *_check_dress(store, manifest, settings),
+        *_check_dress(store, copy, settings),
     ]
 
 
-def _check_dress(store: ObjectStore, manifest: Manifest, settings: S3Settings) -> list[Check]:
+def _check_dress(store: ObjectStore, copy: Copy, settings: S3Settings) -> list[Check]:
     """Compare what the store says of the object with what the settings ask for."""
-    head = store.head(manifest.rows.uri)
-    checks = [_equal("copy.stored", f"{manifest.rows.size} bytes", f"{head.size} bytes")]
+    rows = copy.manifest.rows
+    head = store.head(rows.uri)
+    checks = [_equal("copy.stored", f"{rows.size} bytes", f"{head.size} bytes")]
     if settings.sse:
         wanted = settings.kms_key_id or ""
-        found = head.kms_key_id if wanted else ""
-        checks.append(_equal("copy.encryption", f"{settings.sse} {wanted}", f"{head.sse} {found}"))
-    if settings.storage_class:
+        told = f"{settings.sse} {wanted}".strip(), f"{head.sse} {head.kms_key_id}".strip()
+        is_equal = head.sse == settings.sse and _is_key(wanted, head.kms_key_id)
+        checks.append(_check("copy.encryption", *told, is_equal=is_equal))
+    if settings.storage_class and not copy.is_committed:  # later a rule of the bucket may move it on
         checks.append(_equal("copy.class", settings.storage_class, head.storage_class))
+    if rows.lock:
+        told = str(rows.lock), str(head.lock or "no lock")
+        checks.append(_check("copy.lock", *told, is_equal=holds(head.lock, rows.lock)))
     return checks
+
+
+def _is_key(wanted: str, found: str) -> bool:
+    """Tell whether the store names the wanted key: it answers with an ARN, which tells no alias."""
+    if "alias/" in wanted:
+        return bool(found)
+    return wanted == "" or found.rpartition("/")[2] == wanted.rpartition("/")[2]
 
 
 def _equal(name: str, expected: str, actual: str) -> Check:
@@ -280,7 +300,12 @@ def commit(store: ObjectStore, copy: Copy, lock: ObjectLockPolicy | None) -> Man
         update={
             "proven_at": datetime.now(tz=UTC),
             "rows": rows.model_copy(
-                update={"sse": head.sse, "storage_class": head.storage_class, "version_id": head.version_id}
+                update={
+                    "sse": head.sse,
+                    "storage_class": head.storage_class,
+                    "version_id": head.version_id,
+                    "etag": head.etag,
+                }
             ),
         }
     )
@@ -300,15 +325,16 @@ def commit(store: ObjectStore, copy: Copy, lock: ObjectLockPolicy | None) -> Man
 
 
 def require(store: ObjectStore, manifest_uri: str | None) -> None:
-    """Raise StorageFailed unless manifest and rows are in the store at this moment, of the right size."""
+    """Raise StorageFailed unless manifest and rows are in the store at this moment, unreplaced."""
     if manifest_uri is None:
         raise PreconditionFailed("no copy was proven", hint="plan again")
     manifest = read_manifest(store, manifest_uri)
     head = store.head(manifest.rows.uri)
-    if (head.size, head.version_id) != (manifest.rows.size, manifest.rows.version_id):
+    found = f"{head.size} bytes, ETag {head.etag}, version {head.version_id}"
+    expected = f"{manifest.rows.size} bytes, ETag {manifest.rows.etag}, version {manifest.rows.version_id}"
+    if found != expected:
         raise StorageFailed(
-            f"{manifest.rows.uri} has {head.size} bytes, version {head.version_id}; "
-            f"its manifest says {manifest.rows.size}, version {manifest.rows.version_id}",
+            f"{manifest.rows.uri} has {found}; its manifest says {expected}",
             hint="somebody wrote over it: see the bucket's log",
             s3_code="ContentAltered",
         )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pgvigil.archive.digest import Digest
 from pgvigil.archive.shape import Shape
 from pgvigil.errors import StorageFailed
+from pgvigil.objectstore import ObjectLock
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class StoredRows(Frozen):
     text_size: int
     sse: str = ""
     storage_class: str = "STANDARD"
+    etag: str = ""
+    lock: ObjectLock | None = None
 
 
 class Manifest(Frozen):

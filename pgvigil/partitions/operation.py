@@ -378,6 +378,8 @@ def prove(
     run = managed.run
     run.checks += [check.model_copy(update={"id": f"{departure.name}.{check.id}"}) for check in checks]
     if conclude(checks) is not Verdict.VERIFIED:
+        if copy.is_committed and _is_damaged(checks):
+            _copy_anew(managed, entry, copy)
         return None
     managed.check_lock()
     manifest = copy.manifest
@@ -392,6 +394,25 @@ def prove(
     if not copy.is_committed:
         _done_copy(managed, departure, copy, manifest)
     return manifest
+
+
+def _is_damaged(checks: list[Check]) -> bool:
+    return any(check.id in copying.CONTENT and check.verdict is Verdict.REFUTED for check in checks)
+
+
+def _copy_anew(managed: Managed, entry: Entry, copy: copying.Copy) -> None:
+    """Let the next run make another copy: the table still stands, and this copy of it is no good any more."""
+    new = uuid4()
+    intent = {"partition": str(entry.name), "id": str(new), "damaged": copy.place.manifest}
+    with managed.run.step("copy anew", intent), managed.session() as session:
+        ledger.refence(session, entry.id, new)
+    _find(
+        managed,
+        "copy-damaged",
+        f"{copy.manifest.rows.uri} was proven and is damaged now; '{entry.name}' stands and is copied anew",
+        f"see in the bucket's log who wrote over it, then delete it and {copy.place.manifest}",
+        Severity.ERROR,
+    )
 
 
 def _remember(managed: Managed, entry: Entry, copy: copying.Copy) -> None:

@@ -1,3 +1,8 @@
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
 import pytest
 
 from pgvigil.reports import Verdict
@@ -11,6 +16,7 @@ from tests.fixtures.faulty_s3 import (
     flipped,
     refused,
     shortened,
+    without,
 )
 from tests.fixtures.partitions import Shop, run
 
@@ -146,3 +152,170 @@ def test_a_completion_that_failed_with_200_leaves_one_whole_copy(
     assert Verdict.VERIFIED == last.verdict, told(last)
     assert ([rows], 2) == (archived(last), len(shop.objects()))
     assert [] == list(shop.store.list_uploads("s3://archive/"))
+
+
+KEY = "1234abcd-12ab-34cd-56ef-1234567890ab"
+LOCK = {"mode": "GOVERNANCE", "retain": "30d", "legal_hold": True}
+
+
+@pytest.fixture
+def vault(shop: Shop) -> Iterator[Any]:
+    """A plain client, and a bucket that locks its objects."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=shop.sandbox.endpoint_url,
+        region_name="us-east-1",
+        verify=str(shop.sandbox.ca_file),
+    )
+    client.create_bucket(Bucket=bucket(shop), ObjectLockEnabledForBucket=True)
+    yield client
+    client.close()
+
+
+def bucket(shop: Shop) -> str:
+    return shop.database.replace("_", "-")
+
+
+def locked(shop: Shop, **changes: Any) -> None:
+    """Archive into that bucket, under encryption, storage class and locks."""
+    shop.s3 |= {"sse": "aws:kms", "kms_key_id": KEY, "storage_class": "STANDARD_IA"}
+    shop.policy(archive=f"s3://{bucket(shop)}/x", lock=LOCK, **changes)
+
+
+def test_encryption_class_and_locks_are_kept_and_shown(shop: Shop, vault: Any) -> None:
+    """Rows and manifest have them by HEAD, the report tells, and not even their owner can destroy them."""
+    locked(shop)
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, told(report)
+    checks = {check.id.rpartition(".")[2]: check.actual for check in report.checks}
+    assert f"aws:kms {KEY}" in checks["encryption"].replace("arn:aws:kms:us-east-1:123456789012:key/", "")
+    assert ("STANDARD_IA", True) == (checks["class"], "legal hold" in checks["lock"])
+    for item in list(shop.store.list(f"s3://{bucket(shop)}/")):
+        head = shop.store.head(item.uri)
+        assert ("aws:kms", "STANDARD_IA") == (head.sse, head.storage_class)
+        assert head.lock
+        assert (True, "GOVERNANCE") == (head.lock.legal_hold, head.lock.mode)
+        key = item.uri.removeprefix(f"s3://{bucket(shop)}/")
+        with pytest.raises(vault.exceptions.ClientError, match="AccessDenied"):
+            vault.delete_object(Bucket=bucket(shop), Key=key, VersionId=head.version_id)
+
+
+def test_a_head_that_says_otherwise_refutes(shop: Shop, road: Road, vault: Any) -> None:
+    """A store that took the object and not what was asked for it: nothing is proven, nothing dropped."""
+    assert vault
+    name = oldest(shop)
+    locked(shop)
+    missing = {
+        "encryption": "x-amz-server-side-encryption-aws-kms-key-id",
+        "class": "x-amz-storage-class",
+        "lock": "x-amz-object-lock-legal-hold",
+    }
+    for check, header in missing.items():
+        told_of = without(header)
+        shop.before = lambda step, fault=told_of: (
+            road.spoil("HeadObject", fault, suffix=COPY) if step == "prove" else None
+        )
+        report = shop.roll()
+        road.repair()
+
+        assert Verdict.REFUTED == report.verdict, (check, told(report))
+        assert f"{name}.copy.{check} refuted" in told(report)
+        assert count(shop, name) > 0
+    shop.before = lambda _: None
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
+def test_an_object_that_was_replaced_is_not_dropped_for(shop: Shop) -> None:
+    """Another object of the same size, after the proof: the table stays and a new copy is made."""
+    name = oldest(shop)
+    rows = count(shop, name)
+
+    def replace(step: str) -> None:
+        if step == "drop":
+            (uri,) = shop.objects(COPY)
+            shop.store.put(uri, bytes(shop.store.head(uri).size))
+
+    shop.before = replace
+    first = shop.roll()
+    shop.before = lambda _: None
+    second = shop.roll()
+
+    assert (Verdict.INCONCLUSIVE, Verdict.REFUTED) == (first.verdict, second.verdict)
+    assert "its manifest says" in told(first)
+    assert "copy-damaged" in {finding.code for finding in second.findings}
+    assert rows == count(shop, name)
+    last = shop.roll()
+    assert (Verdict.VERIFIED, [rows]) == (last.verdict, archived(last)), told(last)
+
+
+def test_a_key_that_is_taken_keeps_its_bytes(shop: Shop) -> None:
+    """Somebody's object at the manifest's address is not written over, and nothing is dropped."""
+    name = oldest(shop)
+    taken: list[str] = []
+
+    def take(step: str) -> None:
+        if step == "prove":
+            taken.append(shop.objects(COPY)[0].rpartition("/")[0] + "/manifest.json")
+            shop.store.put(taken[0], b"somebody's")
+
+    shop.before = take
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert "exists already; nothing was overwritten" in told(report)
+    assert (b"somebody's", True) == (shop.store.get(taken[0]), count(shop, name) > 0)
+
+
+@pytest.mark.parametrize("drop", ["proven", {"after": "1s"}, "approve"])
+def test_a_legal_hold_beats_each_drop_policy(shop: Shop, drop: object) -> None:
+    """A detached table with a proven copy stays while it is held, and goes once it is not."""
+    shop.policy(drop="keep")
+    name = oldest(shop)
+    shop.roll()
+    shop.policy(drop=drop, hold=[name])
+    held = shop.roll(approve=approval(shop.roll(dry_run=True)))
+    assert ["keep"] == [outcome.action for outcome in held.outcomes]
+    assert count(shop, name) > 0
+
+    shop.policy(drop=drop)
+    shop.sql("UPDATE pgvigil.departure SET detached_at = detached_at - interval '1 hour'")
+    freed = shop.roll(approve=approval(shop.roll(dry_run=True)))
+    assert ["drop"] == [outcome.action for outcome in freed.outcomes]
+
+
+def approval(report: Any) -> str:
+    return next((plan.digest for plan in report.plans), "")
+
+
+def test_who_writes_into_the_very_partition_loses_no_row(shop: Shop) -> None:
+    """By its name, all the while: each write that was accepted is in the archive, later ones are refused."""
+    name = oldest(shop)
+    moment = shop.sql(f"SELECT min(created_at)::text AS at FROM {name}")[0]["at"]
+    before = count(shop, name)
+    is_over, written, refusals = threading.Event(), [], []
+
+    def write() -> None:
+        with shop.session() as session:
+            while not is_over.is_set() and not refusals:
+                row = f"(-{len(written) + 1}, '{moment}', 1, 'late', '{{}}')"
+                try:
+                    run(
+                        session,
+                        f"INSERT INTO {name} (id, created_at, customer_id, kind, payload) VALUES {row}",
+                    )
+                    written.append(1)
+                except Exception as error:
+                    refusals.append(str(error))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        report = shop.roll()
+    finally:
+        is_over.set()
+        writer.join()
+
+    assert Verdict.VERIFIED == report.verdict, told(report)
+    assert [before + len(written)] == archived(report)
+    assert "is being archived and takes no writes" in refusals[0]
