@@ -21,6 +21,7 @@ from tasks.drill import (
     measure,
     plan,
     promote,
+    prove_archived,
     recover,
     restore,
 )
@@ -83,6 +84,7 @@ def prove(drill: Drill, chosen: Plan, marked: Marked, copy: Copy) -> None:
             if halt.is_last:
                 promote(drill, copy)
                 files = examine(drill, copy)
+                prove_archived(drill, copy)
     check_pages(drill, copy, files)
     if drill.keep:
         keep_copy(drill, copy)
