@@ -29,7 +29,7 @@ demo-stop:
 # A live test that was skipped because something is missing has proven nothing: here it fails.
 test: $(VENV)/.dev
 	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
-	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 5 --dist loadfile
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 
 # The claims about silence and exactness once more, thirty times each and with an idle hour: about two hours.
 soak: $(VENV)/.dev

@@ -1,8 +1,9 @@
 """The process that stands between pgvigil and a tool, so that no tool outlives the run that started it.
 
-It runs as a script of its own (`python -I -S keeper.py`) and needs the standard library only. Standard
-input is a socket to the run: its first line is the order (JSON), then its end is the signal that the run
-is gone, however it went: returned, cancelled, or killed with SIGKILL.
+It runs as a script of its own (`python -I -S keeper.py`) and needs the standard library only, and little
+of it: every call of a tool pays for its imports. Standard input is a socket to the run: first comes the
+order, then its end is the signal that the run is gone, however it went: returned, cancelled, or killed
+with SIGKILL.
 
 Why this holds where simpler constructions fail:
 - own session: a signal to the run's process group (cancel in the Prefect UI) does not take the keeper
@@ -16,18 +17,20 @@ Why this holds where simpler constructions fail:
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import grp
-import json
+import marshal
 import os
 import pwd
 import select
 import signal
-import socket
 import sys
 import time
-from typing import Any
+import warnings  # noqa: F401 - execvpe imports it, where the tool's user may not read the library
+
+TYPE_CHECKING = False  # not from typing, which costs more than the rest
+if TYPE_CHECKING:
+    from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,8 +42,8 @@ GIVE_UP = 15.0  # seconds of SIGKILL after which a process is beyond us (another
 
 def main() -> None:
     """Obey one order, then report how it ended on the socket."""
-    link = socket.socket(fileno=os.dup(0))
-    order = json.loads(_read_line(link))
+    link = os.dup(0)
+    order = _read_order(link)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake, wake_write = os.pipe()
@@ -62,7 +65,7 @@ def _note(number: int, _frame: object) -> None:
 
 
 class _Keeper:
-    def __init__(self, link: socket.socket, wake: int, order: dict[str, Any]) -> None:
+    def __init__(self, link: int, wake: int, order: dict[str, Any]) -> None:
         self.link = link
         self.wake = wake
         self.order = order
@@ -72,7 +75,7 @@ class _Keeper:
         self.status: int | None = None
         self.leftovers: list[int] = []
         self.activity = -1
-        self.next_look = 0.0
+        self.next_look = time.monotonic() + LOOK
 
     def start(self, libc: Any) -> None:
         """Fork and execute the tool; a failure before exec is told to the run and ends the keeper."""
@@ -132,7 +135,7 @@ class _Keeper:
         if self.wake in ready:
             _drain(self.wake)
         if self.link in ready:
-            return "asked" if self.link.recv(64) else "run gone"
+            return "asked" if os.read(self.link, 64) else "run gone"
         if _noted & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
             return "keeper stopped"
         # A forked sibling of the run may hold its end of the socket, so the run's death is also read here.
@@ -162,10 +165,12 @@ class _Keeper:
 
     def _let_children_end(self) -> None:
         deadline = time.monotonic() + LINGER
-        while self._reap() and time.monotonic() < deadline:
+        while self._reap():
+            if time.monotonic() > deadline:
+                self.leftovers = _descendants(os.getpid())
+                return
             select.select([self.wake], [], [], 0.05)
             _drain(self.wake)
-        self.leftovers = _descendants(os.getpid())
 
     def _end_tree(self, grace: float) -> list[int]:
         """Ask politely once, then kill until no child is left; return what even that did not end."""
@@ -200,9 +205,10 @@ class _Keeper:
         return {"exit": os.WEXITSTATUS(self.status)}
 
     def _say(self, word: dict[str, Any]) -> None:
-        # Where the run is gone, that is dealt with where it is read.
-        with contextlib.suppress(OSError):
-            self.link.sendall(json.dumps(word).encode() + b"\n")
+        try:
+            os.write(self.link, repr(word).encode() + b"\n")
+        except OSError:
+            return  # the run is gone, which is dealt with where it is read
 
 
 def _restore_signals() -> None:
@@ -224,14 +230,21 @@ def _become(user: str | None, env: dict[str, str]) -> None:
     os.setuid(entry.pw_uid)
 
 
-def _read_line(link: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n"):
-        part = link.recv(65536)
+def _read_order(link: int) -> dict[str, Any]:
+    """Read the order: eight bytes that say its length, then as many of `marshal`'s."""
+    size = int.from_bytes(_read(link, 8), "big")
+    order: dict[str, Any] = marshal.loads(_read(link, size))  # noqa: S302 - from the run that started us
+    return order
+
+
+def _read(link: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(link, size - len(data))
         if not part:
             sys.exit(0)  # the run died before it gave an order: nothing was started
-        line += part
-    return line
+        data += part
+    return data
 
 
 def _drain(descriptor: int) -> None:
@@ -285,13 +298,16 @@ def _activity(pids: list[int]) -> int:
 
 def _send(number: int, group: int = 0) -> None:
     if group:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
+        _kill(-group, number)
     for pid in _descendants(os.getpid()):
-        try:
-            os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            continue
+        _kill(pid, number)
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ the same there: its standard input is the lifeline.
 
 from __future__ import annotations
 
-import json
+import ast
+import marshal
 import os
 import pwd
 import re
@@ -256,7 +257,8 @@ class _Tool:
             "ask": self.command.ask,
             "lifeline": bool(self.command.prefix),
         }
-        self.link.sendall(json.dumps(order).encode() + b"\n")
+        data = marshal.dumps(order)
+        self.link.sendall(len(data).to_bytes(8, "big") + data)
         self.selector.register(self.link, selectors.EVENT_READ, self._hear)
         for name, stream in (("stdout", keeper.stdout), ("stderr", keeper.stderr)):
             if stream:
@@ -315,7 +317,7 @@ class _Tool:
             return
         *lines, self.words = (self.words + part).split(b"\n")
         for line in lines:
-            word = json.loads(line)
+            word = ast.literal_eval(line.decode())
             self.last_sign = time.monotonic()
             self.pid = word.get("pid", self.pid)
             if "exit" in word or "signal" in word or "failed" in word:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fixtures.backfill import backfill_sandbox, yard
-from tests.fixtures.backup import night
+from tests.fixtures.backup import night, night_sandbox, own_night
 from tests.fixtures.drill import drilled_sandbox, exercise
 from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
 from tests.fixtures.drill_source import field_with_standby
@@ -27,6 +27,8 @@ __all__ = [
     "in_sandbox",
     "marked",
     "night",
+    "night_sandbox",
+    "own_night",
     "own_vault",
     "road",
     "sandbox",
@@ -44,8 +46,30 @@ __all__ = [
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+# A worker takes whole files in this order: what takes minutes first, so that no worker ends alone with it.
+LONGEST = (
+    "fault/test_nightly_backup_deaths",
+    "live/test_restore_drill",
+    "acceptance/test_cli",
+    "live/test_verify_wal_archive_lines",
+    "fault/test_restore_drill_deaths",
+    "live/test_nightly_backup_world",
+    "live/test_verify_wal_archive_servers",
+    "live/test_roll_partitions_faults",
+)
+
 DEMAND = "PGVIGIL_DEMAND_LIVE"
 LIVE = {"acceptance", "contract", "fault", "live"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest in front; the others keep their order."""
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    name = str(item.path.relative_to(item.config.rootpath / "tests").with_suffix(""))
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 @pytest.hookimpl(wrapper=True)

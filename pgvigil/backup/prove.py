@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from pgvigil.pgbackrest import Backup, PgBackRest, StanzaInfo
 
 
+class Headers:
+    """What the manifests of one repository say of their backups, each read once: a manifest may be large."""
+
+    def __init__(self, pgbackrest: PgBackRest, repo: int) -> None:
+        self._pgbackrest = pgbackrest
+        self._repo = repo
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def keep(self, label: str, manifest: str) -> None:
+        """Keep the header of a manifest that was read anyway."""
+        self._known[label] = read_header(manifest)
+
+    def read(self, label: str) -> dict[str, Any]:
+        """Return the header of a backup's manifest; raises ToolFailed when it cannot be read."""
+        if label not in self._known:
+            self.keep(label, _read_manifest_text(self._pgbackrest, self._repo, label))
+        return self._known[label]
+
+
 MOST_SEGMENTS = 1_000_000  # 16 TB of WAL in one backup: beyond it the range is an error, not a range
 
 
@@ -28,12 +47,13 @@ def prove(  # noqa: PLR0913 - each is a fact of one backup
     stanza = pgbackrest.info()
     chain = tuple(sorted({*(backup.reference or ()), backup.label}))
     repo = backup.repo
+    headers = Headers(pgbackrest, repo)
     checks = [
         _check_listed(stanza, world, backup),
         _check_chain(pgbackrest, repo, chain),
-        _check_files(pgbackrest, repo, backup),
-        _check_wal(pgbackrest, world, stanza, backup),
-        _check_pages(pgbackrest, world, backup, chain),
+        _check_files(pgbackrest, headers, backup),
+        _check_wal(pgbackrest, headers, world, stanza, backup),
+        _check_pages(pgbackrest, headers, world, backup, chain),
     ]
     facts = BackupFacts(
         repo=repo,
@@ -107,13 +127,13 @@ def _check_chain(pgbackrest: PgBackRest, repo: int, chain: Sequence[str]) -> Che
     )
 
 
-def _check_files(pgbackrest: PgBackRest, repo: int, backup: Backup) -> Check:
+def _check_files(pgbackrest: PgBackRest, headers: Headers, backup: Backup) -> Check:
     """The manifest is one with its copy, and every file that it names lies in the repository, long enough."""
-    folder = f"backup/{pgbackrest.target.stanza}"
+    repo, folder = backup.repo, f"backup/{pgbackrest.target.stanza}"
     expected = "every file of the manifest stored with its size"
     try:
         manifest, copy = (
-            _read_text(pgbackrest, repo, f"{folder}/{backup.label}/{name}")
+            _read_manifest_text(pgbackrest, repo, backup.label, name)
             for name in ("backup.manifest", "backup.manifest.copy")
         )
     except ToolFailed as error:
@@ -121,6 +141,7 @@ def _check_files(pgbackrest: PgBackRest, repo: int, backup: Backup) -> Check:
     if manifest != copy:
         return _check("files", repo, expected, ["the manifest differs from its copy"], "")
     try:
+        headers.keep(backup.label, manifest)
         needed = stored_objects(read_manifest(manifest))
     except ToolFailed as error:
         return _check("files", repo, expected, [error.message], "")
@@ -133,9 +154,9 @@ def _check_files(pgbackrest: PgBackRest, repo: int, backup: Backup) -> Check:
     return _check("files", repo, expected, faults, f"{count} objects")
 
 
-def _read_text(pgbackrest: PgBackRest, repo: int, path: str) -> str:
+def _read_manifest_text(pgbackrest: PgBackRest, repo: int, label: str, name: str = "backup.manifest") -> str:
     chunks: list[bytes] = []
-    pgbackrest.read(repo, path, chunks.append)
+    pgbackrest.read(repo, f"backup/{pgbackrest.target.stanza}/{label}/{name}", chunks.append)
     return b"".join(chunks).decode(errors="surrogateescape")  # file names are bytes
 
 
@@ -156,10 +177,12 @@ def _missing_objects(pgbackrest: PgBackRest, repo: int, folder: str, objects: Ma
     return faults
 
 
-def _check_wal(pgbackrest: PgBackRest, world: Survey, stanza: StanzaInfo, backup: Backup) -> Check:
+def _check_wal(
+    pgbackrest: PgBackRest, headers: Headers, world: Survey, stanza: StanzaInfo, backup: Backup
+) -> Check:
     """Every WAL segment from start to stop is stored once, and its content is what its name says."""
     size, start, stop = world.server.segment_size, backup.archive.start or "", backup.archive.stop or ""
-    fault = _range_fault(pgbackrest, backup, size)
+    fault = _range_fault(headers, backup, size)
     if fault:
         return _check("wal", backup.repo, "a range of WAL from start to stop", [fault], "")
     segments = list(segment_range(start, stop, size))
@@ -174,7 +197,7 @@ def _check_wal(pgbackrest: PgBackRest, world: Survey, stanza: StanzaInfo, backup
     )
 
 
-def _range_fault(pgbackrest: PgBackRest, backup: Backup, segment_size: int) -> str:
+def _range_fault(headers: Headers, backup: Backup, segment_size: int) -> str:
     """Say what is wrong with the range that `info` tells: none, backwards, endless, or not the manifest's."""
     start, stop = backup.archive.start, backup.archive.stop
     if not start or not stop:
@@ -183,7 +206,7 @@ def _range_fault(pgbackrest: PgBackRest, backup: Backup, segment_size: int) -> s
     if start[:8] != stop[:8] or not 1 <= count <= MOST_SEGMENTS:
         return f"{start} to {stop} is no range of WAL"
     try:
-        header = _read_header(pgbackrest, backup.repo, backup.label)
+        header = headers.read(backup.label)
     except ToolFailed as error:
         return f"the manifest cannot be read: {error.message}"
     told = header.get("backup-archive-start"), header.get("backup-archive-stop")
@@ -192,25 +215,21 @@ def _range_fault(pgbackrest: PgBackRest, backup: Backup, segment_size: int) -> s
     )
 
 
-def _read_header(pgbackrest: PgBackRest, repo: int, label: str) -> dict[str, Any]:
-    return read_header(
-        _read_text(pgbackrest, repo, f"backup/{pgbackrest.target.stanza}/{label}/backup.manifest")
-    )
-
-
-def _unchecked(pgbackrest: PgBackRest, repo: int, chain: Sequence[str]) -> list[str]:
+def _unchecked(headers: Headers, chain: Sequence[str]) -> list[str]:
     """Name the backups of a chain whose pages pgBackRest was told not to look at."""
     found = []
     for label in chain:
         try:
-            if _read_header(pgbackrest, repo, label).get("option-checksum-page") is not True:
+            if headers.read(label).get("option-checksum-page") is not True:
                 found.append(label)
         except ToolFailed:
             found.append(label)  # a manifest that cannot be read says nothing of pages
     return found
 
 
-def _check_pages(pgbackrest: PgBackRest, world: Survey, backup: Backup, chain: Sequence[str]) -> Check:
+def _check_pages(
+    pgbackrest: PgBackRest, headers: Headers, world: Survey, backup: Backup, chain: Sequence[str]
+) -> Check:
     """No page of the source failed its checksum; exit code 0 does not say so, `error` does."""
     expected = "no page checksum error"
     if backup.error:
@@ -225,7 +244,7 @@ def _check_pages(pgbackrest: PgBackRest, world: Survey, backup: Backup, chain: S
             detail="enable them with pg_checksums so that damage at the source is seen",
             required=False,
         )
-    unchecked = _unchecked(pgbackrest, backup.repo, chain)
+    unchecked = _unchecked(headers, chain)
     if unchecked:
         return Check(
             id=f"repo{backup.repo}.pages",

@@ -101,9 +101,7 @@ def is_over(client: SyncPrefectClient, run: FlowRun) -> bool:
 def next_run(sandbox: Sandbox, client: SyncPrefectClient) -> dict[str, object]:
     """Run again through the worker and return the stored report."""
     deployment = client.read_deployment_by_name(DEPLOYMENT)
-    run = client.create_flow_run_from_deployment(
-        deployment.id, parameters={"cluster": "demo", "backup_type": "full"}
-    )
+    run = client.create_flow_run_from_deployment(deployment.id, parameters={"cluster": "demo"})
     wait_for(lambda: is_over(client, run), "the next run's end", 120)
     with connect(sandbox.ops_admin_dsn, "test") as session:
         newest = list_runs(session)[0]

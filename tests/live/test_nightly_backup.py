@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,8 +17,9 @@ from tests.fixtures.backup import Night, main_process, processes_of
 from tests.fixtures.reports import codes, found, refuted
 
 
-def test_full_diff_and_incr_are_taken_proven_and_listed(night: Night) -> None:
+def test_full_diff_and_incr_are_taken_proven_and_listed(own_night: Night) -> None:
     """Each type is taken when it is due or asked for, proven, marked so, and shown by info."""
+    night = own_night
     reports = [night.backup("auto"), night.backup("diff"), night.backup("auto")]
 
     assert [Verdict.VERIFIED] * 3 == [report.verdict for report in reports]
@@ -40,40 +43,38 @@ def write_wal(night: Night, segments: int = 3) -> Callable[[str], None]:
     return on_line
 
 
-def middle_segment(night: Night, taken: operation.Taken) -> str:
+def middle_segment(night: Night, taken: operation.Taken) -> Path:
     start, stop = taken.backup.archive.start, taken.backup.archive.stop
     segment = f"{start[:16]}{int(start[16:], 16) + 1:08X}"
     assert start < segment < stop
-    (uri,) = [uri for uri in night.find("/archive/") if re.search(rf"/{segment}-[0-9a-f]{{40}}", uri)]
-    return uri
+    (path,) = [
+        path for path in night.find("/archive/") if re.fullmatch(rf"{segment}-[0-9a-f]{{40}}.*", path.name)
+    ]
+    return path
 
 
-def delete(night: Night, uri: str) -> None:
-    night.store.delete(uri)
-
-
-def flip(night: Night, uri: str) -> None:
-    data = bytearray(night.store.get(uri))
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
-    night.store.put(uri, bytes(data))
+    path.write_bytes(data)
 
 
-def truncate(night: Night, uri: str) -> None:
-    night.store.put(uri, night.store.get(uri)[:-20])
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
 
 
-def empty(night: Night, uri: str) -> None:
-    night.store.put(uri, b"")
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
 
 
-def double(night: Night, uri: str) -> None:
-    night.store.put(re.sub(r"-[0-9a-f]{40}", "-" + "0" * 40, uri), night.store.get(uri))
+def double(path: Path) -> None:
+    shutil.copy(path, path.with_name(re.sub(r"-[0-9a-f]{40}", "-" + "0" * 40, path.name)))
 
 
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (delete, "missing"),
+        (Path.unlink, "missing"),
         (flip, "sha1|decompressed"),
         (truncate, "cut off"),
         (empty, "no content"),
@@ -81,11 +82,11 @@ def double(night: Night, uri: str) -> None:
     ],
 )
 def test_damage_to_a_middle_segment_refutes_the_backup(
-    night: Night, damage: Callable[[Night, str], None], told: str
+    night: Night, damage: Callable[[Path], None], told: str
 ) -> None:
     """A segment of the backup's range that is missing or not itself is named; nothing else is red."""
     night.on_line = write_wal(night)
-    night.after_take = lambda taken: damage(night, middle_segment(night, taken))
+    night.after_take = lambda taken: damage(middle_segment(night, taken))
 
     report = night.backup()
 
@@ -95,12 +96,15 @@ def test_damage_to_a_middle_segment_refutes_the_backup(
     assert PROOF_NOTE not in night.pgbackrest("info", "--output=json")
 
 
+def manifest_of(night: Night, label: str, name: str = "backup.manifest") -> Path:
+    (path,) = [path for path in night.find(f"/backup/demo/{label}/") if path.name == name]
+    return path
+
+
 @pytest.mark.parametrize("name", ["backup.manifest", "backup.manifest.copy"])
 def test_a_removed_manifest_refutes_the_backup(night: Night, name: str) -> None:
     """A backup without one of its manifests cannot be trusted, though info lists it as good."""
-    night.after_take = lambda taken: night.store.delete(
-        next(uri for uri in night.find(taken.backup.label, "/" + name) if uri.endswith(name))
-    )
+    night.after_take = lambda taken: manifest_of(night, taken.backup.label, name).unlink()
 
     report = night.backup()
 
@@ -111,9 +115,7 @@ def test_a_removed_manifest_refutes_the_backup(night: Night, name: str) -> None:
 def test_a_removed_manifest_of_the_parent_refutes_the_child(night: Night) -> None:
     """An incremental backup stands on its parents' manifests."""
     full = night.backup().backups[0].label
-    night.after_take = lambda _: night.store.delete(
-        next(uri for uri in night.find(f"/{full}/backup.manifest") if uri.endswith("manifest"))
-    )
+    night.after_take = lambda _: manifest_of(night, full).unlink()
 
     report = night.backup("incr")
 
@@ -124,8 +126,8 @@ def test_a_removed_manifest_of_the_parent_refutes_the_child(night: Night) -> Non
 def test_a_broken_parent_calls_for_a_full(night: Night) -> None:
     """Nothing is built on a chain that cannot be restored, and the loss is told."""
     full = night.backup().backups[0].label
-    for uri in night.find(f"/{full}/backup.manifest"):
-        night.store.delete(uri)
+    for path in night.find(f"/{full}/backup.manifest"):
+        path.unlink()
 
     report = night.backup()
 
@@ -134,12 +136,12 @@ def test_a_broken_parent_calls_for_a_full(night: Night) -> None:
     assert full in report.plan[0].reason
 
 
-@pytest.mark.parametrize("damage", [delete, truncate])
+@pytest.mark.parametrize("damage", [Path.unlink, truncate])
 def test_a_damaged_data_file_in_the_repository_refutes_the_backup(
-    night: Night, damage: Callable[[Night, str], None]
+    night: Night, damage: Callable[[Path], None]
 ) -> None:
     """Every file that the manifest names must be there with its size."""
-    night.after_take = lambda taken: damage(night, night.find(taken.backup.label, "bundle/1")[0])
+    night.after_take = lambda taken: damage(night.find(taken.backup.label, "bundle/1")[0])
 
     report = night.backup()
 

@@ -95,7 +95,7 @@ def test_an_audit_store_that_is_down_costs_no_backup_and_no_event(night: Night) 
     assert (Verdict.VERIFIED, ["PGV-601"]) == (first.verdict, codes(first))
     assert Verdict.VERIFIED is second.verdict
     assert [] == list(night.sandbox.directory.glob("spool/*.json"))
-    assert {str(first.run_id), str(second.run_id)} == ended_runs(night)
+    assert {str(first.run_id), str(second.run_id)} <= ended_runs(night)
 
 
 def ended_runs(night: Night) -> set[str]:
@@ -107,10 +107,12 @@ def ended_runs(night: Night) -> set[str]:
 def test_nothing_is_changed_when_no_evidence_can_be_kept(night: Night) -> None:
     """Audit store down and spool unusable: the run refuses before it begins."""
     spool = night.sandbox.directory / "spool"
-    shutil.rmtree(spool)
+    kept = spool.rename(spool.with_name("kept-spool"))
     spool.write_text("not a directory")
     with ops_down(night):
         report = night.backup()
+    spool.unlink()
+    kept.rename(spool)
 
     assert (Verdict.INCONCLUSIVE, ["PGV-600"]) == (report.verdict, codes(report))
     assert [] == night.find("backup.manifest")
@@ -228,11 +230,16 @@ def test_a_backup_taken_offline_is_no_parent_and_no_obstacle(night: Night) -> No
 def test_odd_file_names_in_the_data_directory_are_names(night: Night) -> None:
     """Bytes that are no UTF-8, and signs that the manifest uses itself, refute nothing."""
     data = os.fsencode(night.sandbox.data("primary"))
-    for name in (b"caf\xe9", b"a={b", "line\u2028end".encode()):
-        Path(os.fsdecode(data + b"/" + name)).write_bytes(b"something")
-        shutil.chown(data + b"/" + name, night.sandbox.server_user)
+    odd = [Path(os.fsdecode(data + b"/" + n)) for n in (b"caf\xe9", b"a={b", "line\u2028end".encode())]
+    for path in odd:
+        path.write_bytes(b"something")
+        night.sandbox.give(path)
 
-    assert Verdict.VERIFIED is night.backup().verdict
+    report = night.backup()
+    for path in odd:
+        path.unlink()
+
+    assert Verdict.VERIFIED is report.verdict
 
 
 def test_an_answer_without_repositories_proves_nothing(night: Night, workplace: Path) -> None:
@@ -289,9 +296,9 @@ def server_down(night: Night) -> None:
     stop_cluster(night, "primary")
 
 
-def bucket_gone(night: Night) -> None:
-    for item in list(night.store.list("s3://pgbackrest/")):
-        night.store.delete(item.uri)
+def repository_gone(night: Night) -> None:
+    for path in night.repository.iterdir():
+        shutil.rmtree(path)
 
 
 def missing_binary(night: Night) -> None:
@@ -307,7 +314,7 @@ def missing_binary(night: Night) -> None:
         (missing_stanza, "stanza 'nope' does not exist"),
         (stop_file, "stop file"),
         (server_down, "127.0.0.1"),
-        (bucket_gone, "missing stanza|stanza 'demo'"),
+        (repository_gone, "missing stanza|stanza 'demo'"),
         (missing_binary, "no-such-pgbackrest"),
     ],
 )
@@ -334,7 +341,7 @@ def test_a_full_disk_is_told_as_such(night: Night, workplace: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs", str(small)], check=True)
     try:
         conf = night.sandbox.pgbackrest_conf
-        text = re.sub(r"(?m)^repo1-(?!retention).*\n", "", conf.read_text())
+        text = re.sub(r"(?m)^repo1-path=.*\n", "", conf.read_text())
         conf.write_text(text.replace("[global]", f"[global]\nrepo1-path={small}/repo"))
         night.pgbackrest("stanza-create")
         report = night.backup()
