@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
-SIZE, SYSTEM = 16 * 2**20, 7_500_000_000_000_000_001
+SIZE, PAGE, SYSTEM = 16 * 2**20, 8192, 7_500_000_000_000_000_001
 SMALL, BIG, FILES, NEW = 10_000, 1_000_000, 120, 20
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -176,15 +176,17 @@ def _content(place: Path) -> Iterator[Row]:
 
 
 def _write_segment(root: Path, number: int) -> Path:
-    """Write a segment that is half noise and half zeros behind its header, as WAL often is."""
-    header = pack("<HHIQI4xQII", 0xD110, 2, 1, number * SIZE, 0, SYSTEM, SIZE, 8192)
-    noise = hashlib.shake_128(f"{number}".encode()).digest(SIZE // 8) * 4
-    content = header + noise + bytes(SIZE - len(header) - len(noise))
+    """Write a segment that is half pages of noise and half zeros, as WAL often is."""
+    header = pack("<HHIQI4xQII", 0xD110, 2, 1, number * SIZE, 0, SYSTEM, SIZE, PAGE)
+    content = bytearray(hashlib.shake_128(f"{number}".encode()).digest(SIZE // 8) * 4 + bytes(SIZE // 2))
+    for place in range(0, SIZE // 2, PAGE):
+        content[place : place + 24] = pack("<HHIQI4x", 0xD110, 0, 1, number * SIZE + place, 0)
+    content[: len(header)] = header
     name = segment_name(1, number, SIZE)
     sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     file = root / name[:16] / f"{name}-{sha1}.zst"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(zstandard.compress(content, 3))
+    file.write_bytes(zstandard.compress(bytes(content), 3))
     return file
 
 

@@ -14,7 +14,7 @@ from tests.fixtures.drill_source import field_with_standby
 from tests.fixtures.partitions import road, shop, shop_sandbox
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
-from tests.fixtures.wal import healthy_vault, own_vault, vault
+from tests.fixtures.wal import healthy_vault, kept_vault, own_vault, vault
 
 __all__ = [
     "backfill_sandbox",
@@ -25,6 +25,7 @@ __all__ = [
     "fresh_sandbox",
     "healthy_vault",
     "in_sandbox",
+    "kept_vault",
     "marked",
     "night",
     "night_sandbox",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
 import hashlib
-import zlib
 from dataclasses import dataclass, field
-from struct import unpack_from
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-import lz4.frame
-import zstandard
+from typing import TYPE_CHECKING
 
 from pgvigil.reports import Frozen
+from pgvigil.wal.decompressing import BROKEN, Decompressor, decompressor
+from pgvigil.wal.headers import PageHeader, PageWalk
 from pgvigil.wal.names import StoredSegment, lsn_text, stored_segment
 from pgvigil.wal.timelines import Tree
 
@@ -25,34 +21,6 @@ class SegmentProof(Frozen):
 
     segment: str
     fault: str = ""
-
-
-class PageHeader(NamedTuple):
-    """What WAL says of itself at the head of a segment: LSN in bytes, segment size in bytes."""
-
-    timeline: int
-    lsn: int
-    system_id: int
-    segment_size: int
-
-
-# PostgreSQL src/include/access/xlog_internal.h, XLogLongPageHeaderData: magic, info, timeline, address,
-# length of the rest of a record, system identifier, segment size, block size; in the server's byte order.
-_HEADER = "HHIQI4xQII"
-_HEADER_SIZE = 40
-_MAGIC = {0xD0, 0xD1}  # the magic's high byte: 0xD110 is PostgreSQL 15
-_LONG = 0x0002
-
-
-def read_page_header(content: bytes) -> PageHeader | None:
-    """Read the header with which every segment begins; None for what is no WAL."""
-    if len(content) < _HEADER_SIZE:
-        return None
-    order = "<" if content[1] in _MAGIC else ">"
-    magic, info, timeline, lsn, _, system_id, size, _ = unpack_from(order + _HEADER, content)
-    if magic >> 8 not in _MAGIC or not info & _LONG:
-        return None
-    return PageHeader(timeline, lsn, system_id, size)
 
 
 @dataclass(frozen=True)
@@ -103,7 +71,11 @@ def judge(content: SegmentHash, file: StoredSegment, origin: Origin) -> tuple[st
     if content.sha1 != file.sha1:
         return "wal-corrupt", f"its content has sha1 {content.sha1}, its name says {file.sha1}"
     fault = origin.disowns(content.header, file.timeline, file.number)
-    return ("wal-misplaced", fault) if fault else ("", "")
+    if fault:
+        return "wal-misplaced", fault
+    if content.pages.fault:
+        return "wal-corrupt", f"its content {content.pages.fault}: it was archived so, for its sha1 is right"
+    return "", ""
 
 
 def _judge_length(content: SegmentHash, file: StoredSegment, size: int) -> tuple[str, str]:
@@ -151,41 +123,6 @@ def _prove_segment(
     return judge(content, file, Origin(segment_size))[1]
 
 
-class _Decompressor(Protocol):
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes | None: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-class _Plain:
-    eof = False
-    unused_data = b""
-
-    def decompress(self, data: bytes, /) -> bytes:
-        return data
-
-
-def _decompressor(suffix: str) -> Any:
-    match suffix:
-        case ".gz":
-            return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        case ".zst":
-            return zstandard.ZstdDecompressor().decompressobj()
-        case ".lz4":
-            return lz4.frame.LZ4FrameDecompressor()
-        case ".bz2":
-            return bz2.BZ2Decompressor()
-        case _:
-            return _Plain()
-
-
-_BROKEN = (zlib.error, zstandard.ZstdError, OSError, EOFError, RuntimeError, ValueError)
-
-
 # pgBackRest 2.45 passes over what follows the end of a gz file, and of a bz2 file within the buffer of 1 MiB
 # in which it ends; beyond that, and behind an end of zst and lz4, it fails or finds another segment.
 _BUFFER = 1 << 20
@@ -202,10 +139,10 @@ class SegmentHash:
         self.read = 0
         self.fault = ""
         self._suffix = suffix
-        self._head = b""
+        self.pages = PageWalk()
         self._after = 0
         self._hash = hashlib.sha1(usedforsecurity=False)
-        self._decompressor: _Decompressor = _decompressor(suffix)
+        self._decompressor: Decompressor = decompressor(suffix)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk; content that does not decompress becomes the fault, not an exception."""
@@ -216,17 +153,16 @@ class SegmentHash:
             self._after += len(chunk)
             return
         try:
-            data = self._decompressor.decompress(chunk)
-        except _BROKEN as error:
+            for data in self._decompressor.pieces(chunk):
+                self._take(data)
+        except BROKEN as error:
             self.fault = f"cannot be decompressed: {error}"
             return
-        self._take(data)
         if self._decompressor.eof:
-            self._after = len(self._decompressor.unused_data or b"")
+            self._after = self._decompressor.unused
 
     def _take(self, data: bytes) -> None:
-        if self.size < _HEADER_SIZE:
-            self._head += data[: _HEADER_SIZE - self.size]
+        self.pages.take(data)
         self._hash.update(data)
         self.size += len(data)
 
@@ -238,7 +174,7 @@ class SegmentHash:
     @property
     def header(self) -> PageHeader | None:
         """What the content says of itself."""
-        return read_page_header(self._head)
+        return self.pages.header
 
     @property
     def ended(self) -> bool:

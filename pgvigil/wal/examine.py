@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgvigil.reports import Finding, Severity
+from pgvigil.wal import manifests
 from pgvigil.wal.continuity import (
     Base,
     Loss,
@@ -20,7 +21,14 @@ from pgvigil.wal.continuity import (
     make_line,
 )
 from pgvigil.wal.facts import ArchiveFacts, BackupMark, Gap, TimelineFacts, Window
-from pgvigil.wal.names import lsn_text, parse_lsn, segment_name, segment_number, segment_timeline
+from pgvigil.wal.names import (
+    SEGMENT_NAME,
+    lsn_text,
+    parse_lsn,
+    segment_name,
+    segment_number,
+    segment_timeline,
+)
 from pgvigil.wal.ranges import clip, count, ranges_of, run_from, union, without
 from pgvigil.wal.timelines import ENDLESS, Fate, Tree, fates
 
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from pgvigil.policies.wal import WalPolicy
     from pgvigil.wal.continuity import Line, Reach
     from pgvigil.wal.inventory import Inventory
+    from pgvigil.wal.manifests import ManifestFault
     from pgvigil.wal.ranges import Range
     from pgvigil.wal.reading import Judged
     from pgvigil.wal.server import Server
@@ -40,6 +49,11 @@ Ranges = dict[int, list["Range"]]
 _TIME = "%Y-%m-%d %H:%M:%S"
 _SKEW = 60.0  # seconds by which the clocks of server and store may differ
 _TICK = 2.0  # seconds: stores keep whole ones
+_MANIFEST_FAULTS = {
+    manifests.MISSING: "lacks",
+    manifests.CORRUPT: "has a damaged",
+    manifests.UNREADABLE: "has an unreadable",
+}
 _MOST = 100  # findings of one code; the rest is one more that counts them
 
 
@@ -57,8 +71,8 @@ class Evidence:
     """All that is known of one archive id; `server` is None where it is not the server's own.
 
     `server` was read before the listing and `after` after it, so that nothing that happens meanwhile
-    looks like a fault. `lacking` maps backups to the manifests that they lack, `unread` timelines to the
-    reason why their history files cannot be read. `stuck` is the segment at which the archiver fails
+    looks like a fault. `lacking` maps backups to what is wrong with their manifests, `unread` timelines to
+    the reason why their history files cannot be read. `stuck` is the segment at which the archiver fails
     though every repository holds one of that name. `has_older` tells that an archive before this one, as
     an upgrade leaves it, has backups.
     """
@@ -67,7 +81,7 @@ class Evidence:
     inventory: Inventory
     histories: Mapping[int, str]
     backups: Sequence[Backup]
-    lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lacking: Mapping[str, tuple[ManifestFault, ...]] = field(default_factory=dict)
     unread: Mapping[int, str] = field(default_factory=dict)
     bad: Sequence[Judged] = ()
     server: Server | None = None
@@ -78,12 +92,25 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Examined:
-    """What came out: facts for the report, faults for the checks, what is stored for comparisons."""
+    """What came out: facts for the report, faults for the checks, what is stored for comparisons.
+
+    `is_open` tells that the server has not archived yet how it came onto its timeline.
+    """
 
     facts: ArchiveFacts
     faults: tuple[Fault, ...]
     stored: Ranges
     waiting: int = 0
+    is_open: bool = False
+
+
+class _Harm(NamedTuple):
+    """Broken segments of one timeline, what they cost, and the line on which they do."""
+
+    timeline: int
+    numbers: Range
+    loss: Loss
+    found: Verdicts
 
 
 def examine(evidence: Evidence, policy: WalPolicy, now: datetime) -> Examined:
@@ -137,6 +164,7 @@ class _Examination:
             faults=tuple(_bounded(self.faults)),
             stored=self.stored,
             waiting=len(self._late(verdicts[0].line)),
+            is_open=self._awaits_history(self.live),
         )
 
     def _finding(self, code: str, severity: Severity, message: str, hint: str, subject: str = "") -> Finding:
@@ -164,13 +192,18 @@ class _Examination:
 
     def _lacks_history(self, timeline: int) -> bool:
         """Ask for the file of every timeline but the first, which may be older than the archive."""
-        waits = self.evidence.server and any(
-            item.name == f"{timeline:08X}.history" for item in self.evidence.server.ready
-        )
-        is_first = timeline <= min(self.stored, default=timeline)
+        waits = self._awaits_history(timeline)
+        backups = (base.timeline for base in self._bases())
+        is_first = timeline <= min([*self.stored, *backups], default=timeline)
         # only the primary knows whether the file of a timeline without WAL is still on its way
         is_early = self.is_standby and timeline not in self.stored
         return not (is_first or waits or is_early or timeline in self.inventory.histories)
+
+    def _awaits_history(self, timeline: int) -> bool:
+        """Tell whether the server still holds the only history file of a timeline."""
+        server = self.evidence.server
+        is_stored = timeline in self.inventory.histories
+        return bool(server and not is_stored and server.waits(f"{timeline:08X}.history"))
 
     def _receiving(self) -> Iterator[int]:
         """Name the timelines whose newest file came after the server began its own."""
@@ -253,18 +286,21 @@ class _Examination:
     # backups
 
     def _backups(self) -> Iterator[Fault]:
-        for label, files in self.evidence.lacking.items():
+        for label, faults in self.evidence.lacking.items():
             dependants = [b.label for b in self.evidence.backups if label in (b.reference or ())]
             dead = ", ".join([label, *dependants])
-            is_dead = len(files) > 1
+            is_dead = len(faults) > 1
+            code = next(code for code in _MANIFEST_FAULTS if code in {fault.code for fault in faults})
             yield Fault(
                 "backups",
                 self._finding(
-                    "manifest-missing",
+                    code,
                     Severity.ERROR if is_dead else Severity.WARNING,
-                    f"backup {label} lacks {' and '.join(files)}"
+                    f"backup {label} {_MANIFEST_FAULTS[code]} {' and '.join(map(str, faults))}"
                     + (f", though pgbackrest lists it: {dead} cannot be restored" if is_dead else ""),
-                    "take a new full backup now, and see who deletes in the repository by hand",
+                    "take a new full backup now, and see who changes the repository by hand"
+                    if is_dead
+                    else "pgbackrest restores by the other one: copy that over this one",
                     label,
                 ),
                 is_refuting=is_dead,
@@ -323,30 +359,30 @@ class _Examination:
         return server.finished if server and server.timeline == line.tip == self.live else -1
 
     def _missing(self, found: Verdicts) -> None:
-        known = lay(found.line.stretches, {t: [r for r, _ in items] for t, items in self.known.items()})
-        for lost in without(found.lost, known):
-            loss = loss_of(found, lost, self.size)
-            self._note_missing(found.line.timeline_of(lost[0]), lost, loss)
-        for lost in without(found.lost, without(found.lost, known)):
-            self._note_known(
-                "wal-missing", found.line.timeline_of(lost[0]), lost, loss_of(found, lost, self.size)
-            )
+        known = {t: [r for r, _ in items] for t, items in self.known.items()}
+        for stretch in found.line.stretches:
+            lost = clip(found.lost, stretch.first, stretch.last)
+            for part in without(lost, known.get(stretch.timeline, ())):
+                self._note_missing(_Harm(stretch.timeline, part, loss_of(found, part, self.size), found))
+            for part in without(lost, without(lost, known.get(stretch.timeline, ()))):
+                harm = _Harm(stretch.timeline, part, loss_of(found, part, self.size), found)
+                self._note_known("wal-missing", harm)
         for switch in found.lost_ends:
-            lost, loss = (switch.number, switch.number), loss_of_end(found, switch, self.size)
-            if without([lost], [item for item, _ in self.known.get(switch.timeline, ())]):
-                self._note_missing(switch.timeline, lost, loss)
+            lost = [(switch.number, switch.number)]
+            harm = _Harm(switch.timeline, lost[0], loss_of_end(found, switch, self.size), found)
+            if without(lost, known.get(switch.timeline, ())):
+                self._note_missing(harm)
             else:
-                self._note_known("wal-missing", switch.timeline, lost, loss)
+                self._note_known("wal-missing", harm)
 
-    def _note_missing(self, timeline: int, lost: Range, loss: Loss) -> None:
-        self._note_gap("wal-missing", timeline, lost, loss)
-        self.faults.append(Fault("continuity", self._lost(timeline, lost, loss)))
+    def _note_missing(self, harm: _Harm) -> None:
+        self._note_gap("wal-missing", harm)
+        self.faults.append(Fault("continuity", self._lost(harm.timeline, harm.numbers, harm.loss)))
 
-    def _note_known(self, code: str, timeline: int, broken: Range, loss: Loss) -> None:
-        reason = next(
-            (r for (first, last), r in self.known.get(timeline, ()) if first <= broken[0] <= last), "known"
-        )
-        self._note_gap(code, timeline, broken, loss, reason)
+    def _note_known(self, code: str, harm: _Harm) -> None:
+        known = self.known.get(harm.timeline, ())
+        reason = next((r for (first, last), r in known if first <= harm.numbers[0] <= last), "known")
+        self._note_gap(code, harm, reason)
 
     def _lost(self, timeline: int, lost: Range, loss: Loss) -> Finding:
         first, last = (segment_name(timeline, number, self.size) for number in lost)
@@ -374,10 +410,10 @@ class _Examination:
                 loss = cost.loss if cost else Loss(0, 0, ())
                 if not without([broken], known):
                     if cost:
-                        self._note_known(code, timeline, broken, loss)
+                        self._note_known(code, _Harm(timeline, broken, loss, cost.found))
                     continue
                 if cost:
-                    self._note_gap(code, timeline, broken, loss)
+                    self._note_gap(code, _Harm(timeline, broken, loss, cost.found))
                 self.faults.append(Fault("content", self._bad_finding(code, timeline, broken, loss)))
 
     def _bad_finding(self, code: str, timeline: int, broken: Range, loss: Loss) -> Finding:
@@ -388,7 +424,7 @@ class _Examination:
             if item.file.timeline == timeline and broken[0] <= item.file.number <= broken[1]
         ]
         what = {
-            "wal-duplicate": "is stored more than once with different content",
+            "wal-duplicate": "is stored more than once",
             "wal-empty": "is empty",
             "wal-truncated": "is truncated",
             "wal-corrupt": "is damaged",
@@ -430,8 +466,9 @@ class _Examination:
         if self.evidence.server is None or self._reaches_present(live):
             return
         if not self.evidence.backups:
-            if self.evidence.has_older:
-                yield Fault("continuity", self._no_backup())
+            yield Fault("continuity", self._no_backup())
+            return
+        if self._awaits_history(self.live):  # nobody but the server knows yet which backups lead here
             return
         if not any(fault.is_refuting and self._explains(fault) for fault in self.faults):
             yield Fault("continuity", self._no_window(live))
@@ -447,12 +484,14 @@ class _Examination:
         return any(not without([(reach.last + 1, end)], fine) for reach in live.reaches)
 
     def _no_backup(self) -> Finding:
-        archive_id = self.inventory.archive_id
+        archive_id, segments = self.inventory.archive_id, self.inventory.segments
         return self._finding(
             "no-backup",
             Severity.ERROR,
-            f"archive {archive_id}, into which the server archives now, has no backup: nothing that was "
-            "written since the upgrade can be restored",
+            f"archive {archive_id}, into which the server archives now, has {segments} segments and no "
+            "backup: nothing "
+            + ("that was written since the upgrade " if self.evidence.has_older else "")
+            + "can be restored",
             "take a full backup now: nightly-backup",
             archive_id,
         )
@@ -475,9 +514,10 @@ class _Examination:
         server = self.evidence.server
         if server is None:
             return []
-        late = server.late(self._is_stored)
+        late = server.late(self._is_stored, self.inventory.histories)
         if server.in_recovery:  # it keeps more than it needs: only what the primary should have sent counts
-            late = [item for item in late if self._is_next(item.name, live)]
+            segments = (item for item in late if SEGMENT_NAME.match(item.name))
+            late = [item for item in segments if self._is_next(item.name, live)]
         return [item.name for item in late]
 
     def _is_next(self, name: str, live: Line) -> bool:
@@ -498,15 +538,17 @@ class _Examination:
             return
         since = min(item.since for item in server.ready if item.name == late[0])
         age = server.now - since
-        if len(late) <= policy.max_delayed_segments and age <= policy.max_delay:
+        segments = sum(SEGMENT_NAME.match(name) is not None for name in late)
+        if segments <= policy.max_delayed_segments and age <= policy.max_delay:
             return
+        histories = "".join(f" and {name}" for name in late if not SEGMENT_NAME.match(name))
         why = f"; the archiver fails at {server.last_failed_wal}" if server.archiver_fails else ""
         yield Fault(
             "delay",
             self._finding(
                 "wal-delayed",
                 Severity.ERROR,
-                f"{len(late)} finished segments wait at the server, the oldest, {late[0]}, for "
+                f"{segments} finished segments{histories} wait at the server, the oldest, {late[0]}, for "
                 f"{age.total_seconds():.0f} s; expected at most {policy.max_delayed_segments} and "
                 f"{policy.max_delay.total_seconds():g} s{why}; nothing is lost while the server's disk lives",
                 "see the server log for pgbackrest's message; 'pgbackrest check' reproduces it",
@@ -541,6 +583,7 @@ class _Examination:
 
     def _facts(self, verdicts: Sequence[Verdicts]) -> ArchiveFacts:
         usable = {reach.label for reach in self.reaches}
+        lines = {base.label: found.line.tip for found in verdicts for base in found.bases}
         return ArchiveFacts(
             archive_id=self.inventory.archive_id,
             is_current=self.evidence.server is not None,
@@ -548,7 +591,13 @@ class _Examination:
             stored_bytes=self.inventory.stored_bytes(),
             timelines=tuple(self._timeline_facts(verdicts)),
             backups=tuple(
-                BackupMark(label=b.label, type=b.type, at=b.timestamp.stop, is_usable=b.label in usable)
+                BackupMark(
+                    label=b.label,
+                    type=b.type,
+                    at=b.timestamp.stop,
+                    is_usable=b.label in usable,
+                    line=lines.get(b.label, self.live),
+                )
                 for b in self.evidence.backups
             ),
             windows=tuple(self._window(reach, reach.from_lsn, reach) for reach in self.reaches),
@@ -566,6 +615,7 @@ class _Examination:
                 fate=fate,
                 parent=parent.timeline if parent else None,
                 switch_lsn=lsn_text(parent.lsn) if parent else "",
+                stored_from=self._stored_at(ranges[0][0], timeline) if ranges else None,
                 first=segment_name(timeline, ranges[0][0], self.size) if ranges else "",
                 last=segment_name(timeline, ranges[-1][1], self.size) if ranges else "",
                 segments=count(ranges),
@@ -596,7 +646,8 @@ class _Examination:
             archived_at=max(self._stored_at(last.last) or begins, begins),
         )
 
-    def _note_gap(self, code: str, timeline: int, broken: Range, loss: Loss, acknowledged: str = "") -> None:
+    def _note_gap(self, code: str, harm: _Harm, acknowledged: str = "") -> None:
+        timeline, broken, loss = harm.timeline, harm.numbers, harm.loss
         has_points = loss.from_lsn < loss.to_lsn
         self.gaps.append(
             Gap(
@@ -607,15 +658,26 @@ class _Examination:
                 from_lsn=lsn_text(loss.from_lsn) if has_points else "",
                 to_lsn=lsn_text(loss.to_lsn) if has_points else "",
                 from_time=self._stored_at(broken[0] - 1) or self._stored_at(broken[0]),
-                to_time=self._stored_at(loss.to_lsn // self.size) or self.now,
+                to_time=self._lost_until(harm.found.line, loss),
                 dead_backups=loss.backups,
                 acknowledged=acknowledged,
+                line=harm.found.line.tip,
             )
         )
 
-    def _stored_at(self, number: int) -> datetime | None:
-        """Return when a segment of this number came into the repository."""
-        for timeline in sorted(self.inventory.tracks, reverse=True):
+    def _lost_until(self, line: Line, loss: Loss) -> datetime:
+        """Return when the first segment after a loss was stored on its line; now, where there is none."""
+        number = loss.to_lsn // self.size
+        owner = line.timeline_of(number)
+        is_there = run_from(self.stored.get(owner, ()), number) is not None
+        at = self._stored_at(number, owner) if is_there else None
+        if at is None and line.tip != self.live and line.newest >= 0:
+            at = self._stored_at(line.newest, line.timeline_of(line.newest))
+        return at or self.now
+
+    def _stored_at(self, number: int, only: int = 0) -> datetime | None:
+        """Return when a segment of this number came into the repository, of any timeline or of one."""
+        for timeline in sorted({only} & set(self.inventory.tracks) or self.inventory.tracks, reverse=True):
             at = self.inventory.tracks[timeline].stored_at(number)
             if at is not None:
                 return self._between_backups(timeline, number, datetime.fromtimestamp(at, tz=UTC))

@@ -26,6 +26,7 @@ class TimelineFacts(Frozen):
     fate: str
     parent: int | None = None
     switch_lsn: str = ""
+    stored_from: datetime | None = None
     first: str = ""
     last: str = ""
     segments: int = 0
@@ -48,7 +49,7 @@ class Window(Frozen):
 
 
 class Gap(Frozen):
-    """A range of WAL that recovery cannot cross, and what that costs."""
+    """A range of WAL that recovery cannot cross, and what that costs on the way to the timeline `line`."""
 
     code: str
     first: str
@@ -60,15 +61,17 @@ class Gap(Frozen):
     to_time: datetime | None = None
     dead_backups: tuple[str, ...] = ()
     acknowledged: str = ""
+    line: int = 1
 
 
 class BackupMark(Frozen):
-    """A backup as the picture shows it."""
+    """A backup as the picture shows it, and the timeline to which it can be restored."""
 
     label: str
     type: str
     at: datetime
     is_usable: bool
+    line: int = 1
 
 
 class ArchiveFacts(Frozen):

@@ -77,16 +77,18 @@ class Ledger:
         A proof falls due in the second half of the period, at a point that depends on the file, so that
         no run has to read everything.
         """
-        moment, half = int(now.timestamp()), period.total_seconds() / 2
-        due = Due()
+        moment, half, due = int(now.timestamp()), period.total_seconds() / 2, Due()
         for timeline in sorted(archive.tracks):
             track = archive.tracks[timeline]
             for index, mark in enumerate(fingerprints(track)):
-                at = self.proven.get(mark)
-                is_old = at is None or moment - at > half * (1 + (mark & 0xFFFF) / 0x10000)
-                if is_old or track.times[index] == UNKNOWN:
+                if track.times[index] == UNKNOWN or self.is_due(mark, moment, half):
                     due.add(track, index, mark)
         return due
+
+    def is_due(self, mark: int, moment: int, half: float) -> bool:
+        """Tell whether what has this fingerprint is to be read; `half` the period is in seconds."""
+        at = self.proven.get(mark)
+        return at is None or moment - at > half * (1 + (mark & 0xFFFF) / 0x10000)
 
     def oldest(self) -> datetime | None:
         """Return when the oldest proof that counts was made."""

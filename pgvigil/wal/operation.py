@@ -24,7 +24,7 @@ from pgvigil.wal.inventory import Inventory, ListingReader
 from pgvigil.wal.names import SEGMENT_FILE, SEGMENT_NAME, segment_name
 from pgvigil.wal.origins import origin_of, read_histories, segment_sizes
 from pgvigil.wal.picture import draw
-from pgvigil.wal.proving import Progress, Reading, read_content
+from pgvigil.wal.proving import Progress, Reading, read_content, read_manifests
 from pgvigil.wal.ranges import clip, count, without
 from pgvigil.wal.server import Server
 from pgvigil.wal.timelines import Fate
@@ -33,13 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.pgbackrest import Backup
-    from pgvigil.pgbackrest.info import RepositoryFile
     from pgvigil.runs import Run
     from pgvigil.wal.heartbeat import Beat
     from pgvigil.wal.ranges import Range
 
 _LISTINGS = 3  # so many times a repository is listed while the world around it changes
-_MANIFESTS = ("backup.manifest", "backup.manifest.copy")
 
 
 class World(Frozen):
@@ -180,7 +178,7 @@ def prove(
     seen = _look_around(archive, repo)
     before, inventories, info, after = seen.before, seen.inventories, seen.info, seen.after
     current, backups = seen.current, seen.backups
-    lacking = _lacking(archive, repo, backups)
+    lacking = read_manifests(archive, repo, info, backups, before.now)
     if lacking:  # an expire beside us may have taken them after they were listed
         still = {backup.label for backup in archive.pgbackrest.info().backups(repo)}
         backups = [backup for backup in backups if backup.label in still]
@@ -238,7 +236,14 @@ class _Seen:
             self.after.timeline,
             self.after.in_recovery,
         )
-        return is_same and bool(self.backups or not self.info.backups(self.repo))
+        return is_same and not self.is_open and bool(self.backups or not self.info.backups(self.repo))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has not archived yet how it came onto its timeline."""
+        timeline = self.before.timeline
+        is_stored = timeline in self.inventories[self.current].histories
+        return not is_stored and self.before.waits(f"{timeline:08X}.history") is not None
 
 
 def _look_around(archive: Archive, repo: int) -> _Seen:
@@ -285,25 +290,6 @@ def _has_segment(archive: Archive, info: StanzaInfo, repo: int, segment: str) ->
         return any(name.startswith(f"{segment}-") for name in archive.pgbackrest.ls(repo, folder))
     except PgvigilError:
         return False
-
-
-def _lacking(archive: Archive, repo: int, backups: Sequence[Backup]) -> dict[str, tuple[str, ...]]:
-    """Look for the manifests of every backup: `info` lists a backup that has none."""
-    found = {}
-    for backup in backups:
-        there = archive.pgbackrest.ls(repo, f"backup/{archive.stanza}/{backup.label}")
-        faults = {name: _manifest_fault(there.get(name)) for name in _MANIFESTS}
-        lacking = tuple(f"{name}{fault}" for name, fault in faults.items() if fault is not None)
-        if lacking:
-            found[backup.label] = lacking
-    return found
-
-
-def _manifest_fault(file: RepositoryFile | None) -> str | None:
-    """Say what to add to the name of a manifest that is not there, or is there in vain."""
-    if file is None:
-        return ""
-    return " (it is empty)" if file.type == "file" and file.size == 0 else None
 
 
 @dataclass(frozen=True)
@@ -354,27 +340,12 @@ def _note(archive: Archive, proven: _Proven) -> None:
     opinion = _opinion_finding(proven)
     run.checks += checks
     run.findings += [fault.finding for fault in proven.faults] + opinion
-    run.findings += [*_nothing_found(proven), *_silent_archiver(proven)]
+    run.findings += _silent_archiver(proven)
     run.proofs.append(Proof(name=f"wal repo{proven.repo}", verdict=conclude(checks)))
     run.facts["repositories"] = (*run.facts.get("repositories", ()), _facts(proven))
     stored = run.facts.setdefault("_stored", {})
     size = proven.inventories[proven.current].segment_size
     stored[proven.repo] = proven.examined[proven.current].stored, size
-
-
-def _nothing_found(proven: _Proven) -> list[Finding]:
-    if proven.backups:
-        return []
-    segments = sum(inventory.segments for inventory in proven.inventories.values())
-    return [
-        Finding(
-            code="no-backup" if segments else "archive-empty",
-            severity=Severity.ERROR,
-            message=f"repository {proven.repo} has {segments} segments, no backup: nothing is restorable",
-            hint="take a full backup: nightly-backup; an empty archive may also be a wrong repo-path",
-            subject=f"repository {proven.repo}",
-        )
-    ]
 
 
 def _checks(archive: Archive, proven: _Proven) -> Iterator[Check]:
@@ -395,7 +366,7 @@ def _checks(archive: Archive, proven: _Proven) -> Iterator[Check]:
     yield _check(
         proven,
         "backups",
-        "both manifests of every backup",
+        "both manifests of every backup, whole",
         f"{len(proven.backups)} backups",
         is_known=bool(facts.backups),
     )
@@ -404,8 +375,9 @@ def _checks(archive: Archive, proven: _Proven) -> Iterator[Check]:
         "continuity",
         "no WAL missing from any backup to the newest segment of its line, and one leads to the present",
         f"{sum(len(examined.facts.spans) for examined in proven.examined.values())} unbroken spans of "
-        "restore points",
-        is_known=bool(facts.spans),
+        "restore points"
+        + ("; the timeline's history file waits at the server" if proven.now.is_open else ""),
+        is_known=bool(facts.spans) and not proven.now.is_open,
     )
     yield _check(
         proven,

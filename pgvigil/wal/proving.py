@@ -15,6 +15,7 @@ from pgvigil.reports import Finding, Frozen, Severity
 from pgvigil.reportstore import open_report_store
 from pgvigil.wal.archive import archive_id_of
 from pgvigil.wal.ledger import Ledger, LedgerBook
+from pgvigil.wal.manifests import faults_of
 from pgvigil.wal.opinion import Opinion, read_opinion
 from pgvigil.wal.reading import (
     UNREADABLE,
@@ -26,17 +27,19 @@ from pgvigil.wal.reading import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
     from pathlib import Path
 
-    from pgvigil.pgbackrest import StanzaInfo
+    from pgvigil.pgbackrest import Backup, StanzaInfo
     from pgvigil.runs import Run
     from pgvigil.wal.archive import Archive
     from pgvigil.wal.content import Origin
     from pgvigil.wal.inventory import Inventory
+    from pgvigil.wal.manifests import ManifestFault
     from pgvigil.wal.reading import Judged
 
+_MANIFESTS = "manifests"  # their notes lie beside those of the archive ids
 _NOTE_EVERY = 4096  # files after which what was proven is noted, so that a killed run need not begin anew
 
 
@@ -94,6 +97,25 @@ def read_content(  # noqa: PLR0913 - what reading needs
             _ask(archive, repo, ledger, pages, reading, now)
         pages.turn()
     return reading
+
+
+def read_manifests(
+    archive: Archive, repo: int, info: StanzaInfo, backups: Sequence[Backup], now: datetime
+) -> dict[str, tuple[ManifestFault, ...]]:
+    """Return the faults of every backup's manifests by label; what is whole is remembered like segments."""
+    store = open_report_store(archive.run.fleet.audit.reports, archive.run.fleet.s3)
+    options = _options(archive)
+    place = _place(archive, repo, _directory(archive, repo, info, options), options)
+    book = LedgerBook(store, archive.run.identity.subject, repo, _MANIFESTS, place)
+    ledger, pages = _recall(archive, book, now), _Pages(archive.run, book, now)
+    moment, half = int(now.timestamp()), archive.policy.prove_every.total_seconds() / 2
+
+    def is_due(mark: int) -> bool:
+        return ledger.is_due(mark, moment, half)
+
+    found = {b.label: faults_of(archive.pgbackrest, repo, b, is_due, pages.add) for b in backups}
+    pages.turn()
+    return {label: faults for label, faults in found.items() if faults}
 
 
 def _recall(archive: Archive, book: LedgerBook, now: datetime) -> Ledger:

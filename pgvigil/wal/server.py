@@ -9,11 +9,11 @@ from pgvigil import postgres
 from pgvigil.position import Position, read_position
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
-from pgvigil.wal.names import SEGMENT_NAME, parse_lsn, segment_number, segment_timeline
+from pgvigil.wal.names import HISTORY_FILE, SEGMENT_NAME, parse_lsn, segment_number, segment_timeline
 from pgvigil.wal.ranges import ranges_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from pgvigil.wal.ranges import Range
 
@@ -67,15 +67,16 @@ class Server(Position):
                 found.setdefault(segment_timeline(item.name), []).append(number)
         return {timeline: ranges_of(sorted(numbers)) for timeline, numbers in found.items()}
 
-    def late(self, is_stored: Callable[[int, int], bool]) -> list[Ready]:
-        """Return the segments that wait and are not in the repository, oldest first."""
-        late = (
-            item
-            for item in self.ready
-            if SEGMENT_NAME.match(item.name)
-            and not is_stored(segment_timeline(item.name), segment_number(item.name, self.segment_size))
-        )
+    def late(self, is_stored: Callable[[int, int], bool], histories: Collection[int]) -> list[Ready]:
+        """Return segments and history files that wait and are not in the repository, oldest first."""
+        late = (item for item in self.ready if self._is_late(item.name, is_stored, histories))
         return sorted(late, key=lambda item: item.since)
+
+    def _is_late(self, name: str, is_stored: Callable[[int, int], bool], histories: Collection[int]) -> bool:
+        if SEGMENT_NAME.match(name):
+            return not is_stored(segment_timeline(name), segment_number(name, self.segment_size))
+        history = HISTORY_FILE.match(name)
+        return bool(history and int(history["timeline"], 16) not in histories)
 
 
 def read_server(dsn: str, application_name: str) -> Server:

@@ -1,5 +1,6 @@
 """What lies in a repository, file by file: read as pgBackRest reads it, and nothing odd ends the proof."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+import zstandard
 
 from pgvigil.reports import Severity, Verdict
 from pgvigil.sandbox import postgres as servers
@@ -188,6 +190,86 @@ def test_empty_manifests_are_missing_ones(vault: Vault) -> None:
     assert (Verdict.REFUTED, ["manifest-missing"]) == (report.verdict, codes(report))
     assert f"{labels[0]}, {labels[1]} cannot be restored" in report.findings[0].message
     assert "it is empty" in report.findings[0].message
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def lock_folder(path: Path) -> None:
+    lock_up(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (flip, "manifest-corrupt"),
+        (shorten, "manifest-corrupt"),
+        pytest.param(lock_up, "manifest-unreadable", marks=needs_root),
+        pytest.param(lock_folder, "manifest-unreadable", marks=needs_root),
+    ],
+)
+def test_manifests_by_which_nothing_can_be_restored_refute(
+    vault: Vault, damage: Callable[[Path], None], code: str
+) -> None:
+    """Listed, not empty, and of no use to pgBackRest: the backup and its dependant are lost, no other."""
+    labels = vault.labels()
+    for name in ("backup.manifest", "backup.manifest.copy"):
+        damage(vault.repository / "backup" / "demo" / labels[0] / name)
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, [code]) == (report.verdict, codes(report))
+    assert f"{labels[0]}, {labels[1]} cannot be restored" in report.findings[0].message
+    assert [labels[2]] == [window.label for window in report.repositories[0].archives[0].windows]
+
+
+def test_one_damaged_manifest_is_a_warning(vault: Vault) -> None:
+    """Pgbackrest restores by the copy; a manifest that was proven is read again when it changed."""
+    whole = vault.prove()
+    shorten(vault.repository / "backup" / "demo" / vault.labels()[0] / "backup.manifest")
+
+    report = vault.prove()
+
+    assert (Verdict.VERIFIED, ()) == healthy(whole)
+    assert (Verdict.VERIFIED, ["manifest-corrupt"]) == (report.verdict, codes(report))
+    assert report.findings[0].severity is Severity.WARNING
+
+
+def test_any_name_in_a_manifest_counts_for_its_checksum(own_vault: Vault) -> None:
+    """The checksum is computed as pgBackRest does, whatever the files of the cluster are called."""
+    for name in ('we"ird={"a":1}=', "\\b=\x08[c]", "[d]", "é\x7f"):
+        path = own_vault.sandbox.data("primary") / "base" / name
+        path.write_text("x")
+        own_vault.sandbox.give(path)
+    own_vault.backup("incr")
+
+    assert (Verdict.VERIFIED, ()) == healthy(own_vault.prove())
+
+
+def lose_a_page(path: Path) -> None:
+    """Store a segment as a server would whose disk had lost one page of it: its sha1 is right."""
+    content = bytearray(zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()))
+    content[8192:16384] = bytes(8192)
+    sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+    path.unlink()
+    path.with_name(f"{path.name[:24]}-{sha1}.zst").write_bytes(zstandard.compress(bytes(content)))
+
+
+def test_a_page_that_the_server_lost_before_it_archived_is_damage(vault: Vault) -> None:
+    """Hash and name agree, and pgbackrest verify is content; recovery would stop there."""
+    path = of_many_pages(vault)
+    lose_a_page(path)
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["wal-corrupt"]) == (report.verdict, codes(report))
+    assert "its sha1 is right" in report.findings[0].message
+
+
+def of_many_pages(vault: Vault) -> Path:
+    """The stored segment that compresses least has more than two pages of WAL."""
+    return max(vault.segments(), key=lambda path: path.stat().st_size)
 
 
 def test_a_second_opinion_that_is_bad_is_told_again(vault: Vault) -> None:

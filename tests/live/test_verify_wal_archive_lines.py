@@ -1,12 +1,13 @@
 """Timelines, repositories and rights, as servers have them."""
 
 import os
+import shutil
 import time
 
 import pytest
 
 from pgvigil.reports import Verdict
-from tests.fixtures.reports import codes, healthy
+from tests.fixtures.reports import codes, found, healthy
 from tests.fixtures.sandbox import FreshSandbox
 from tests.fixtures.wal import Vault, fresh_vault
 
@@ -26,6 +27,56 @@ def test_a_promotion_is_no_fault_and_its_missing_history_is(own_vault: Vault) ->
     assert [2] == [window.timeline for window in archive.windows]
     assert (Verdict.REFUTED, ["history-missing"]) == (broken.verdict, codes(broken))
     assert "timeline 2" in broken.findings[0].message
+
+
+def test_a_history_file_that_waits_at_the_server_is_delayed_not_missing(own_vault: Vault) -> None:
+    """Until it is archived nobody knows which backups lead to the present: no proof, and no loss."""
+    command = own_vault.sql("SHOW archive_command")[0]["archive_command"]
+    own_vault.configure(archive_command=f"case %f in *.history) exit 1;; esac; {command}")
+    own_vault.promote()
+    patient = own_vault.prove()
+    own_vault.policy(max_delay="1ms")
+    strict = own_vault.prove()
+    own_vault.sql("ALTER SYSTEM RESET archive_command")
+    own_vault.sql("SELECT pg_reload_conf()")
+    own_vault.write(1)
+    own_vault.wait_archived(150)
+    arrived = own_vault.prove()
+
+    assert (Verdict.INCONCLUSIVE, []) == (patient.verdict, codes(patient))
+    assert "history file waits" in found(patient, "repo1.continuity")
+    assert (Verdict.REFUTED, ["wal-delayed"]) == (strict.verdict, codes(strict))
+    assert "00000002.history wait" in strict.findings[0].message
+    assert (Verdict.VERIFIED, ()) == healthy(arrived)
+
+
+def test_wal_that_is_lost_across_a_switch_is_named_on_both_timelines(own_vault: Vault) -> None:
+    """The names are those of the files that are missing, as known_losses takes them."""
+    own_vault.promote()
+    own_vault.write(3)
+    own_vault.wait_archived()
+    lost = [own_vault.segments(1)[-1], own_vault.segments(2)[0]]
+    for path in lost:
+        path.unlink()
+
+    report = own_vault.prove()
+
+    assert (Verdict.REFUTED, ["wal-missing"] * 2) == (report.verdict, codes(report))
+    assert [path.name[:24] for path in lost] == [finding.subject for finding in report.findings]
+
+
+def test_a_stanza_without_any_backup_is_refuted(own_vault: Vault) -> None:
+    """Its WAL is whole, and known to be of no use."""
+    shutil.rmtree(own_vault.repository / "backup")
+    shutil.rmtree(own_vault.repository / "archive")
+    own_vault.pgbackrest("stanza-create")
+    own_vault.write(2)
+    own_vault.wait_archived()
+
+    report = own_vault.prove()
+
+    assert (Verdict.REFUTED, ["no-backup"]) == (report.verdict, codes(report))
+    assert "take a full backup" in report.findings[0].hint
 
 
 def test_wal_after_a_restore_to_the_end_of_a_backup_is_judged(own_vault: Vault) -> None:

@@ -1,6 +1,7 @@
 """Generated archives against a model that walks segment by segment: no gap missed, none invented."""
 
 import json
+import os
 from dataclasses import dataclass
 
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from pgvigil.wal.ranges import Range, clip, count, holes, ranges_of, run_from, u
 from pgvigil.wal.timelines import Fate, Tree, fates
 
 SIZE = 64 * 2**20
+ROUNDS = 100 * int(os.environ.get("PGVIGIL_ROUNDS", "1"))
 NUMBERS = st.lists(st.integers(0, 40), max_size=30)
 
 
@@ -101,7 +103,7 @@ def naive_way(world: World, tip: int) -> dict[int, int]:
     return way
 
 
-@settings(max_examples=400)
+@settings(max_examples=ROUNDS)
 @given(worlds())
 def test_no_gap_is_missed_and_none_invented(world: World) -> None:
     """Lost, late and reachable are what walking segment by segment finds, on every line."""
@@ -166,7 +168,7 @@ def check(world: World, found: Verdicts, bases: list[Base], tip: int, until: int
         assert not any(r.from_lsn <= loss.from_lsn + 1 < r.to_lsn for r in found.reaches)
 
 
-@settings(max_examples=400)
+@settings(max_examples=ROUNDS)
 @given(worlds())
 def test_every_backup_is_judged_and_first_on_the_live_line(world: World) -> None:
     """A backup that the live line passes is judged there, even if it ended in the segment of the switch."""
@@ -180,7 +182,7 @@ def test_every_backup_is_judged_and_first_on_the_live_line(world: World) -> None
     assert sorted(world.bases) == sorted(base for own in (live, *others) for base in own)
 
 
-@settings(max_examples=400)
+@settings(max_examples=ROUNDS)
 @given(worlds())
 def test_damage_that_ends_a_window_has_a_cost(world: World) -> None:
     """Every damaged segment without which a backup could be restored further, or at all, costs something."""
@@ -242,6 +244,31 @@ def test_a_listing_is_read_the_same_however_it_is_cut(world: World, cut: int) ->
     assert set(entries) == {f"15-1/{file.path(SIZE)}" for file in archive.files()}
     assert (1, 1, 1, 1) == tuple(archive.classes[c] for c in ("backup", "partial", "foreign", "history"))
     assert {2} == archive.histories
+
+
+@settings(max_examples=ROUNDS)
+@given(worlds(), worlds(), st.integers(1, 400))
+def test_every_archive_id_is_read_as_if_it_were_alone(old: World, new: World, cut: int) -> None:
+    """Numbers and sizes of one archive say nothing of another's, whatever the order and the chunks."""
+    sizes = {"14-1": SIZE, "15-2": SIZE // 4}
+    entries = {
+        f"{key}/{name[:16]}/{name}-{number:040x}": {"type": "file", "size": 1, "time": 1}
+        for (key, size), world in zip(sizes.items(), (old, new), strict=True)
+        for timeline, number in sorted(world.stored)
+        for name in [segment_name(timeline, number, size)]
+    }
+    text = (json.dumps({".": {"type": "path"}} | entries, separators=(",", ":")) + "\n").encode()
+    reader = ListingReader(SIZE // 4, {"14-1": SIZE})
+    for start in range(0, len(text), cut):
+        reader.feed(text[start : start + cut])
+
+    found = {
+        key: {t: track.ranges() for t, track in archive.tracks.items()}
+        for key, archive in reader.close().items()
+    }
+
+    worlds_by_key = {"14-1": by_timeline(old.stored), "15-2": by_timeline(new.stored)}
+    assert {key: ranges for key, ranges in worlds_by_key.items() if ranges} == found
 
 
 def test_a_promotion_leaves_an_ancestor_a_restore_an_abandoned_a_copy_a_stray() -> None:
