@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo demo-stop test soak check bench lock system clean
+.PHONY: help demo demo-stop test soak screenshots check bench lock system clean
 
 help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
 	@echo 'make demo-stop  remove everything that make demo started'
 	@echo 'make test       the whole suite, on live servers'
-	@echo 'make soak       what must stay silent, thirty times and for an idle hour'
+	@echo 'make soak       what must stay silent or outlive a kill, thirty times, and an idle hour'
+	@echo 'make screenshots  pictures of the UI, into docs/screenshots'
 	@echo 'make check      format, lint, types, import contract'
 	@echo 'make bench      what is fast, measured side by side (ONLY=name for one)'
 	@echo 'make lock       resolve the dependencies anew, with hashes'
@@ -34,6 +35,9 @@ test: $(VENV)/.dev
 # The claims about silence and exactness once more, thirty times each and with an idle hour: about two hours.
 soak: $(VENV)/.dev
 	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_ROUNDS=30 PGVIGIL_IDLE=3600 $(BIN)/python -m pytest -m rounds
+
+screenshots: $(VENV)/.dev
+	PGVIGIL_SCREENSHOTS='$(CURDIR)/docs/screenshots' $(BIN)/python -m pytest tests/acceptance/test_browser.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check

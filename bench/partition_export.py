@@ -82,10 +82,12 @@ def _ours(box: Sandbox, *, prove: bool) -> None:
     store = connect(load_fleet().s3)
     copy = _copy(box, store)
     if prove:
-        checks = copying.prove(store, copy, load_fleet().s3, lambda _: None)
+        proven = copying.prove(store, copy, load_fleet().s3, lambda _: None)
+        checks = [check for each in proven for check in each.checks]
         if conclude(checks) is not Verdict.VERIFIED:
             sys.exit(f"a copy that was not proven cannot be compared: {checks}")
-    store.delete(copy.manifest.rows.uri)
+    for leaf in copy.manifest.leaves:
+        store.delete(leaf.stored.rows.uri)
 
 
 def _copy(box: Sandbox, store: ObjectStore) -> copying.Copy:

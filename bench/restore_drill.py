@@ -103,6 +103,7 @@ def _steps(run: Run) -> None:
                     for database in halt.databases:
                         proving.compare_database(drill, copy, database, on_progress=_nothing)
                     if halt.is_last:
+                        proving.compare_cluster(drill, marked, copy)
                         proving.promote(drill, copy)
                         files = proving.examine(drill, copy)
             proving.scan(drill, copy, files)

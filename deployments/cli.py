@@ -203,6 +203,34 @@ def run_flow(  # noqa: PLR0913 - one per option
     return report.verdict.exit_code
 
 
+@app.command()
+@answers
+def approve(
+    run: Annotated[
+        UUID | None,
+        typer.Argument(metavar="RUN", help="The Prefect run that asks; without it all are listed."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Your name, for the audit log.")] = None,
+    note: Annotated[str, typer.Option(help="Why, or a ticket's number.")] = "",
+    reject: Annotated[bool, typer.Option("--reject", help="Say no.")] = False,
+    json: Json = False,
+) -> None:
+    """List the runs that wait for a person, or answer one."""
+    from deployments import show  # noqa: PLC0415
+    from deployments.server import require_answer, required_url  # noqa: PLC0415
+    from pgvigil.runs import actor  # noqa: PLC0415
+
+    require_answer(required_url())
+    from deployments import approval  # noqa: PLC0415
+
+    if run is None:
+        (show.as_json if json else show.questions)(approval.waiting())
+        return
+    given = approval.filled_in(approve=not reject, approver=name or actor(), note=note)
+    approval.answer(run, given)
+    typer.echo(f"run {run} goes on: {given.decision}")
+
+
 @sandbox_app.command("up")
 @answers
 def sandbox_up(
@@ -479,11 +507,13 @@ def deploy(
     from deployments.server import require_answer, required_url  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
 
-    wanted = manifest.read_manifest(load_fleet(), file)
+    fleet = load_fleet()
+    wanted = manifest.read_manifest(fleet, file)
     require_answer(required_url())
     from deployments.deploy import deploy as apply  # noqa: PLC0415
+    from deployments.forms import choices  # noqa: PLC0415
 
-    show.changes(apply(wanted, dry_run=dry_run), dry_run=dry_run)
+    show.changes(apply(wanted, choices(fleet), dry_run=dry_run), dry_run=dry_run)
 
 
 if __name__ == "__main__":

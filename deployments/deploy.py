@@ -11,8 +11,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.utilities.callables import parameter_schema
 
+from deployments.forms import form
 from pgvigil.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import DeploymentSchedule
     from prefect.client.schemas.responses import DeploymentResponse
 
+    from deployments.forms import Choices
     from deployments.manifest import DeploymentEntry, Manifest, ScheduleEntry
 
 
@@ -32,26 +33,31 @@ class Step:
     apply: Callable[[], object]
 
 
-def deploy(manifest: Manifest, *, dry_run: bool = False) -> tuple[str, ...]:
+def deploy(manifest: Manifest, choices: Choices, *, dry_run: bool = False) -> tuple[str, ...]:
     """Make the server as the manifest says and return what was changed, or with `dry_run` would be.
+
+    `choices` are the names that its forms offer.
 
     Idempotent: a second call changes nothing and returns nothing. Never touches whether a schedule or a
     deployment is paused, nor schedules without a slug, which people make in the UI.
     """
     with get_client(sync_client=True) as client:
-        steps = list(_plan(client, manifest))
+        steps = list(_plan(client, manifest, choices))
         if not dry_run:
             for step in steps:
                 step.apply()
     return tuple(step.text for step in steps)
 
 
-def _plan(client: SyncPrefectClient, manifest: Manifest) -> Iterator[Step]:
+def _plan(client: SyncPrefectClient, manifest: Manifest, choices: Choices) -> Iterator[Step]:
     for pool in sorted({entry.work_pool.name for entry in manifest.deployments}):
         yield from _plan_pool(client, pool)
     for entry in manifest.deployments:
         flow = load_flow(entry.entrypoint)
-        yield from _plan_deployment(client, entry, flow, _wanted(entry, flow, list(manifest.pull)))
+        wanted = _wanted(entry, list(manifest.pull)) | {
+            "parameter_openapi_schema": form(flow, entry.form, choices)
+        }
+        yield from _plan_deployment(client, entry, flow, wanted)
 
 
 def load_flow(entrypoint: str) -> Flow[..., Any]:
@@ -76,7 +82,7 @@ def _plan_pool(client: SyncPrefectClient, name: str) -> Iterator[Step]:
         yield Step(f"create work pool '{name}' of type process", lambda: client.create_work_pool(wanted))
 
 
-def _wanted(entry: DeploymentEntry, flow: Flow[..., Any], pull: list[dict[str, Any]]) -> dict[str, Any]:
+def _wanted(entry: DeploymentEntry, pull: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "description": entry.description,
         "tags": list(entry.tags),
@@ -85,7 +91,6 @@ def _wanted(entry: DeploymentEntry, flow: Flow[..., Any], pull: list[dict[str, A
         "entrypoint": entry.entrypoint,
         "pull_steps": pull,
         "enforce_parameter_schema": entry.enforce_parameter_schema,
-        "parameter_openapi_schema": parameter_schema(flow).model_dump(),
     }
 
 

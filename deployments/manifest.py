@@ -7,7 +7,7 @@ import os
 import re
 import zoneinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FILE = Path(__file__).resolve().parents[1] / "prefect.yaml"
 CLUSTER = "PGVIGIL_CLUSTER"
 DATABASE = "PGVIGIL_DATABASE"
+Kind = Literal["clusters", "partitioned databases", "partitioned tables", "migrated databases", "backfills"]
 _PLACE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 
@@ -47,6 +48,13 @@ class WorkPool(Frozen):
     name: str
 
 
+class FormField(Frozen):
+    """What prefect.yaml says about one field beyond the flow's signature."""
+
+    choose: Kind | None = None
+    default: bool | int | str | None = None
+
+
 class DeploymentEntry(Frozen):
     """One deployment; the entry point is a module path, never a file."""
 
@@ -58,6 +66,7 @@ class DeploymentEntry(Frozen):
     work_pool: WorkPool
     schedules: tuple[ScheduleEntry, ...] = ()
     enforce_parameter_schema: bool = True
+    form: dict[str, FormField] = Field(default_factory=dict)
 
 
 class Manifest(Frozen):
@@ -178,4 +187,5 @@ _NESTED: dict[str, type[Frozen]] = {
     "deployments": DeploymentEntry,
     "schedules": ScheduleEntry,
     "work_pool": WorkPool,
+    "form": FormField,
 }

@@ -57,11 +57,13 @@ def _deploy(sandbox: Sandbox, server: StartingServer) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415
 
     from deployments.deploy import deploy  # noqa: PLC0415
+    from deployments.forms import choices  # noqa: PLC0415
 
-    manifest = read_manifest(load_fleet(sandbox.fleet_file))
+    fleet = load_fleet(sandbox.fleet_file)
+    manifest = read_manifest(fleet)
     server.await_ready()
     with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
-        deploy(manifest)
+        deploy(manifest, choices(fleet))
         for pool in sorted({entry.work_pool.name for entry in manifest.deployments}):
             start_worker(sandbox, server.url, pool)
             _await_worker(client, pool)

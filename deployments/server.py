@@ -15,7 +15,9 @@ import urllib.request
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from deployments.serving import PORT
 from pgvigil.errors import ConfigError, DeadlineExceeded, ToolFailed
 from pgvigil.processes import Command, hold
 
@@ -113,7 +115,7 @@ def required_url() -> str:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise ConfigError(
-            "PREFECT_API_URL is not set, so there is no server to deploy to",
+            "PREFECT_API_URL is not set, so there is no server to ask",
             hint="set it to the server's address, such as http://127.0.0.1:4200/api",
         )
     return url
@@ -182,9 +184,12 @@ def _keep_template(database: Path) -> None:
 
 
 def start_in(sandbox: Sandbox) -> StartingServer:
-    """Start the server of a sandbox, with its database in the sandbox's second cluster."""
+    """Start the server of a sandbox, with its database in the sandbox's second cluster.
+
+    One that was there before is started again at its old address.
+    """
     home = sandbox.directory / "prefect"
-    home.mkdir(mode=0o700)
+    home.mkdir(mode=0o700, exist_ok=True)
     env = {
         **QUIET,
         "PYTHONPATH": python_path(),
@@ -193,6 +198,9 @@ def start_in(sandbox: Sandbox) -> StartingServer:
         # Leases in memory die with the server, and with them every run that holds one.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
+    if (home / "url").exists():
+        env[PORT] = str(urlsplit((home / "url").read_text(encoding="ascii")).port)
+        (home / "url").unlink()
     sandbox.start_service("prefect-server", _argv(home / "url"), env)
     return StartingServer(home / "url", sandbox.directory / "log" / "prefect-server.log")
 

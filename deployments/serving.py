@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import NoReturn
 
 HOST = "127.0.0.1"
+PORT = "PGVIGIL_SERVER_PORT"  # set: that port, and no other
 
 
-def main(announcement: Path) -> None:
+def main(announcement: Path, port: int) -> None:
     """Listen, announce the API's address in a file that appears whole, and serve until a signal comes."""
-    with socket.create_server((HOST, 0), backlog=256) as listener:
+    with socket.create_server((HOST, port), backlog=256) as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}/api"
         os.environ["PREFECT_SERVER_UI_API_URL"] = url
         draft = announcement.with_suffix(".new")
@@ -50,4 +51,4 @@ def _vanish(_signal: int, _frame: object) -> NoReturn:
 if __name__ == "__main__":
     if "--temporary" in sys.argv:
         signal.signal(signal.SIGTERM, _vanish)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(os.environ.get(PORT, "0")))

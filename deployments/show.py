@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import timedelta
 
+    from deployments.approval import Waiting
     from pgvigil.audit import ChainReport, RunRecord, RunSummary
     from pgvigil.backfill.steering import Shown
     from pgvigil.doctor import Diagnosis
@@ -54,6 +55,16 @@ def statuses(found: Sequence[ProofStatus]) -> None:
     """Print each proof's state, worst first."""
     rows = ((_mark(s.state), s.subject, s.flow, s.proof, _age(s.age), s.reason) for s in found)
     _print(("state", "subject", "flow", "proof", "age", "why"), rows)
+
+
+def questions(found: Sequence[Waiting]) -> None:
+    """Print each waiting run with what it asks."""
+    if not found:
+        print("no run waits for a person")  # noqa: T201 - this is the terminal
+    for each in found:
+        until = f", until {each.until:%Y-%m-%d %H:%M} UTC" if each.until else ""
+        print(f"{each.run_id}  {each.name}{until}")  # noqa: T201 - this is the terminal
+        _console().print(Markdown(each.question))
 
 
 def runs(found: Sequence[RunSummary]) -> None:

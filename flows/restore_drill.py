@@ -14,6 +14,7 @@ from tasks.drill import (
     check_repository,
     claim_scratch,
     compare,
+    compare_cluster,
     examine,
     hold_drill,
     keep_copy,
@@ -82,6 +83,7 @@ def prove(drill: Drill, chosen: Plan, marked: Marked, copy: Copy) -> None:
             for database in halt.databases:
                 compare(drill, copy, database)
             if halt.is_last:
+                compare_cluster(drill, marked, copy)
                 promote(drill, copy)
                 files = examine(drill, copy)
                 prove_archived(drill, copy)

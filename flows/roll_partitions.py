@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from pgvigil.partitions.facts import RollReport
 from pgvigil.runs import conduct
+from tasks.approval import ask, decisions
 from tasks.partitions import (
     alone,
     archive,
+    check_decided,
     conclude,
     create,
     detach,
@@ -18,12 +20,14 @@ from tasks.partitions import (
     hold_table,
     plan,
     prove,
+    record,
     release,
     tables,
 )
 from tasks.pipeline import context, pipeline
 
 if TYPE_CHECKING:
+    from pgvigil.approval import Decision
     from pgvigil.partitions.facts import Plan
     from pgvigil.partitions.operation import Managed
     from pgvigil.runs import Run
@@ -39,21 +43,28 @@ def roll_partitions(
         database: The database as cluster/database, as the fleet file has it.
         table: One table as the fleet file writes it; without it, all of them.
         approve: The digest of a plan whose drops you approve; an earlier report names it.
+            Without it the run asks, and waits.
         dry_run: Look and decide only; nothing is changed.
     """
-    steps = partial(roll, table=table, approve=approve, dry_run=dry_run)
-    return conduct(RollReport, "roll_partitions", database, steps, dry_run=dry_run, context=context())
+    decided = decisions(approve)
+    steps = partial(roll, table=table, decided=decided, dry_run=dry_run)
+    report = conduct(RollReport, "roll_partitions", database, steps, dry_run=dry_run, context=context())
+    return ask(
+        report, report.questions
+    )  # while a person thinks, the run is not there; answered, it begins anew
 
 
-def roll(run: Run, table: str | None, approve: str, *, dry_run: bool) -> None:
+def roll(run: Run, table: str | None, decided: tuple[Decision, ...], *, dry_run: bool) -> None:
     """Do the steps, table by table, under each table's lock."""
-    for managed in tables(run, table):
+    if not dry_run:
+        record(run, decided)
+    for managed in tables(run, table, decided):
         with alone(managed, managed.policy.table, f"partitions {managed.policy.table}"):
             if dry_run:
-                plan(managed, approve)
+                plan(managed)
                 continue
             with hold_table(managed) as held:
-                made = plan(held, approve)
+                made = plan(held)
                 finish(held, made)
                 release(held, made)
                 for creation in made.creations:
@@ -61,6 +72,7 @@ def roll(run: Run, table: str | None, approve: str, *, dry_run: bool) -> None:
                         create(held, creation)
                 leave(held, made)
                 conclude(held, made)
+    check_decided(run, decided)
 
 
 def leave(held: Managed, made: Plan) -> None:

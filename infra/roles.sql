@@ -31,7 +31,7 @@ $$;
 -- current WAL segment and marks restore points, so that a proof can wait for a segment of its own.
 -- What it may change in a database comes from that database's owner:
 --   GRANT orders_owner TO pgvigil;   -- to roll partitions of, or backfill, tables of orders_owner
--- A database with backfills needs infra/backfill.sql as well, one with partitions infra/partitions.sql.
+-- A database with backfills or partitions to roll needs infra/target.sql as well.
 GRANT pg_monitor TO pgvigil;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO pgvigil;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_create_restore_point(text) TO pgvigil;

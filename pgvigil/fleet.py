@@ -90,6 +90,12 @@ class ClusterSettings(Frozen):
     drill: DrillPolicy = DrillPolicy()
     databases: dict[str, DatabaseSettings] = Field(default_factory=dict)
 
+    @property
+    def drill_pgbackrest(self) -> PgBackRestSettings:
+        """How drills start pgBackRest: as drill.pgbackrest says, or else like everybody."""
+        own = self.drill.pgbackrest
+        return self.pgbackrest.model_copy(update=own.model_dump()) if own else self.pgbackrest
+
 
 class Fleet(Frozen):
     """The whole fleet file."""

@@ -90,7 +90,7 @@ def conduct(  # noqa: PLR0913 - what a run is, and nothing else
     A subject whose cluster is unknown leaves no trace in audit log and report store: nothing was touched;
     only cancellation and defects leave as exceptions, after the audit log has them.
     """
-    identity = RunIdentity(run_id=uuid4(), flow=flow, subject=subject, actor=_actor())
+    identity = RunIdentity(run_id=uuid4(), flow=flow, subject=subject, actor=actor())
     started = datetime.now(tz=UTC)
     redact = redactor()
     try:
@@ -291,6 +291,7 @@ def _run_directory(fleet: Fleet, identity: RunIdentity) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _actor() -> str:
+def actor() -> str:
+    """Return who runs this, as the operating system has it."""
     user = os.environ.get("SUDO_USER") or getpass.getuser()
     return f"{user}@{socket.gethostname()}"

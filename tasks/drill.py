@@ -91,6 +91,12 @@ def compare(drill: Drill, copy: Copy, database: MarkedDatabase) -> None:
     proving.compare_database(drill, copy, database, on_progress=_bar(drill).show)
 
 
+@task(name="compare what databases share", **ONCE)
+def compare_cluster(drill: Drill, marked: Marked, copy: Copy) -> None:
+    """Compare roles, memberships, settings and tablespaces with the source's."""
+    proving.compare_cluster(drill, marked, copy)
+
+
 @task(name="promote", **ONCE)
 def promote(drill: Drill, copy: Copy) -> None:
     """Bring the copy up for reads and writes."""

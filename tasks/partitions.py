@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
 
+from pgvigil import approval
 from pgvigil.partitions import operation, returning
 from tasks.policy import CHANGE, READ
 from tasks.progress import ProgressBar
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 tables = operation.tables
 alone = operation.alone
+record = approval.record
+check_decided = operation.check_decided
 
 
 @contextmanager
@@ -35,9 +38,9 @@ def hold_table(managed: Managed) -> Iterator[Managed]:
 
 
 @task(name="plan", task_run_name="plan {managed.policy.table}", **READ)
-def plan(managed: Managed, approved: str = "") -> Plan:
+def plan(managed: Managed) -> Plan:
     """Read the catalog and decide what is made and what leaves."""
-    made = operation.plan(managed, approved)
+    made = operation.plan(managed)
     for line in made.text().splitlines():
         get_run_logger().info("%s", line)
     return made

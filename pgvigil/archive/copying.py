@@ -5,16 +5,30 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from importlib.metadata import version
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 from psycopg import sql
 
 from pgvigil import __version__
 from pgvigil.archive import blocks, digest, place
-from pgvigil.archive.manifest import Manifest, Origin, StoredRows, read_manifest, to_bytes
-from pgvigil.archive.shape import create_table, ddl, read_shape
+from pgvigil.archive.manifest import (
+    Manifest,
+    Node,
+    Origin,
+    ParquetCopy,
+    Stored,
+    StoredRows,
+    read_manifest,
+    to_bytes,
+)
+from pgvigil.archive.shape import create_table
 from pgvigil.archive.stream import Meter, Progress, Rows, column_list, export, read_back
+from pgvigil.archive.tree import read_tree, tree_ddl, without_bound
+from pgvigil.archive.view import view
 from pgvigil.errors import ConfigError, ObjectExists, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.objectstore import ObjectLock, holds
 from pgvigil.postgres import copy_in, translated
@@ -22,16 +36,20 @@ from pgvigil.reports import Check, Verdict
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from uuid import UUID
 
+    from pgvigil.archive.digest import Digest
+    from pgvigil.archive.manifest import Leaf
+    from pgvigil.archive.parquet import Layout
+    from pgvigil.archive.tree import Branch
     from pgvigil.fleet import S3Settings
     from pgvigil.objectstore import ObjectStore
     from pgvigil.partitions.facts import Entry, Name
-    from pgvigil.policies.partitions import ObjectLockPolicy, PartitionPolicy
+    from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy, PartitionPolicy
     from pgvigil.postgres import Connection
 
-CONTENT = ("copy.there", "copy.sha256", "copy.size", "copy.digest")  # the checks that tell a damaged copy
+_CONTENT = frozenset({"copy.there", "copy.sha256", "copy.size", "copy.digest"})  # tell damaged rows
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,7 @@ class Place:
     parent: Name
     entry: Entry
     lock: ObjectLockPolicy | None
+    parquet: ParquetPolicy | None = None
 
     @property
     def manifest(self) -> str:
@@ -56,7 +75,7 @@ class Place:
         """Find the place of an entry; raises ConfigError without an archive."""
         own = (entry.name.schema_, entry.name.name)
         folder = place.folder(table_folder(policy, cluster, database, parent), *own)
-        return cls(folder, entry.id, cluster, database, parent, entry, policy.lock)
+        return cls(folder, entry.id, cluster, database, parent, entry, policy.lock, policy.parquet)
 
 
 def table_folder(policy: PartitionPolicy, cluster: str, database: str, parent: Name) -> str:
@@ -87,6 +106,10 @@ class Copy:
     seconds: float = 0.0
 
 
+def _unheard(relation: int, stored: Stored) -> None:
+    """Tell nobody."""
+
+
 def find(store: ObjectStore, where: Place) -> Copy | None:
     """Return the committed copy of a departure, if there is one."""
     try:
@@ -98,36 +121,106 @@ def find(store: ObjectStore, where: Place) -> Copy | None:
     return Copy(where, manifest, is_committed=True)
 
 
-def make(
+def make(  # noqa: PLR0913 - both ends, and who hears of it
     sessions: Sessions,
     store: ObjectStore,
     where: Place,
     run_id: UUID,
     on_progress: Callable[[Progress], None],
+    on_leaf: Callable[[int, Stored], None] = _unheard,
 ) -> Copy:
-    """Stream the table into a new object, while PostgreSQL computes its digest beside it.
+    """Stream the table, or every leaf of a tree, into new objects; PostgreSQL computes the digests beside it.
 
-    What earlier tries left unfinished is removed first. The table is fenced, so both read the same rows.
+    What earlier tries left unfinished is removed first; the leaves that they finished are taken as they are.
+    `on_leaf` hears of each leaf that is finished. The tables are fenced, so all sessions read the same rows.
     """
-    clear(store, where)
+    done = clear(store, where)
     session = sessions.export
     with translated(sessions.dsn):
         origin = session.execute(query("archive", "origin")).fetchall()[0]
         digest.pin(session)
-        shape = read_shape(session, where.entry.relation)
-        size = session.execute(query("archive", "table"), {"oid": where.entry.relation}).fetchall()[0]["size"]
+        tree = without_bound(read_tree(session, where.entry.relation), where.entry.condition)
         for each in (sessions.export, sessions.digest):
             digest.pin(each, origin["encoding"])
-    uri = place.data_uri(where.folder, where.id, run_id)
-    meter = Meter(size, on_progress)
+    leaves = [branch for branch in tree if branch.is_leaf]
+    waiting = [leaf for leaf in leaves if leaf.relation not in done]
+    with translated(sessions.dsn):
+        layouts = survey(session, waiting, origin["encoding"], where.parquet)
+    for leaf in waiting:
+        show = partial(_show_share, on_progress, leaves.index(leaf), len(leaves))
+        job = _Job(sessions, store, where, run_id, origin["encoding"], show)
+        done[leaf.relation] = _copy_leaf(job, leaf, layouts.get(leaf.relation))
+        on_leaf(leaf.relation, done[leaf.relation])
+    manifest = _manifest(where, run_id, origin, tree, done)
+    return Copy(where, _with_view(store, where, manifest), is_committed=False)
+
+
+def survey(
+    session: Connection, leaves: Iterable[Branch], encoding: str, policy: ParquetPolicy | None
+) -> dict[int, Layout]:
+    """Say how each table becomes Parquet, if it shall; raises PreconditionFailed for what that would change.
+
+    The session's settings are those of `digest.pin`.
+    """
+    if policy is None:
+        return {}
+    from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
+
+    return {leaf.relation: parquet.survey(session, leaf.shape, encoding, policy) for leaf in leaves}
+
+
+def preflight(session: Connection, relation: int, policy: ParquetPolicy) -> None:
+    """Raise PreconditionFailed, naming the columns, where Parquet would change values of a table or tree."""
+    origin = session.execute(query("archive", "origin")).fetchall()[0]
+    digest.pin(session)
+    leaves = (branch for branch in read_tree(session, relation) if branch.is_leaf)
+    survey(session, leaves, origin["encoding"], policy)
+
+
+def _with_view(store: ObjectStore, where: Place, manifest: Manifest) -> Manifest:
+    """Write the view over the Parquet files, if there are any, and name it."""
+    if not any(leaf.stored.parquet for leaf in manifest.leaves):
+        return manifest
+    uri = place.view_uri(where.folder, where.id, manifest.run_id)
+    text = view(manifest.shape.name, manifest.leaves)
+    lock = _object_lock(where.lock)
+    store.put(uri, text.encode(), content_type="application/sql", only_if_absent=True, lock=lock)
+    return manifest.model_copy(update={"view": uri})
+
+
+@dataclass(frozen=True)
+class _Job:
+    sessions: Sessions
+    store: ObjectStore
+    place: Place
+    run_id: UUID
+    encoding: str
+    on_progress: Callable[[Progress], None]
+
+
+def _show_share(on_progress: Callable[[Progress], None], number: int, count: int, now: Progress) -> None:
+    whole = now.text if count == 1 else f"table {number + 1} of {count}: {now.text}"
+    on_progress(Progress(percent=(100 * number + now.percent) / count, text=whole))
+
+
+def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
+    """Stream one table into a new object, while PostgreSQL computes its digest beside it."""
+    sessions, where, shape = job.sessions, job.place, leaf.shape
+    with translated(sessions.dsn):
+        size = sessions.export.execute(query("archive", "table"), {"oid": leaf.relation}).fetchall()[0][
+            "size"
+        ]
+    only = leaf.relation == where.entry.relation
+    uri = place.data_uri(where.folder, where.id, job.run_id, None if only else leaf.relation)
+    meter = Meter(size, job.on_progress)
     lock = _object_lock(where.lock)
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool:
         computing = pool.submit(
-            blocks.compute, sessions.digest, shape.table, shape.stored_columns, origin["encoding"]
+            blocks.compute, sessions.digest, shape.table, shape.stored_columns, job.encoding
         )
         try:
             with translated(sessions.dsn):
-                sent = export(session, shape, store, uri, meter=meter, lock=lock)
+                sent = export(sessions.export, shape, job.store, uri, meter=meter, lock=lock)
                 found = computing.result()
         except BaseException:
             sessions.digest.cancel_safe()
@@ -140,22 +233,70 @@ def make(
         text_size=sent.text_size,
         lock=lock,
     )
-    now = datetime.now(tz=UTC)
-    manifest = Manifest(
+    return Stored(rows=rows, digest=found, parquet=_copy_parquet(job, layout) if layout else None)
+
+
+def _copy_parquet(job: _Job, layout: Layout) -> ParquetCopy:
+    """Store one table once more as Parquet, while PostgreSQL computes the digest of what goes into it."""
+    from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
+
+    sessions, where, shape = job.sessions, job.place, layout.shape
+    uris = (
+        place.parquet_uri(where.folder, where.id, job.run_id, (shape.schema_, shape.name), number)
+        for number in count()
+    )
+    with ThreadPoolExecutor(1, "pgvigil-digest") as pool, translated(sessions.dsn):
+        digest.pin(sessions.export, "UTF8")
+        computing = pool.submit(
+            digest.compute_lines, sessions.digest, shape.table, parquet.line(layout), "UTF8"
+        )
+        try:
+            files = parquet.write(sessions.export, layout, job.store, uris, _object_lock(where.lock))
+            found = computing.result()
+        except BaseException:
+            sessions.digest.cancel_safe()
+            raise
+        digest.pin(sessions.export, job.encoding)
+    return ParquetCopy(files=files, digest=found, digest_algorithm=parquet.ALGORITHM, as_text=layout.as_text)
+
+
+def _manifest(
+    where: Place,
+    run_id: UUID,
+    origin: dict[str, Any],
+    tree: tuple[Branch, ...],
+    done: dict[int, Stored],
+) -> Manifest:
+    root, *below = tree
+    is_plain = root.is_leaf and not below
+    stored = done.get(root.relation)
+    nodes = [Node(**dict(branch), stored=done.get(branch.relation)) for branch in tree]
+    return Manifest(
         id=where.id,
         run_id=run_id,
         origin=_origin(where, origin),
-        shape=shape,
-        ddl=ddl(shape),
-        rows=rows,
-        digest=found,
+        shape=root.shape,
+        ddl=tree_ddl(tree),
+        rows=stored.rows if stored else None,
+        digest=_whole(stored, [node.stored for node in nodes if node.stored]),
         digest_algorithm=blocks.ALGORITHM,
+        parquet=stored.parquet if stored else None,
+        tree=() if is_plain else tuple(nodes),
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
         exported_at=origin["now"],
-        proven_at=now,
-        tools={"pgvigil": __version__, "zstandard": zstandard.__version__},
+        proven_at=datetime.now(tz=UTC),
+        tools=_tools(where),
     )
-    return Copy(where, manifest, is_committed=False)
+
+
+def _whole(root: Stored | None, leaves: list[Stored]) -> Digest:
+    """Give the digest of the table, or of all leaves of a tree together."""
+    return root.digest if root else digest.Digest.of_tables(each.digest for each in leaves)
+
+
+def _tools(where: Place) -> dict[str, str]:
+    tools = {"pgvigil": __version__, "zstandard": zstandard.__version__}
+    return tools | ({"pyarrow": version("pyarrow")} if where.parquet else {})
 
 
 def _origin(where: Place, found: dict[str, object]) -> Origin:
@@ -181,52 +322,127 @@ def _object_lock(wanted: ObjectLockPolicy | None) -> ObjectLock | None:
     return ObjectLock(mode=wanted.mode, retain_until=until, legal_hold=wanted.legal_hold)
 
 
-def clear(store: ObjectStore, where: Place) -> None:
+def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
     """Remove what killed runs left of a copy that was never committed: unfinished uploads, orphaned objects.
 
-    The caller holds the table's lock and looked for the manifest, so nobody else writes there.
+    Returns the leaves that an earlier run finished and that are still there. The caller holds the table's
+    lock and looked for the manifest, so nobody else writes there.
     """
     prefix = f"{where.folder}{where.id}/"
     for upload in store.list_uploads(prefix):
         store.abort_upload(upload)
-    for item in list(store.list(prefix)):
-        if item.uri == where.manifest:
-            raise PreconditionFailed(
-                f"{where.manifest} appeared meanwhile", hint="another run committed it; run again"
-            )
-        store.delete(item.uri)
+    there = {item.uri: item.size for item in store.list(prefix)}
+    if where.manifest in there:
+        raise PreconditionFailed(
+            f"{where.manifest} appeared meanwhile", hint="another run committed it; run again"
+        )
+    done = {relation: each for relation, each in where.entry.leaves.items() if _is_whole(each, where, there)}
+    kept = {uri for each in done.values() for uri in each.uris}
+    for uri in there.keys() - kept:
+        store.delete(uri)
+    return done
+
+
+def _is_whole(stored: Stored, where: Place, there: dict[str, int]) -> bool:
+    """Tell whether all of a finished leaf is still there, and all that is wanted now."""
+    if (stored.parquet is None) != (where.parquet is None):
+        return False
+    sizes = {stored.rows.uri: stored.rows.size}
+    sizes |= {file.uri: file.size for file in (stored.parquet.files if stored.parquet else ())}
+    return all(there.get(uri) == size for uri, size in sizes.items())
 
 
 def prove(
     store: ObjectStore, copy: Copy, settings: S3Settings, on_progress: Callable[[Progress], None]
-) -> list[Check]:
-    """Download the copy and compare everything with what PostgreSQL said and what was sent."""
-    manifest = copy.manifest
-    total = max(1, manifest.rows.text_size)
+) -> list[Proven]:
+    """Download every object and compare everything with what PostgreSQL said and what was sent."""
+    leaves = copy.manifest.leaves
+    proven = [
+        _prove_leaf(store, copy, leaf, settings, partial(_show_share, on_progress, number, len(leaves)))
+        for number, leaf in enumerate(leaves)
+    ]
+    if copy.manifest.tree:
+        total = digest.Digest.of_tables(each.digest for each in proven if each.digest)
+        proven.append(Proven(None, (_equal("copy.tree", str(copy.manifest.digest), str(total)),), total))
+    if copy.manifest.view:
+        proven.append(Proven(None, (_check_view(store, copy.manifest),)))
+    return proven
+
+
+def _check_view(store: ObjectStore, manifest: Manifest) -> Check:
+    wanted = view(manifest.shape.name, manifest.leaves)
+    is_equal = store.get(manifest.view) == wanted.encode()
+    return _check("copy.view", "the view as it was written", manifest.view, is_equal=is_equal)
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What reading back one leaf showed, or with no leaf all of them together."""
+
+    leaf: Leaf | None
+    checks: tuple[Check, ...]
+    digest: Digest | None = None
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """The addresses of what does not have the content any more that was stored."""
+        if self.leaf is None:
+            return ()
+        stored = self.leaf.stored
+        refuted = {check.id for check in self.checks if check.verdict is Verdict.REFUTED}
+        rows = (stored.rows.uri,) if refuted & _CONTENT else ()
+        return rows + (stored.parquet_uris if "copy.parquet" in refuted else ())
+
+
+def _prove_leaf(
+    store: ObjectStore,
+    copy: Copy,
+    leaf: Leaf,
+    settings: S3Settings,
+    on_progress: Callable[[Progress], None],
+) -> Proven:
+    rows, expected = leaf.stored.rows, leaf.stored.digest
+    total = max(1, rows.text_size)
 
     def show(done: int) -> None:
         percent = min(100.0, 100 * done / total)
         on_progress(Progress(percent=percent, text=f"read back {percent:.0f} %"))
 
     try:
-        got = read_back(store, manifest.rows.uri, show, manifest.digest.blocks)
+        got = read_back(store, rows.uri, show, expected.blocks)
     except ObjectMissing as error:
-        return [_check("copy.there", "the object is in the store", error.message, is_equal=False)]
+        check = _check("copy.there", "the object is in the store", error.message, is_equal=False)
+        return Proven(leaf, (check,))
     except StorageFailed as error:
         if error.context.get("s3_code") != "ContentAltered":
             raise
-        return [_check("copy.sha256", manifest.rows.sha256, error.message, is_equal=False)]
-    return [
-        _equal("copy.sha256", manifest.rows.sha256, got.sha256),
-        _equal("copy.size", f"{manifest.rows.text_size} bytes of text", f"{got.text_size} bytes of text"),
-        _equal("copy.digest", f"{manifest.digest} in PostgreSQL", f"{got.digest} in PostgreSQL"),
-        *_check_dress(store, copy, settings),
-    ]
+        return Proven(leaf, (_check("copy.sha256", rows.sha256, error.message, is_equal=False),))
+    checks = (
+        _equal("copy.sha256", rows.sha256, got.sha256),
+        _equal("copy.size", f"{rows.text_size} bytes of text", f"{got.text_size} bytes of text"),
+        _equal("copy.digest", f"{expected} in PostgreSQL", f"{got.digest} in PostgreSQL"),
+        *_check_dress(store, copy, rows, settings),
+        *_check_parquet(store, leaf),
+    )
+    return Proven(leaf, checks, got.digest)
 
 
-def _check_dress(store: ObjectStore, copy: Copy, settings: S3Settings) -> list[Check]:
-    """Compare what the store says of the object with what the settings ask for."""
-    rows = copy.manifest.rows
+def _check_parquet(store: ObjectStore, leaf: Leaf) -> list[Check]:
+    """Download the Parquet files, if there are any, and compare what they hold with PostgreSQL's digest."""
+    copy = leaf.stored.parquet
+    if copy is None:
+        return []
+    from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
+
+    try:
+        found = str(parquet.read_back(store, copy, leaf.shape))
+    except ObjectMissing as error:
+        found = error.message
+    return [_equal("copy.parquet", str(copy.digest), found)]
+
+
+def _check_dress(store: ObjectStore, copy: Copy, rows: StoredRows, settings: S3Settings) -> list[Check]:
+    """Compare what the store says of an object with what the settings ask for."""
     head = store.head(rows.uri)
     checks = [_equal("copy.stored", f"{rows.size} bytes", f"{head.size} bytes")]
     if settings.sse:
@@ -258,23 +474,22 @@ def _check(name: str, expected: str, actual: str, *, is_equal: bool) -> Check:
     return Check(id=name, verdict=verdict, expected=expected, actual=actual)
 
 
-def compare_reloaded(session: Connection, store: ObjectStore, copy: Copy) -> list[Check]:
-    """Load the copy into a temporary table and compare it with the original both ways."""
-    shape = copy.manifest.shape
+def compare_reloaded(session: Connection, store: ObjectStore, copy: Copy, leaf: Leaf) -> Check:
+    """Load a leaf's copy into a temporary table and compare it with the original both ways."""
+    shape = leaf.shape
     digest.pin(session, copy.manifest.origin.encoding)
     bare = shape.model_copy(update={"options": ()})
-    session.execute(create_table(bare, sql.Identifier("pg_temp", shape.name)))
-    scratch = sql.Identifier("pg_temp", shape.name)
+    scratch = sql.Identifier("pg_temp", f"pgvigil_{leaf.relation}")
+    session.execute(create_table(bare, scratch))
     columns = column_list(shape)
     load = sql.SQL("COPY {} ({}) FROM STDIN").format(scratch, columns)
-    copy_in(session, load, Rows(store, copy.manifest.rows.uri))
+    copy_in(session, load, Rows(store, leaf.stored.rows.uri))
     left = _difference(session, shape.table, scratch, columns)
     right = _difference(session, scratch, shape.table, columns)
-    return [
-        _equal(
-            "copy.reloaded", "0 rows more here, 0 more there", f"{left} rows more here, {right} more there"
-        )
-    ]
+    session.execute(sql.SQL("DROP TABLE {}").format(scratch))
+    return _equal(
+        "copy.reloaded", "0 rows more here, 0 more there", f"{left} rows more here, {right} more there"
+    )
 
 
 def _difference(
@@ -294,21 +509,8 @@ def commit(store: ObjectStore, copy: Copy, lock: ObjectLockPolicy | None) -> Man
 
     The write is conditional. A manifest that is there already after a lost answer is our own if it is equal.
     """
-    rows = copy.manifest.rows
-    head = store.head(rows.uri)
-    manifest = copy.manifest.model_copy(
-        update={
-            "proven_at": datetime.now(tz=UTC),
-            "rows": rows.model_copy(
-                update={
-                    "sse": head.sse,
-                    "storage_class": head.storage_class,
-                    "version_id": head.version_id,
-                    "etag": head.etag,
-                }
-            ),
-        }
-    )
+    proven = copy.manifest.model_copy(update={"proven_at": datetime.now(tz=UTC)})
+    manifest = proven.with_stored({leaf.relation: _dressed(store, leaf.stored) for leaf in proven.leaves})
     data = to_bytes(manifest)
     try:
         store.put(
@@ -324,17 +526,33 @@ def commit(store: ObjectStore, copy: Copy, lock: ObjectLockPolicy | None) -> Man
     return read_manifest(store, copy.place.manifest)
 
 
+def _dressed(store: ObjectStore, stored: Stored) -> Stored:
+    """Add what the store says of the object with the rows."""
+    head = store.head(stored.rows.uri)
+    told = {
+        "sse": head.sse,
+        "storage_class": head.storage_class,
+        "version_id": head.version_id,
+        "etag": head.etag,
+    }
+    return stored.model_copy(update={"rows": stored.rows.model_copy(update=told)})
+
+
 def require(store: ObjectStore, manifest_uri: str | None) -> None:
     """Raise StorageFailed unless manifest and rows are in the store at this moment, unreplaced."""
     if manifest_uri is None:
         raise PreconditionFailed("no copy was proven", hint="plan again")
-    manifest = read_manifest(store, manifest_uri)
-    head = store.head(manifest.rows.uri)
+    for leaf in read_manifest(store, manifest_uri).leaves:
+        _require(store, leaf.stored.rows)
+
+
+def _require(store: ObjectStore, rows: StoredRows) -> None:
+    head = store.head(rows.uri)
     found = f"{head.size} bytes, ETag {head.etag}, version {head.version_id}"
-    expected = f"{manifest.rows.size} bytes, ETag {manifest.rows.etag}, version {manifest.rows.version_id}"
+    expected = f"{rows.size} bytes, ETag {rows.etag}, version {rows.version_id}"
     if found != expected:
         raise StorageFailed(
-            f"{manifest.rows.uri} has {found}; its manifest says {expected}",
+            f"{rows.uri} has {found}; its manifest says {expected}",
             hint="somebody wrote over it: see the bucket's log",
             s3_code="ContentAltered",
         )

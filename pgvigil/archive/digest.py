@@ -1,9 +1,10 @@
-"""The row digest: computed by PostgreSQL from a table, and by us from the bytes of its copy.
+"""The lines of rows as PostgreSQL renders them, and the digest that adds them up in any order.
 
-A row's line is what COPY writes for it in text format, without the newline. The digest is the sum over all
-rows of the first 120 bits of SHA-256 of the line: the order of rows plays no part, a row more or less or
-another does, and a row that stands there twice counts twice. PostgreSQL renders the lines itself in SQL,
-so a COPY that left something out does not agree with it.
+A row's line is what COPY writes for it in text format, without the newline; PostgreSQL renders it in SQL, so
+a COPY that left something out does not agree with it. The exact copy is hashed block by block, see `blocks`.
+Parquet, whose rows are cut into other pieces, has the sum over all rows of the first 120 bits of SHA-256 of
+the line: the order of rows plays no part, a row more or less or another does, and a row that stands there
+twice counts twice.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from pgvigil.archive.shape import Column
     from pgvigil.postgres import Connection
-
-ALGORITHM = "sum of the first 120 bits of sha256 of each row's line in COPY text format"
 
 # Under these a value has one text only. Without row security a hidden row is an error, not an absence.
 SETTINGS = {
@@ -58,6 +57,21 @@ class Digest(Frozen):
     def __str__(self) -> str:
         return f"{self.rows} rows, digest {self.value}"
 
+    @classmethod
+    def of_tables(cls, parts: Iterable[Digest]) -> Digest:
+        """Make one digest of those of several tables, in their order."""
+        known = list(parts)
+        values = "\n".join(each.value for each in known)
+        return cls(rows=sum(each.rows for each in known), value=hashlib.sha256(values.encode()).hexdigest())
+
+    @classmethod
+    def added(cls, parts: Iterable[Digest]) -> Digest:
+        """Add up the digests of parts of one table."""
+        known = list(parts)
+        return cls(
+            rows=sum(each.rows for each in known), value=_hex(sum(int(each.value, 16) for each in known))
+        )
+
 
 def pin(session: Connection, encoding: str | None = None) -> None:
     """Set everything that the text of a value depends on, and the encoding that it travels in."""
@@ -66,8 +80,8 @@ def pin(session: Connection, encoding: str | None = None) -> None:
         session.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
 
 
-def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column], encoding: str) -> Digest:
-    """Let PostgreSQL compute the digest of a table, under the settings of `pin`."""
+def compute_lines(session: Connection, table: sql.Identifier, line: sql.Composed, encoding: str) -> Digest:
+    """Let PostgreSQL compute the digest of an expression over a table's rows, under the settings of `pin`."""
     statement = sql.SQL(
         "SELECT count(*) AS rows,"
         " coalesce(sum(('x' || substr(hash, 1, {half}))::bit({bits})::bigint), 0) AS high,"
@@ -78,7 +92,7 @@ def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column
         half=sql.Literal(_HALF_DIGITS),
         second=sql.Literal(_HALF_DIGITS + 1),
         bits=sql.Literal(_HALF),
-        line=line(columns),
+        line=line,
         encoding=sql.Literal(encoding),
         table=table,
     )
@@ -93,16 +107,19 @@ def _hex(total: int) -> str:
 
 def line(columns: Sequence[Column]) -> sql.Composed:
     """Compose what COPY writes for a row, without the newline."""
-    if not columns:
+    return join_fields([field(column) for column in columns])
+
+
+def join_fields(fields: Sequence[sql.Composable]) -> sql.Composed:
+    """Compose a row's line from the texts of its columns."""
+    if not fields:
         return sql.SQL("{}").format(sql.Literal(""))
-    groups = [columns[start : start + _MOST_ARGUMENTS] for start in range(0, len(columns), _MOST_ARGUMENTS)]
-    lines = [
-        sql.SQL("concat_ws(E'\\t', {})").format(sql.SQL(", ").join(map(_field, group))) for group in groups
-    ]
+    groups = [fields[start : start + _MOST_ARGUMENTS] for start in range(0, len(fields), _MOST_ARGUMENTS)]
+    lines = [sql.SQL("concat_ws(E'\\t', {})").format(sql.SQL(", ").join(group)) for group in groups]
     return sql.SQL(" || E'\\t' || ").join(lines)
 
 
-def _field(column: Column) -> sql.Composed:
+def field(column: Column) -> sql.Composed:
     """Compose one column's text in COPY's own form.
 
     `concat` uses a type's output function, where a cast to text may not (boolean, character, inet); and
@@ -112,11 +129,11 @@ def _field(column: Column) -> sql.Composed:
     if column.type_oid in _PLAIN:
         return sql.SQL("coalesce({}::text, E'\\\\N')").format(name)
     if column.type_oid in _TEXTS:
-        return sql.SQL("coalesce({}, E'\\\\N')").format(_escaped(name))
+        return sql.SQL("coalesce({}, E'\\\\N')").format(escaped(name))
     if column.type_oid == _JSONB:
         return sql.SQL(r"coalesce(replace({}::text, {}), E'\\N')").format(name, _ESCAPES[0])
     return sql.SQL("CASE WHEN num_nulls({}) = 0 THEN {} ELSE E'\\\\N' END").format(
-        name, _escaped(sql.SQL("concat({})").format(name))
+        name, escaped(sql.SQL("concat({})").format(name))
     )
 
 
@@ -131,7 +148,8 @@ _ESCAPES = (
 )
 
 
-def _escaped(text: sql.Composable) -> sql.Composable:
+def escaped(text: sql.Composable) -> sql.Composable:
+    """Compose a text as COPY escapes it."""
     for escape in _ESCAPES:
         text = sql.SQL("replace({}, {})").format(text, escape)
     return text
@@ -159,6 +177,12 @@ class LineDigest:
         """Give the digest of what was fed; a last line without its end counts as one that differs."""
         rest = list(filter(None, [b"".join(self._rest)]))
         return Digest(rows=self._rows + len(rest), value=_hex(self._total + _sum(rest)))
+
+
+def total_of(lines: Iterable[bytes]) -> Digest:
+    """Give the digest of lines that are whole."""
+    known = list(lines)
+    return Digest(rows=len(known), value=_hex(_sum(known)))
 
 
 def _sum(lines: Iterable[bytes]) -> int:

@@ -12,14 +12,17 @@ from pydantic import ValidationError
 
 from pgvigil.archive.digest import Digest
 from pgvigil.archive.shape import Shape
+from pgvigil.archive.tree import Branch
 from pgvigil.errors import StorageFailed
 from pgvigil.objectstore import ObjectLock
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pgvigil.objectstore import ObjectStore
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2  # 1 had neither trees nor Parquet; it is read as it is
 
 
 class Origin(Frozen):
@@ -52,8 +55,72 @@ class StoredRows(Frozen):
     lock: ObjectLock | None = None
 
 
+class ParquetFile(Frozen):
+    """One object with some of a table's rows, for queries in place."""
+
+    uri: str
+    version_id: str | None
+    sha256: str
+    size: int
+    rows: int
+
+
+class ParquetCopy(Frozen):
+    """The same rows as Parquet; `as_text` names the columns that hold PostgreSQL's text of the value."""
+
+    files: tuple[ParquetFile, ...]
+    digest: Digest
+    digest_algorithm: str
+    as_text: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the store."""
+        return sum(file.size for file in self.files)
+
+
+class Stored(Frozen):
+    """What is in the store of one table's rows."""
+
+    rows: StoredRows
+    digest: Digest
+    parquet: ParquetCopy | None = None
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """The addresses of its objects."""
+        return (self.rows.uri, *self.parquet_uris)
+
+    @property
+    def parquet_uris(self) -> tuple[str, ...]:
+        """The addresses of its Parquet files."""
+        return tuple(file.uri for file in self.parquet.files) if self.parquet else ()
+
+
+class Node(Branch):
+    """One table of an archived tree; without `stored` it is partitioned itself."""
+
+    stored: Stored | None = None
+
+
+class Leaf(Frozen):
+    """A table with rows, and where they are."""
+
+    relation: int
+    shape: Shape
+    stored: Stored
+
+    @property
+    def name(self) -> str:
+        """Schema and name."""
+        return f"{self.shape.schema_}.{self.shape.name}"
+
+
 class Manifest(Frozen):
-    """One proven copy of one partition."""
+    """One proven copy of one partition, or of a tree of partitions.
+
+    A tree has its tables in `tree`, parents first; `digest` is then the hash of those of its leaves.
+    """
 
     manifest_version: int = MANIFEST_VERSION
     id: UUID
@@ -61,8 +128,11 @@ class Manifest(Frozen):
     origin: Origin
     shape: Shape
     ddl: tuple[str, ...]
-    rows: StoredRows
+    rows: StoredRows | None = None
     digest: Digest
+    parquet: ParquetCopy | None = None
+    tree: tuple[Node, ...] = ()
+    view: str = ""
     digest_algorithm: str
     settings: dict[str, str]
     exported_at: datetime
@@ -74,10 +144,50 @@ class Manifest(Frozen):
         """Schema and name of the partition."""
         return f"{self.shape.schema_}.{self.shape.name}"
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The tables, parents first; a plain table is a tree of one."""
+        if self.tree or self.rows is None:
+            return self.tree
+        stored = Stored(rows=self.rows, digest=self.digest, parquet=self.parquet)
+        return (Node(relation=self.origin.relation, shape=self.shape, stored=stored),)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The tables that hold rows."""
+        return tuple(
+            Leaf(relation=node.relation, shape=node.shape, stored=node.stored)
+            for node in self.nodes
+            if node.stored is not None
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the exact copy in the store."""
+        return sum(leaf.stored.rows.size for leaf in self.leaves)
+
+    @property
+    def text_size(self) -> int:
+        """Bytes of the rows as text."""
+        return sum(leaf.stored.rows.text_size for leaf in self.leaves)
+
+    def with_stored(self, stored: Mapping[int, Stored]) -> Manifest:
+        """Give the manifest with other facts of what is stored, by relation."""
+        if self.tree:
+            tree = (node.model_copy(update={"stored": stored.get(node.relation)}) for node in self.tree)
+            return self.model_copy(update={"tree": tuple(tree)})
+        one = stored[self.origin.relation]
+        return self.model_copy(update={"rows": one.rows, "digest": one.digest, "parquet": one.parquet})
+
     def outline(self) -> dict[str, Any]:
-        """Give what the audit log remembers: everything but shape, DDL and the lengths of blocks."""
-        outline = self.model_dump(mode="json", exclude={"shape", "ddl", "settings"})
-        del outline["digest"]["blocks"]
+        """Give what the audit log remembers: everything but shapes, DDL and the lengths of blocks."""
+        bare: dict[str, Any] = {"digest": {"blocks"}, "parquet": {"digest": {"blocks"}}}
+        heavy = {"shape", "ddl", "settings", "tree"}
+        outline = self.model_dump(mode="json", exclude=dict.fromkeys(heavy, True) | bare)
+        if self.tree:
+            outline["leaves"] = {
+                leaf.name: leaf.stored.model_dump(mode="json", exclude=bare) for leaf in self.leaves
+            }
         return outline
 
 

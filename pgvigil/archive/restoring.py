@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from psycopg import sql
@@ -10,48 +11,52 @@ from psycopg import sql
 from pgvigil.archive import digest
 from pgvigil.archive.blocks import digest_of
 from pgvigil.archive.shape import (
+    BOUND_CHECK,
     add_check,
+    attach_partition,
+    bound_checks,
     checks,
     column_definition,
     column_settings,
     create_table,
     dressings,
     keys,
+    renamed,
 )
 from pgvigil.archive.stream import Rows, column_list
+from pgvigil.archive.tree import attachments
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.postgres import copy_in, copy_out, translated
 from pgvigil.reports import Check, Verdict, conclude
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from pgvigil.archive.manifest import Manifest
+    from pgvigil.archive.manifest import Manifest, Node
     from pgvigil.archive.shape import Column, Shape
     from pgvigil.objectstore import ObjectStore
     from pgvigil.postgres import Connection
 
-BOUND_CHECK = "pgvigil_bound"
-
 
 @dataclass(frozen=True)
 class Order:
-    """What is rebuilt, where, and as whose."""
+    """What is rebuilt: as whose tables, or in another schema and as nobody's."""
 
     manifest: Manifest
-    schema: str
-    name: str
-    owner: str | None
+    as_owners: bool = True
+    schema: str | None = None
 
     @property
-    def table(self) -> sql.Identifier:
-        """The new table's name, quoted."""
-        return sql.Identifier(self.schema, self.name)
+    def nodes(self) -> tuple[Node, ...]:
+        """The tables as they are to be, parents first."""
+        return tuple(self._moved(node) for node in self.manifest.nodes)
 
-    @property
-    def shape(self) -> Shape:
-        """The shape under the new table's name."""
-        return self.manifest.shape.model_copy(update={"schema_": self.schema, "name": self.name})
+    def _moved(self, node: Node) -> Node:
+        if self.schema is None:
+            return node
+        is_stranger = node.shape.schema_ != self.manifest.shape.schema_  # whose names others may have as well
+        shape = renamed(node.shape, f"pgvigil_{node.relation}") if is_stranger else node.shape
+        return node.model_copy(update={"shape": shape.model_copy(update={"schema_": self.schema})})
 
 
 class NotAsArchivedError(Exception):
@@ -69,46 +74,96 @@ def rebuild(
     on_progress: Callable[[int], None],
     finish: Callable[[list[Check]], None],
 ) -> list[Check]:
-    """Build, load and prove a table in one transaction; `finish` is called in it, as the session's own role.
+    """Build, load and prove a table or a tree in one transaction; `finish` is called at its end.
 
     Foreign keys are left to later: to add them locks the tables that they refer to. Whatever fails, or what
     `finish` raises, leaves nothing behind. Raises NotAsArchivedError, DatabaseFailed, StorageFailed.
     """
     digest.pin(session, order.manifest.origin.encoding)
+    nodes = order.nodes
+    found: list[Check] = []
     with session.transaction():
-        if order.owner:
-            session.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(order.owner)))
-        session.execute(create_table(order.shape, order.table))
-        for statement in (*column_settings(order.shape, order.table), *checks(order.shape, order.table)):
-            session.execute(statement)
-        found = _load(session, store, order, on_progress)
-        for statement in (*keys(order.shape, order.table), *dressings(order.shape, order.table)):
-            session.execute(statement)
-        found.append(_compare(session, order))
-        if conclude(found) is not Verdict.VERIFIED:
-            raise NotAsArchivedError(found)
+        for node in nodes:
+            _act_as(session, order, node)
+            _build(session, node.shape)
+        done = 0
+        for node in nodes:
+            _act_as(session, order, node)
+            if node.stored:
+                found += _fill(session, store, order, node, partial(_from, on_progress, done))
+                done += node.stored.rows.text_size
+            for statement in (*keys(node.shape, node.shape.table), *dressings(node.shape, node.shape.table)):
+                session.execute(statement)
         session.execute("RESET ROLE")
+        _tie(session, nodes)
+        if order.manifest.tree:
+            found.append(_compare_tree(order, found))
         finish(found)
     return found
 
 
-def _load(
-    session: Connection, store: ObjectStore, order: Order, on_progress: Callable[[int], None]
+def _from(on_progress: Callable[[int], None], start: int, done: int) -> None:
+    on_progress(start + done)
+
+
+def _act_as(session: Connection, order: Order, node: Node) -> None:
+    if order.as_owners:
+        session.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(node.shape.owner)))
+
+
+def _build(session: Connection, shape: Shape) -> None:
+    session.execute(create_table(shape, shape.table))
+    for statement in (*column_settings(shape, shape.table), *checks(shape, shape.table)):
+        session.execute(statement)
+
+
+def _tie(session: Connection, nodes: Sequence[Node]) -> None:
+    """Attach every table of a tree to the one above it; matching keys and indexes become one."""
+    for node in attachments(nodes):
+        if node.parent is not None:
+            session.execute(attach_partition(nodes[node.parent].shape.table, node.shape.table, node.bound))
+
+
+def _fill(
+    session: Connection, store: ObjectStore, order: Order, node: Node, on_progress: Callable[[int], None]
 ) -> list[Check]:
-    manifest = order.manifest
-    rows = Rows(store, manifest.rows.uri, manifest.digest.blocks)
-    columns = column_list(order.shape)
-    load = sql.SQL("COPY {} ({}) FROM STDIN").format(order.table, columns)
+    """Load one table and compare it, before its row security can hide a row; raises NotAsArchivedError."""
+    stored, shape = node.stored, node.shape
+    assert stored is not None  # noqa: S101 - the caller looked
+    mark = f"{node.name}." if order.manifest.tree else ""
+    rows = Rows(store, stored.rows.uri, stored.digest.blocks)
+    columns = column_list(shape)
+    load = sql.SQL("COPY {} ({}) FROM STDIN").format(shape.table, columns)
     count = copy_in(session, load, _counted(rows, on_progress))
+    for column in shape.columns:
+        if column.identity:
+            session.execute(_go_on(shape, column))
     got = rows.received()
+    again = sql.SQL("COPY {} ({}) TO STDOUT").format(shape.table, columns)
+    here = digest_of(copy_out(session, again), stored.digest.blocks)
     found = [
-        _equal("content.sha256", manifest.rows.sha256, got.sha256),
-        _equal("content.digest", str(manifest.digest), str(got.digest)),
-        _equal("content.rows", f"{manifest.digest.rows} rows", f"{count} rows"),
+        _equal(f"{mark}content.sha256", stored.rows.sha256, got.sha256),
+        _equal(f"{mark}content.digest", str(stored.digest), str(got.digest)),
+        _equal(f"{mark}content.rows", f"{stored.digest.rows} rows", f"{count} rows"),
+        _equal(f"{mark}table.digest", str(stored.digest), str(here)),
     ]
     if conclude(found) is not Verdict.VERIFIED:
         raise NotAsArchivedError(found)
     return found
+
+
+def _go_on(shape: Shape, column: Column) -> sql.Composed:
+    """Compose what lets an identity go on after its greatest value: COPY does not move its sequence."""
+    name = sql.Identifier(column.name)
+    return sql.SQL("SELECT setval(pg_get_serial_sequence({}, {}), greatest(max({}), 1)) FROM {}").format(
+        sql.Literal(shape.table.as_string(None)), sql.Literal(column.name), name, shape.table
+    )
+
+
+def _compare_tree(order: Order, found: Sequence[Check]) -> Check:
+    leaves = len(order.manifest.leaves)
+    equal = sum(check.id.endswith("table.digest") for check in found)
+    return _equal("tree", f"{leaves} of {leaves} leaves equal", f"{equal} of {leaves} leaves equal")
 
 
 def _counted(rows: Rows, on_progress: Callable[[int], None]) -> Iterator[bytes]:
@@ -117,13 +172,6 @@ def _counted(rows: Rows, on_progress: Callable[[int], None]) -> Iterator[bytes]:
         done += len(chunk)
         on_progress(done)
         yield chunk
-
-
-def _compare(session: Connection, order: Order) -> Check:
-    manifest = order.manifest
-    rows = sql.SQL("COPY {} ({}) TO STDOUT").format(order.table, column_list(order.shape))
-    found = digest_of(copy_out(session, rows), manifest.digest.blocks)
-    return _equal("table.digest", str(manifest.digest), str(found))
 
 
 def _equal(name: str, expected: str, actual: str) -> Check:
@@ -204,17 +252,3 @@ def adapt(session: Connection, dsn: str, adaption: Adaption, condition: str, own
             f"the table cannot be made to fit: {error.message}",
             hint="bring the partition back with attach=false and look",
         ) from error
-
-
-def bound_checks(own: Shape, condition: str) -> tuple[str, ...]:
-    """Name the CHECKs that say the same as the bound: ours, and what a concurrent detach leaves."""
-    wanted = _bare(condition)
-    return tuple(
-        each.name
-        for each in own.constraints
-        if each.kind == "c" and (each.name == BOUND_CHECK or _bare(each.definition) == wanted)
-    )
-
-
-def _bare(text: str) -> str:
-    return "".join(text.removeprefix("CHECK ").split()).strip("()")

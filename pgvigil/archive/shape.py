@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from psycopg import sql
 
@@ -11,9 +11,12 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pgvigil.postgres import Connection
+
+
+BOUND_CHECK = "pgvigil_bound"
 
 
 class Column(Frozen):
@@ -51,6 +54,9 @@ class Index(Frozen):
     comment: str | None = None
 
 
+Named = TypeVar("Named", Constraint, Index)
+
+
 class Grant(Frozen):
     """One privilege; no grantee means PUBLIC."""
 
@@ -76,6 +82,7 @@ class Shape(Frozen):
     replica_index: str | None = None
     comment: str | None = None
     left_out: tuple[str, ...] = ()
+    partition_by: str = ""
 
     @property
     def stored_columns(self) -> tuple[Column, ...]:
@@ -112,7 +119,26 @@ def read_shape(session: Connection, oid: int) -> Shape:
         replica_index=replica["name"] if replica else None,
         comment=head["comment"],
         left_out=tuple(row["what"] for row in session.execute(query("archive", "left_out"), asked)),
+        partition_by=head["partition_by"],
     )
+
+
+def renamed(shape: Shape, name: str) -> Shape:
+    """Give a table and its indexes other names; a CHECK keeps its own, by which it is known above."""
+    owned = [each.name for each in shape.constraints if each.kind in "pux"]
+    owned += [each.name for each in shape.indexes]
+    names = {old: f"{name}_{number}" for number, old in enumerate(owned)}
+    changes = {
+        "name": name,
+        "constraints": tuple(_called(each, names) for each in shape.constraints),
+        "indexes": tuple(_called(each, names) for each in shape.indexes),
+        "replica_index": names.get(shape.replica_index or ""),
+    }
+    return shape.model_copy(update=changes)
+
+
+def _called(each: Named, names: Mapping[str, str]) -> Named:
+    return each.model_copy(update={"name": names.get(each.name, each.name)})
 
 
 # Definitions come from this server's catalog, or from a manifest whose digest was proven; they are SQL.
@@ -121,9 +147,15 @@ def _raw(text: str) -> sql.SQL:
 
 
 def create_table(shape: Shape, table: sql.Identifier) -> sql.Composed:
-    """Compose the bare table: columns, defaults, NOT NULL, storage settings."""
+    """Compose the bare table: columns, defaults, NOT NULL, partition key, storage settings."""
     columns = sql.SQL(", ").join(map(column_definition, shape.columns))
-    return sql.SQL("CREATE TABLE {} ({}){}").format(table, columns, with_options(shape.options))
+    by = _raw(f" PARTITION BY {shape.partition_by}" if shape.partition_by else "")
+    return sql.SQL("CREATE TABLE {} ({}){}{}").format(table, columns, by, with_options(shape.options))
+
+
+def attach_partition(parent: sql.Identifier, child: sql.Identifier, bound: str) -> sql.Composed:
+    """Compose the ATTACH of a partition."""
+    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(parent, child, _raw(bound))
 
 
 def with_options(options: Sequence[str]) -> sql.Composable:
@@ -186,11 +218,14 @@ def foreign_keys(shape: Shape) -> tuple[Constraint, ...]:
     return tuple(each for each in shape.constraints if each.kind == "f")
 
 
-def add_foreign_key(each: Constraint, table: sql.Identifier) -> sql.Composed:
-    """Compose a foreign key that does not look at the rows yet."""
-    definition = each.definition.removesuffix(" NOT VALID")
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} NOT VALID").format(
-        table, sql.Identifier(each.name), _raw(definition)
+def add_foreign_key(each: Constraint, shape: Shape) -> sql.Composed:
+    """Compose a foreign key that does not look at the rows yet.
+
+    A partitioned table cannot have it so: it takes over those of its partitions, and looks at no row either.
+    """
+    definition = each.definition.removesuffix(" NOT VALID") + ("" if shape.partition_by else " NOT VALID")
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
+        shape.table, sql.Identifier(each.name), _raw(definition)
     )
 
 
@@ -254,9 +289,27 @@ def _comments(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
 
 
 def ddl(shape: Shape) -> tuple[str, ...]:
-    """Render everything as SQL text, for people who rebuild a table without pgvigil."""
+    """Render everything but foreign keys as SQL text, for people who rebuild a table without pgvigil."""
     table = shape.table
     statements = [create_table(shape, table), *column_settings(shape, table), *checks(shape, table)]
     statements += [*keys(shape, table), *dressings(shape, table)]
-    statements += [add_foreign_key(each, table) for each in foreign_keys(shape)]
     return tuple(statement.as_string(None) for statement in statements)
+
+
+def foreign_key_ddl(shape: Shape) -> tuple[str, ...]:
+    """Render the foreign keys as SQL text."""
+    return tuple(add_foreign_key(each, shape).as_string(None) for each in foreign_keys(shape))
+
+
+def bound_checks(own: Shape, condition: str) -> tuple[str, ...]:
+    """Name the CHECKs that say the same as the bound: ours, and what a concurrent detach leaves."""
+    wanted = _bare(condition)
+    return tuple(
+        each.name
+        for each in own.constraints
+        if each.kind == "c" and (each.name == BOUND_CHECK or _bare(each.definition) == wanted)
+    )
+
+
+def _bare(text: str) -> str:
+    return "".join(text.removeprefix("CHECK ").split()).strip("()")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pgvigil.backfill import statements
 from pgvigil.backfill.ledger import Overrides
 from pgvigil.backfill.session import Bounds
-from pgvigil.errors import ConfigError, DatabaseFailed
+from pgvigil.errors import ConfigError, DatabaseFailed, PreconditionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,10 @@ def run_batch(session: Session, job: Job, lease: Lease, rows: int, *, skip_locke
 
 
 def quarantine_next(session: Session, job: Job, lease: Lease, error: DatabaseFailed) -> Outcome | None:
-    """Put the next row of a range aside and step over it; None when people want something else."""
+    """Put the next row of a range aside and step over it; None when people want something else.
+
+    Raises PreconditionFailed, and puts nothing aside, when there are as many as the policy allows.
+    """
     leaf = job.leaf(lease.relation)
     assert leaf  # noqa: S101 - the worker looked
     with session.transaction(job.bounds) as connection:
@@ -119,9 +122,18 @@ def quarantine_next(session: Session, job: Job, lease: Lease, error: DatabaseFai
         if not seen:  # somebody has deleted it
             return None
         said = str(error.context.get("said") or error.message)
-        job.ledger.quarantine(connection, leaf.oid, to, error.sqlstate, said)
+        aside = job.ledger.quarantine(connection, leaf.oid, to, error.sqlstate, said)
+        _require_few(aside, job.policy.quarantine, f"{error.sqlstate}: {said}")
         row = job.ledger.advance(connection, lease, to, 1, 0)
     return Outcome("run", claimed.overrides, 1, 0, is_over=row["is_done"])
+
+
+def _require_few(aside: int, most: int, last: str) -> None:
+    if aside > most:
+        raise PreconditionFailed(
+            f"more than {most} rows cannot be changed, the last with {last}",
+            hint="correct 'set' and 'where', or the rows, or raise 'quarantine'; then run it again",
+        )
 
 
 def next_end(connection: Connection, job: Job, leaf: Leaf, claimed: Claimed, rows: int) -> tuple[Key, int]:
@@ -196,16 +208,26 @@ def change(connection: Connection, part: Part, *, skip_locked: bool = False) -> 
 def _change_unlocked(connection: Connection, part: Part, *, wait: bool) -> int:
     job, policy = part.job, part.job.policy
     statement = statements.change_unlocked(job.target, part.leaf, policy, span=part.span, wait=wait)
-    values = part.parameters
-    if policy.before_images:
-        expires = datetime.now(UTC) + policy.before_images
-        values |= {"name": job.name, "relation": part.leaf.oid, "expires": expires}
-        values["columns"] = list(policy.targets)
+    values = part.parameters | _image(part)
     cursor = connection.execute(statement, values)
     if policy.into:
         return cursor.rowcount
     row = cursor.fetchone()
     return int(row["done"]) if row else 0
+
+
+def _image(part: Part) -> dict[str, Any]:
+    """Return the parameters by which what rows held is kept, none if nobody wants that."""
+    policy = part.job.policy
+    if not policy.before_images:
+        return {}
+    return {
+        "name": part.job.name,
+        "relation": part.leaf.oid,
+        "key_columns": [column.name for column in part.leaf.key],
+        "columns": list(policy.targets),
+        "expires": datetime.now(UTC) + policy.before_images,
+    }
 
 
 def apply_function(connection: Connection, part: Part, *, skip_locked: bool = False) -> int:
@@ -216,10 +238,10 @@ def apply_function(connection: Connection, part: Part, *, skip_locked: bool = Fa
     if not rows:
         return 0
     keys = [row.pop(statements.ROW_KEY) for row in rows]
-    write = statements.write_row(job.target, part.leaf, policy.columns)
-    given = zip(keys, _ask(job, rows), strict=True)
+    write = statements.write_row(job.target, part.leaf, policy)
+    given, image = zip(keys, _ask(job, rows), strict=True), _image(part)
     values = [
-        statements.parameters("key", key) | {f"new{n}": new[c] for n, c in enumerate(policy.columns)}
+        image | statements.parameters("key", key) | {f"new{n}": new[c] for n, c in enumerate(policy.columns)}
         for key, new in given
     ]
     with connection.cursor() as cursor:
@@ -234,6 +256,8 @@ def _ask(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         given = job.function(rows)
     except Exception as error:  # a person's code may raise anything
         raise _failed(f"{type(error).__name__}: {error}", job) from error
+    if not isinstance(given, list) or not all(isinstance(new, dict) for new in given):
+        raise _failed("it gave no list of dicts", job)
     wanted = set(job.policy.columns)
     if len(given) != len(rows) or any(set(new) != wanted for new in given):
         raise _failed(

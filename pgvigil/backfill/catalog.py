@@ -29,7 +29,18 @@ def read_target(connection: Connection, policy: BackfillPolicy) -> Target:
         oid=row["oid"], schema_name=row["schema"], name=row["name"], columns=columns, leaves=leaves
     )
     _check_columns(target, policy, row["partition_key"])
+    _check_images(target, policy)
     return target
+
+
+def _check_images(target: Target, policy: BackfillPolicy) -> None:
+    """Refuse a way back where rows cannot be told apart: a ctid may be another row's by then."""
+    for leaf in target.leaves:
+        if policy.before_images and leaf.index is None:
+            raise ConfigError(
+                f"'{leaf.label}' has no usable unique index, so no way back to its rows would be sure",
+                hint="give it one of NOT NULL columns that are not written, or leave out before_images",
+            )
 
 
 def resolve(connection: Connection, name: str) -> dict[str, Any]:

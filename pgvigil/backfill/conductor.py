@@ -190,7 +190,7 @@ class Conductor:
         self._meter.note(now, seen)
         left = max(0, self.rows_total - seen)
         outlook = self._meter.look(left)
-        wal = self._lsn - (self._first_lsn or self._lsn)
+        wal = max(0, self._lsn - (self._first_lsn or self._lsn))  # a failover may go back a little
         per_row = wal / max(1, seen - self._first_seen)
         self.progress = Progress(
             rows_seen=seen,

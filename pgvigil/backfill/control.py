@@ -7,7 +7,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pgvigil.backfill.health import Level
-from pgvigil.errors import PreconditionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +32,6 @@ class Control:
         self._is_idle = False
         self._budgets: dict[int, float] = {}
         self._victims = 0
-        self._poison = 0
         self._dead: Counter[int] = Counter() if dead is None else dead
         self._trouble = ""
         self._change = threading.Condition()
@@ -84,6 +82,11 @@ class Control:
 
     # --- asked by workers ---
 
+    @property
+    def workers(self) -> int:
+        """How many workers there are to be; those of a higher number leave."""
+        return self._workers
+
     def is_open(self, number: int) -> bool:
         """Whether a worker may take another range."""
         with self._change:
@@ -127,17 +130,6 @@ class Control:
         """Keep the last passing failure for the progress."""
         with self._change:
             self._trouble = error.message
-
-    def note_poison(self, limit: int, error: DatabaseFailed) -> None:
-        """Count a row that fails; raises PreconditionFailed when they are too many."""
-        with self._change:
-            self._poison += 1
-            if self._poison > limit:
-                raise PreconditionFailed(
-                    f"more than {limit} rows cannot be changed, the last with {error.sqlstate}: "
-                    f"{error.context.get('said') or error.message}",
-                    hint="correct 'set' and 'where', or the rows, or raise 'quarantine'; then run it again",
-                )
 
     # --- read by the conductor ---
 

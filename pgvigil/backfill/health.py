@@ -212,14 +212,22 @@ def _rows(connection: Connection, block: str, **parameters: Any) -> list[dict[st
     return connection.execute(query("backfill", block), parameters).fetchall()
 
 
+def read_signal(connection: Connection, statement: str) -> float:
+    """Ask a question of people's own; raises DatabaseFailed for no answer, or one that is no number."""
+    connection.execute("SET TRANSACTION READ ONLY")
+    row = connection.execute(statement.encode()).fetchone()
+    found = next(iter(row.values()), None) if row else None
+    try:
+        return float(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DatabaseFailed(
+            f"it gave {found!r}, expected a number", hint="one row with one number is wanted"
+        ) from error
+
+
 def _ask(statement: str, most: float) -> Callable[[Connection], Iterator[Reading]]:
     def read(connection: Connection) -> Iterator[Reading]:
-        connection.execute("SET TRANSACTION READ ONLY")
-        row = connection.execute(statement.encode()).fetchone()
-        found = next(iter(row.values()), None) if row else None
-        if found is None:
-            raise DatabaseFailed("it gave no value", hint="one row with one number is wanted")
-        value = float(found)
+        value = read_signal(connection, statement)
         yield Reading(name="", value=value, limit=most, text=f"{value:g} (limit {most:g})")
 
     return read

@@ -39,10 +39,12 @@ class Overrides(Frozen):
 
     rows: int | None = Field(default=None, ge=1, description="rows of the next batch")
     most_rows: int | None = Field(default=None, ge=1, description="most rows of a batch")
-    workers: int | None = Field(default=None, ge=1, le=32)
+    workers: int | None = Field(default=None, ge=1, le=32, description="batches at work at a time")
     target_ms: int | None = Field(default=None, ge=1, description="milliseconds that a batch should take")
-    archive_files: int | None = Field(default=None, ge=1, description="WAL files that may wait")
-    replication_mb: float | None = Field(default=None, gt=0, description="WAL that a standby may lack")
+    archive_files: int | None = Field(
+        default=None, ge=1, description="WAL files that may wait for the archiver"
+    )
+    replication_mb: float | None = Field(default=None, gt=0, description="MB of WAL that a standby may lack")
 
 
 class State(Frozen):
@@ -90,6 +92,7 @@ class Lease(Frozen):
     pass_: int
     relation: int
     is_sweep: bool
+    worker: int
 
 
 def fingerprint(target: Target, policy: BackfillPolicy) -> str:
@@ -99,12 +102,12 @@ def fingerprint(target: Target, policy: BackfillPolicy) -> str:
 
 
 def require_installed(connection: Connection) -> None:
-    """Raise PreconditionFailed unless infra/backfill.sql was run here."""
+    """Raise PreconditionFailed unless infra/target.sql was run here."""
     row = connection.execute(query("backfill", "installed")).fetchone()
     if not row or not row["is_installed"]:
         raise PreconditionFailed(
             "the tables that keep a backfill's cursor are not in this database, or not ours to write",
-            hint="run infra/backfill.sql here, as superuser or owner of the database",
+            hint="run infra/target.sql here, as superuser or owner of the database",
         )
     if row["in_recovery"]:
         raise PreconditionFailed("the server is a standby: it changes nothing", hint="name the primary")
@@ -164,19 +167,26 @@ class Ledger:
             "fence": self.fence,
         }
 
-    def lease(self, connection: Connection, worker: int) -> Lease | None:
-        """Take the next range that is due, None when there is none."""
-        values = {"name": self.name, "fence": self.fence, "worker": worker}
+    def lease(self, connection: Connection, worker: int, workers: int) -> Lease | None:
+        """Take the next range that is due, None when there is none; `workers` is how many there are."""
+        values = {"name": self.name, "fence": self.fence, "worker": worker, "workers": workers}
         row = connection.execute(query("backfill", "lease_range"), values).fetchone()
         return (
-            Lease(id=row["id"], pass_=row["pass"], relation=row["relation"], is_sweep=row["is_sweep"])
+            Lease(
+                id=row["id"],
+                pass_=row["pass"],
+                relation=row["relation"],
+                is_sweep=row["is_sweep"],
+                worker=worker,
+            )
             if row
             else None
         )
 
     def release(self, connection: Connection, lease: Lease) -> None:
         """Give back a range that is not finished."""
-        connection.execute(query("backfill", "release_range"), {"id": lease.id, "fence": self.fence})
+        values = {"id": lease.id, "fence": self.fence, "worker": lease.worker}
+        connection.execute(query("backfill", "release_range"), values)
 
     def claim(self, connection: Connection, lease: Lease, leaf: Leaf) -> Claimed | None:
         """Begin a batch: read and hold the range; None for a table that was dropped or detached.
@@ -219,13 +229,12 @@ class Ledger:
         """Close a range whose table has left the walk."""
         connection.execute(query("backfill", "abandon"), {"id": lease.id, "fence": self.fence})
 
-    def quarantine(
-        self, connection: Connection, relation: int, key: Key, sqlstate: str, message: str
-    ) -> None:
-        """Put a row aside with the reason."""
+    def quarantine(self, connection: Connection, relation: int, key: Key, sqlstate: str, message: str) -> int:
+        """Put a row aside with the reason, and return how many are."""
         values = {"name": self.name, "relation": relation, "key": list(key)}
         values |= {"sqlstate": sqlstate or "unknown", "message": message[:2000]}
         connection.execute(query("backfill", "quarantine"), values)
+        return int(self.totals(connection)["quarantined"])
 
     def totals(self, connection: Connection) -> dict[str, Any]:
         """Read how far the walk is."""
@@ -243,8 +252,9 @@ class Ledger:
 
     def _fenced(self) -> Any:
         raise Fenced(
-            f"another runner has taken over backfill '{self.name}' (our token {self.fence} is outdated)",
-            hint="its own run goes on; 'pgvigil backfill show' tells where",
+            f"our token {self.fence} of backfill '{self.name}' is not valid any more: "
+            "another runner has taken over, or a failover has lost it",
+            hint="'pgvigil backfill show' tells whether another run goes on; if none does, run it again",
         )
 
 
@@ -280,10 +290,23 @@ def _take_over(session: Session, policy: BackfillPolicy, target: Target, name: s
         if state.fingerprint != definition["fingerprint"]:
             _require_nothing_open(state)
             connection.execute(query("backfill", "redefine"), definition)
-        values = {"name": name, "runner": session.name, "lease": LEASE}
-        row = connection.execute(query("backfill", "take_over"), values).fetchone()
+        return _seize(connection, name, session.name), state
+
+
+def seize(session: Session, name: str) -> Ledger:
+    """Take the token of a backfill that is on record, whatever its definition; raises Busy."""
+    with session.transaction() as connection:
+        state = _state(connection, "read_for_update", name)
+        assert state  # noqa: S101 - the caller read it
+        _require_free(state)
+        return _seize(connection, name, session.name)
+
+
+def _seize(connection: Connection, name: str, runner: str) -> Ledger:
+    values = {"name": name, "runner": runner, "lease": LEASE}
+    row = connection.execute(query("backfill", "take_over"), values).fetchone()
     assert row  # noqa: S101 - it was locked by us
-    return Ledger(name, row["fence"]), state
+    return Ledger(name, row["fence"])
 
 
 def _require_free(state: State) -> None:

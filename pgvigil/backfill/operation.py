@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgvigil import postgres
 from pgvigil.backfill import catalog, enforce, ledger, ranges, statements, survey
@@ -17,6 +18,7 @@ from pgvigil.backfill.batch import Job, load_function
 from pgvigil.backfill.conductor import Conductor
 from pgvigil.backfill.facts import Quarantined
 from pgvigil.backfill.ledger import Ledger, State
+from pgvigil.backfill.remedy import persist
 from pgvigil.backfill.session import Bounds, Session
 from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pgvigil.backfill.facts import Key, Plan, Progress
     from pgvigil.policies.backfills import BackfillPolicy
     from pgvigil.runs import Run
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def open_backfill(run: Run, name: str) -> Work:
     """Find database and backfill in the fleet file; raises ConfigError with the nearest name."""
     cluster, database, settings = run.fleet.database(run.identity.subject)
     run.facts["backfill"] = name
+    run.proofs[:] = [Proof(name=f"backfill {name}", verdict=Verdict.INCONCLUSIVE)]  # until `conclude`
     return Work(run, name, settings.backfill(name), postgres.in_database(cluster.dsn, database))
 
 
@@ -73,7 +78,7 @@ def look(work: Work) -> Plan:
     """Check the definition before anything is changed and forecast the cost; raises what forbids the run."""
     run = work.run
     with work.session() as session:
-        with session.transaction() as connection:
+        with survey.told_as_fault(), session.transaction() as connection:
             target = catalog.read_target(connection, work.policy)
         job = _job(work, Ledger(work.name, 0), target)
         _passed(
@@ -92,9 +97,10 @@ def look(work: Work) -> Plan:
             _sampled(forecast.changed_rows),
         )
         plan = survey.read_plan(session, job, walks, forecast)
+        unread = list(survey.unread_signals(session, work.policy.limits))
     plan = plan.model_copy(update={"resumes": _resumes(state)})
     run.facts["plan"] = plan
-    run.findings += _plan_findings(work, plan, faults)
+    run.findings += [*_plan_findings(work, plan, faults), *_unread(work, unread)]
     return plan
 
 
@@ -114,7 +120,7 @@ def _sampled(count: int) -> str:
 
 
 def _look_at_state(work: Work, session: Session) -> State | None:
-    """Read what earlier runs left; raises PreconditionFailed unless infra/backfill.sql was run."""
+    """Read what earlier runs left; raises PreconditionFailed unless infra/target.sql was run."""
     with session.transaction() as connection:
         ledger.require_installed(connection)
     _passed(work.run, "preflight.installed", "the tables for the cursor are there", "there")
@@ -154,6 +160,17 @@ def _plan_findings(work: Work, plan: Plan, faults: list[str]) -> Iterator[Findin
             message=f"triggers fire for each row: {', '.join(plan.triggers)}",
             hint="make sure that they may",
             subject=subject,
+        )
+
+
+def _unread(work: Work, messages: list[str]) -> Iterator[Finding]:
+    for message in messages:
+        yield Finding(
+            code="signal-unread",
+            severity=Severity.WARNING,
+            message=message,
+            hint="the run stops while that is so; correct 'limits.signals' if it is the question's fault",
+            subject=work.run.identity.subject,
         )
 
 
@@ -210,7 +227,7 @@ def next_pass(move: Move) -> bool:
     if move.conductor.is_cancelled or move.conductor.gave_up_sweeping:
         return False
     if move.passes == 0 and move.found.pass_ > 0:
-        if _has_open_ranges(move):
+        if _patiently(move, _has_open_ranges):
             move.passes = 1
             return True
         count(move)  # a run was killed before its proof, or proven long ago
@@ -218,9 +235,18 @@ def next_pass(move: Move) -> bool:
         return False
     move.passes += 1
     with move.work.run.step("begin pass", {"backfill": move.work.name}) as noted:
-        noted.update(ranges.begin(move.session, move.job))
+        noted.update(_patiently(move, _begin))
     move.conductor.rows_total = noted["rows"]
     return True
+
+
+def _begin(move: Move) -> dict[str, int]:
+    return ranges.begin(move.session, move.job)
+
+
+def _patiently(move: Move, work: Callable[[Move], Result]) -> Result:
+    """Do a step that may be done twice, waiting for a server that is away as long as the policy says."""
+    return persist(partial(work, move), move.work.policy.outage)
 
 
 def _has_open_ranges(move: Move) -> bool:
@@ -239,6 +265,11 @@ def count(move: Move) -> int:
     """Count the rows that are still to change, those in quarantine apart; that others hold is left."""
     if move.conductor.is_cancelled:
         return -1
+    move.left = _patiently(move, _count)
+    return move.left
+
+
+def _count(move: Move) -> int:
     _discharge(move)
     bounds = Bounds(statement=move.work.policy.count_for, search_path=move.work.policy.search_path)
     with move.session.transaction(bounds) as connection:
@@ -246,8 +277,7 @@ def count(move: Move) -> int:
         totals = move.ledger.totals(connection)
     assert row  # noqa: S101 - an aggregate always answers
     move.work.run.facts["rows_left"] = row["left"]
-    move.left = max(0, row["left"] - totals["quarantined"])
-    return move.left
+    return max(0, int(row["left"]) - int(totals["quarantined"]))
 
 
 def _discharge(move: Move) -> None:
@@ -301,16 +331,23 @@ def _retry(move: Move, leaf: Any, key: Key) -> bool:
 def conclude(move: Move) -> None:
     """Prove the end, make columns NOT NULL if that is wanted, and note checks, proof and facts."""
     run = move.work.run
-    run.facts["quarantined"] = tuple(_told(move, entry) for entry in read_quarantine(move))
+    checks = _patiently(move, _prove)
+    if all(check.verdict is Verdict.VERIFIED for check in checks):
+        checks += _enforce(move)
+    run.checks += checks
+    verdict = Verdict.VERIFIED if all(c.verdict is Verdict.VERIFIED for c in checks) else checks_worst(checks)
+    run.proofs[:] = [Proof(name=f"backfill {move.work.name}", verdict=verdict)]
+    _patiently(move, _count_images)
+
+
+def _prove(move: Move) -> list[Check]:
+    """Judge ranges, count and quarantine, and note in the ledger if they prove the end."""
+    move.work.run.facts["quarantined"] = tuple(_told(move, entry) for entry in read_quarantine(move))
     checks = [_covered(move), _rows_left(move), _quarantine(move)]
     if all(check.verdict is Verdict.VERIFIED for check in checks):
         with move.session.transaction() as connection:
             move.ledger.finish(connection)
-        checks += _enforce(move)
-    run.checks += checks
-    verdict = Verdict.VERIFIED if all(c.verdict is Verdict.VERIFIED for c in checks) else checks_worst(checks)
-    run.proofs.append(Proof(name=f"backfill {move.work.name}", verdict=verdict))
-    _count_images(move)
+    return checks
 
 
 def checks_worst(checks: list[Check]) -> Verdict:
@@ -403,7 +440,10 @@ def _enforce(move: Move) -> list[Check]:
         expected = f"column '{column}' is NOT NULL"
         try:
             with work.run.step("set not null", {"table": move.job.target.label, "column": column}):
-                enforce.make_not_null(move.session, move.job.target, column, work.policy.count_for)
+                enforced = partial(
+                    enforce.make_not_null, move.session, move.job.target, column, work.policy.count_for
+                )
+                persist(enforced, work.policy.outage)
         except PgvigilError as error:
             if not isinstance(error, DatabaseFailed | PreconditionFailed):
                 raise
@@ -423,8 +463,6 @@ def _enforce(move: Move) -> list[Check]:
 
 
 def _count_images(move: Move) -> None:
-    if not move.work.policy.before_images:
-        return
     with move.session.transaction() as connection:
         connection.execute(query("backfill", "expire_images"), {})
         row = connection.execute(query("backfill", "images"), {"name": move.work.name}).fetchone()

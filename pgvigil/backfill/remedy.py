@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pgvigil.errors import is_transient
+from pgvigil.backfill.session import READ_ONLY
+from pgvigil.errors import DatabaseFailed, is_transient
 
 if TYPE_CHECKING:
-    from pgvigil.errors import DatabaseFailed
+    from collections.abc import Callable
+    from datetime import timedelta
+
+Result = TypeVar("Result")
 
 
 class Remedy(StrEnum):
@@ -21,8 +26,7 @@ class Remedy(StrEnum):
 
 
 _LOCKED = "55P03"
-_CANCELED = "57014"  # by statement_timeout, mostly: a smaller batch may end in time
-_READ_ONLY = "25006"  # a former primary after a failover
+_NAP = 0.5
 # Syntax, names, rights, login, catalog and schema: every batch would fail so.
 _HOPELESS = frozenset({"42", "28", "3D", "3F", "0A", "26", "34"})
 
@@ -32,8 +36,20 @@ def remedy(error: DatabaseFailed) -> Remedy:
     state = error.sqlstate
     if state == _LOCKED:
         return Remedy.SKIP_LOCKED
-    if is_transient(error) or state == _READ_ONLY:
+    if is_transient(error) or state == READ_ONLY:
         return Remedy.AGAIN
     if not state or state[:2] in _HOPELESS:
         return Remedy.STOP
     return Remedy.HALVE
+
+
+def persist(work: Callable[[], Result], outage: timedelta) -> Result:
+    """Do what may be done twice, again and again while the server is away; raises what no waiting cures."""
+    deadline = time.monotonic() + outage.total_seconds()
+    while True:
+        try:
+            return work()
+        except DatabaseFailed as error:
+            if remedy(error) is not Remedy.AGAIN or time.monotonic() > deadline:
+                raise
+        time.sleep(_NAP)

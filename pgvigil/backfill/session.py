@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from pgvigil import postgres
-from pgvigil.errors import PgvigilError
+from pgvigil.errors import DatabaseFailed, PgvigilError
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pgvigil.postgres import Connection
+
+READ_ONLY = "25006"  # a former primary after a failover
 
 # How values look as text; keys, images and cursors are kept so.
 _WRITING = {
@@ -83,6 +85,10 @@ class Session:
         try:
             with postgres.translated(self.dsn), postgres.transaction(connection, bounds.settings()):
                 yield connection
+        except DatabaseFailed as error:
+            if error.sqlstate == READ_ONLY:  # another host of the DSN may be the primary now
+                self.close()
+            raise
         finally:
             if connection.closed or connection.broken:
                 self.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from psycopg import sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from pgvigil.backfill.facts import Key, KeyColumn, Leaf, Target
     from pgvigil.policies.backfills import BackfillPolicy
@@ -44,13 +44,19 @@ def parameters(name: str, key: Key | Sequence[str] | None) -> dict[str, str]:
 
 
 def boundary(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
-    """Find the last of the next so many rows, `skip` after the first; by ctid up to `most0` as well."""
+    """Find the last of the next so many rows, `skip` after the first; by ctid up to `most0` as well.
+
+    The key becomes text outside, or that of every row that is skipped would.
+    """
     near = sql.SQL(" AND ctid <= %(most0)s::tid") if leaf.index is None else sql.SQL("")
     return sql.SQL(
-        "SELECT {texts} FROM ONLY {table} AS {alias} WHERE {interval}{near}"
-        " ORDER BY {keys} OFFSET %(skip)s LIMIT 1"
+        "SELECT {texts} FROM (SELECT {names} FROM ONLY {table} AS {alias} WHERE {interval}{near}"
+        " ORDER BY {keys} OFFSET %(skip)s LIMIT 1) AS {alias}"
     ).format(
         texts=_texts(target, leaf),
+        names=sql.SQL(", ").join(
+            sql.SQL("{}.{}").format(named(target.name), named(c.name)) for c in leaf.key
+        ),
         table=relation(leaf),
         alias=named(target.name),
         interval=_interval(target, leaf, span=span),
@@ -88,6 +94,13 @@ def sample_share(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Comp
         "SELECT count(*) AS rows, count(*) FILTER (WHERE {where}) AS todo"
         " FROM ONLY {table} AS {alias} TABLESAMPLE SYSTEM (%(percent)s)"
     ).format(where=expression(policy.where), table=relation(leaf), alias=named(target.name))
+
+
+def closed(target: Target, leaf: Leaf, text: str) -> sql.Composed:
+    """Read an expression between brackets: one that closes our parentheses is a syntax error there."""
+    return sql.SQL("SELECT ARRAY[\n{}\n] FROM ONLY {} AS {} WHERE false").format(
+        sql.SQL(text.replace("%", "%%")), relation(leaf), named(target.name)
+    )
 
 
 def change(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:
@@ -153,17 +166,23 @@ def _before(
         sql.SQL(", ").join(c + sql.SQL("::text") for c in columns),
     ]
     returning = sql.SQL("ARRAY[{}] AS key, ARRAY[{}] AS before, ARRAY[{}] AS after").format(*arrays)
-    keep = sql.SQL(
-        ", kept AS (INSERT INTO pgvigil.backfill_image"
-        " (backfill, relation, key, columns, before, after, expires_at)"
-        " SELECT %(name)s, %(relation)s::oid, key, %(columns)s::text[], before, after, %(expires)s"
-        " FROM changed)"
-    )
-    return held, returning, keep
+    return held, returning, sql.SQL(", kept AS ({})").format(sql.SQL(_KEEP))
+
+
+_KEEP = (
+    "INSERT INTO pgvigil.backfill_image"
+    " (backfill, relation, key_columns, key, columns, before, after, expires_at)"
+    " SELECT %(name)s, %(relation)s::oid, %(key_columns)s::text[], key, %(columns)s::text[], before, after,"
+    " %(expires)s FROM changed"
+)
 
 
 def restore(target: Target, leaf: Leaf, columns: Sequence[str]) -> sql.Composed:
-    """Give rows back what they held, unless somebody has changed them since; newest images first."""
+    """Give rows back what they held, unless somebody has changed them since.
+
+    Takes the newest images that have these columns, of each row the newest only: a row that was changed
+    twice goes back one step at a time.
+    """
     types = {column.name: column.type for column in target.columns}
     alias = named(target.name)
     writes, unchanged = [], []
@@ -180,11 +199,15 @@ def restore(target: Target, leaf: Leaf, columns: Sequence[str]) -> sql.Composed:
         for place, c in enumerate(_columns(target, leaf), 1)
     ]
     return sql.SQL(
-        "WITH image AS (DELETE FROM pgvigil.backfill_image WHERE id IN (SELECT id FROM pgvigil.backfill_image"
-        " WHERE backfill = %(name)s AND relation = %(relation)s::oid ORDER BY id DESC LIMIT %(most)s"
-        " FOR UPDATE) RETURNING *), changed AS (UPDATE ONLY {table} AS {alias} SET {writes} FROM image"
-        " WHERE {same} AND {unchanged} RETURNING 1)"
-        " SELECT (SELECT count(*) FROM image) AS images, count(*) AS done FROM changed"
+        "WITH newest AS (SELECT id, key FROM pgvigil.backfill_image"
+        " WHERE backfill = %(name)s AND relation = %(relation)s::oid AND id >= %(first)s"
+        " ORDER BY id DESC LIMIT %(most)s),"
+        " image AS (DELETE FROM pgvigil.backfill_image WHERE id IN (SELECT max(id) FROM newest GROUP BY key)"
+        " RETURNING *), changed AS (UPDATE ONLY {table} AS {alias} SET {writes} FROM image"
+        " WHERE {same} AND {unchanged} RETURNING image.id)"
+        " SELECT (SELECT count(*) FROM image) AS images, (SELECT count(*) FROM changed) AS done,"
+        " (SELECT array_agg(array_to_string(key, ', ')) FROM (SELECT key FROM image"
+        " WHERE id NOT IN (SELECT id FROM changed) LIMIT 20) AS few) AS kept"
     ).format(
         table=relation(leaf),
         alias=alias,
@@ -214,16 +237,26 @@ def lock_rows(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span,
 ROW_KEY = "pgvigil key"
 
 
-def write_row(target: Target, leaf: Leaf, columns: Iterable[str]) -> sql.Composed:
-    """Write what a function gave for one row that is held."""
-    writes = [sql.SQL("{} = %({})s").format(named(c), sql.SQL(f"new{n}")) for n, c in enumerate(columns)]
-    return sql.SQL("UPDATE ONLY {table} AS {alias} SET {writes} WHERE {row} = {key}").format(
-        table=relation(leaf),
-        alias=named(target.name),
-        writes=sql.SQL(", ").join(writes),
-        row=_row(_columns(target, leaf)),
-        key=_values(leaf, "key"),
-    )
+def write_row(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Composed:
+    """Write what a function gave for one row that is held, and keep what it held if that is asked for."""
+    writes = [
+        sql.SQL("{} = %({})s").format(named(c), sql.SQL(f"new{n}")) for n, c in enumerate(policy.columns)
+    ]
+    parts = {
+        "table": relation(leaf),
+        "alias": named(target.name),
+        "writes": sql.SQL(", ").join(writes),
+        "row": _row(_columns(target, leaf)),
+        "key": _values(leaf, "key"),
+    }
+    if not policy.before_images:
+        return sql.SQL("UPDATE ONLY {table} AS {alias} SET {writes} WHERE {row} = {key}").format(**parts)
+    held, returning, _ = _before(target, leaf, policy)
+    return sql.SQL(
+        "WITH held AS MATERIALIZED (SELECT {held} FROM ONLY {table} AS {alias} WHERE {row} = {key}),"
+        " changed AS (UPDATE ONLY {table} AS {alias} SET {writes} FROM held WHERE {row} = {key}"
+        " RETURNING {returning}) {keep}"
+    ).format(held=sql.SQL(", ").join(held), returning=returning, keep=sql.SQL(_KEEP), **parts)
 
 
 def left_in(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:

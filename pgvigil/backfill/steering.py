@@ -9,19 +9,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pgvigil import postgres
-from pgvigil.backfill import catalog, ledger, statements
+from pgvigil.backfill import catalog, ledger
 from pgvigil.backfill.facts import Progress, Quarantined
 from pgvigil.backfill.ledger import Overrides, State, Wanted
-from pgvigil.backfill.session import Bounds, Session
+from pgvigil.backfill.session import Session
+from pgvigil.backfill.undo import undo
 from pgvigil.errors import Busy, ConfigError
-from pgvigil.reports import Check, Frozen, Report, Verdict
+from pgvigil.reports import Check, Finding, Frozen, Report, Severity, Verdict
 from pgvigil.runs import conduct
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from pgvigil.backfill.facts import Leaf, Target
+    from pgvigil.backfill.undo import Undone
     from pgvigil.fleet import Fleet
     from pgvigil.policies.backfills import BackfillPolicy
     from pgvigil.runs import Run
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 Action = Literal["pause", "resume", "cancel", "set", "restart", "undo"]
 _WANTED: dict[str, Wanted] = {"pause": "pause", "resume": "run", "cancel": "cancel"}
 _MOST = 100
-_UNDO_ROWS = 1000
 
 
 class Shown(Frozen):
@@ -123,7 +123,12 @@ def steer(run: Run, name: str, action: Action, overrides: Overrides) -> None:
                 f"backfill '{name}' was never run", hint=f"pgvigil run run-backfill … -p backfill={name}"
             )
         with run.step(f"{action} backfill", detail) as noted:
-            noted.update(_act(session, state, policy, action, overrides))
+            if action == "undo":
+                undone = undo(session, state, policy)
+                noted.update(undone.model_dump())
+                run.findings += _kept(run, undone)
+            else:
+                noted.update(_act(session, state, action, overrides))
     run.facts["shown"] = show(run.fleet, run.identity.subject, name)
     run.checks.append(
         Check(id="steered", verdict=Verdict.VERIFIED, expected=action, actual=run.facts["shown"].state)
@@ -135,19 +140,37 @@ def conduct_steering(
 ) -> SteeringReport:
     """Steer as a run of its own, on record in the audit log; needs no Prefect."""
     given = {key: value for key, value in limits.items() if value is not None}
-    if action == "set" and not given:
-        raise ConfigError("nothing to set", hint="name at least one limit: see --help")
     steps = partial(steer, name=name, action=action, overrides=Overrides.model_validate(given))
     return conduct(SteeringReport, "steer_backfill", subject, steps)
 
 
-def _act(
-    session: Session, state: State, policy: BackfillPolicy, action: Action, overrides: Overrides
-) -> dict[str, Any]:
+def _kept(run: Run, undone: Undone) -> Iterator[Finding]:
+    """Tell of rows that did not go back; those that did are in the audit log."""
+    others = undone.images - undone.restored
+    if others:
+        yield Finding(
+            code="changed-since",
+            severity=Severity.WARNING,
+            message=f"{others} of {undone.images} images were not restored, as their rows were changed, "
+            f"deleted or moved since: {'; '.join(undone.kept)}",
+            hint="look at these rows; they have what others gave them",
+            subject=run.identity.subject,
+        )
+    if undone.left:
+        yield Finding(
+            code="images-left",
+            severity=Severity.WARNING,
+            message=f"{undone.left} images are of tables that are no longer part of the backfill's table",
+            hint="attach them again and undo again, or let the images expire",
+            subject=run.identity.subject,
+        )
+
+
+def _act(session: Session, state: State, action: Action, overrides: Overrides) -> dict[str, Any]:
     if action == "restart":
         return _restart(session, state)
-    if action == "undo":
-        return _undo(session, state, policy)
+    if action == "set" and not overrides.model_dump(exclude_none=True):
+        raise ConfigError("nothing to set", hint="name at least one limit")
     values = {
         "name": state.name,
         "wanted": _WANTED.get(action),
@@ -178,32 +201,3 @@ def _restart(session: Session, state: State) -> dict[str, Any]:
     with session.transaction() as connection:
         connection.execute(query("backfill", "forget"), {"name": state.name})
     return {"forgotten": True}
-
-
-def _undo(session: Session, state: State, policy: BackfillPolicy) -> dict[str, Any]:
-    """Give rows back what they held, newest image first; one that was changed since keeps what it has."""
-    _require_idle(state)
-    with session.transaction() as connection:
-        target = catalog.read_target(connection, policy)
-    images = restored = 0
-    for leaf in target.leaves:
-        while True:
-            seen, done = _undo_some(session, state, policy, target, leaf)
-            images, restored = images + seen, restored + done
-            if not seen:
-                break
-    with session.transaction() as connection:
-        connection.execute(query("backfill", "forget"), {"name": state.name})
-    return {"images": images, "restored": restored}
-
-
-def _undo_some(
-    session: Session, state: State, policy: BackfillPolicy, target: Target, leaf: Leaf
-) -> tuple[int, int]:
-    bounds = Bounds(statement=policy.batch.longest, search_path=policy.search_path)
-    values = {"name": state.name, "relation": leaf.oid, "most": _UNDO_ROWS}
-    with session.transaction(bounds) as connection:
-        statement = statements.restore(target, leaf, policy.targets)
-        row = connection.execute(statement, values).fetchone()
-    assert row  # noqa: S101 - an aggregate always answers
-    return row["images"], row["done"]

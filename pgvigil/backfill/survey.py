@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgvigil.backfill import catalog, statements
 from pgvigil.backfill.batch import Job, Part, apply_function, next_end
 from pgvigil.backfill.facts import Forecast, Plan
+from pgvigil.backfill.health import read_signal
 from pgvigil.backfill.ledger import Claimed, Overrides
 from pgvigil.backfill.remedy import Remedy, remedy
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
     from pgvigil.backfill.facts import Key, Leaf, Target
     from pgvigil.backfill.session import Session
-    from pgvigil.policies.backfills import BackfillPolicy
+    from pgvigil.policies.backfills import BackfillPolicy, Limits
     from pgvigil.postgres import Connection
 
 SAMPLE_ROWS = 20_000
@@ -26,6 +29,8 @@ SAMPLE_BATCH = 1000
 LEAVES_SAMPLED = 3
 ALONE = 10  # rows tried one by one where a batch fails
 UPDATE_EVENT, INSERT_EVENT = 16, 4
+_FAULTS = {"42", "3F", "0A", "21", "22"}  # syntax, names, types, rights; values that constants cannot have
+_NO_RIGHT = "42501"
 _NO_SCANS = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_incremental_sort")
 _BY_INDEX = {"Index Scan", "Index Only Scan", "Tid Range Scan"}
 _SCANS = {"Seq Scan", "Sort", "Incremental Sort", "Bitmap Heap Scan"}
@@ -79,8 +84,46 @@ def _nodes(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def check_statement(session: Session, job: Job) -> None:
-    """Let the server read the change without doing it: syntax, names, types, rights."""
+    """Let the server read the change without doing it: syntax, names, types, rights.
+
+    Raises PreconditionFailed for what it does not take.
+    """
+    with told_as_fault():
+        _check_statement(session, job)
+
+
+@contextmanager
+def told_as_fault() -> Iterator[None]:
+    """Tell what the server cannot read as it stands from a server that cannot be asked."""
+    try:
+        yield
+    except DatabaseFailed as error:
+        if error.sqlstate[:2] not in _FAULTS:
+            raise
+        hint = (
+            "make our role a member of the table's owner: GRANT its owner TO this role"
+            if error.sqlstate == _NO_RIGHT
+            else "correct 'table', 'set', 'where' or 'into' in the fleet file; nothing was changed"
+        )
+        raise PreconditionFailed(str(error.context.get("said") or error.message), hint=hint) from error
+
+
+def unread_signals(session: Session, limits: Limits) -> Iterator[str]:
+    """Ask each question of people's own once, and say why one has no answer."""
+    for signal in limits.signals:
+        try:
+            with session.transaction() as connection:
+                read_signal(connection, signal.sql)
+        except DatabaseFailed as error:
+            yield f"signal '{signal.name}' cannot be read: {error.context.get('said') or error.message}"
+
+
+def _check_statement(session: Session, job: Job) -> None:
+    policy = job.policy
     for leaf in job.target.leaves:
+        with session.transaction(job.reading) as connection:
+            for text in (policy.where, *policy.set.values()):
+                connection.execute(statements.explain(statements.closed(job.target, leaf, text)), {})
         with session.transaction(job.reading) as connection:
             key = _any_key(connection, job.target, leaf)
             connection.execute(statements.explain(statements.left(job.target, job.policy)), {})
@@ -234,7 +277,10 @@ def _try(connection: Connection, part: Part, total: _Sample) -> None:
     if before == 0:
         return
     if job.function:
+        began, lsn = time.monotonic(), _lsn(connection)
         apply_function(connection, part)
+        total.seconds += time.monotonic() - began
+        total.wal += _lsn(connection) - lsn
     else:
         statement = statements.change(job.target, part.leaf, job.policy, span=part.span)
         plan = _plan(connection, statements.explain_analyze(statement), part.parameters)
@@ -250,6 +296,13 @@ def _try(connection: Connection, part: Part, total: _Sample) -> None:
     row = connection.execute(query("backfill", "changed_so_far"), {"relation": part.leaf.oid}).fetchone()
     if row:
         total.updated, total.hot = total.updated + row["updated"], total.hot + row["hot"]
+
+
+def _lsn(connection: Connection) -> int:
+    """Where the server writes WAL now; others' is in between, so what a function costs is at most that."""
+    row = connection.execute(query("backfill", "lsn")).fetchone()
+    assert row  # noqa: S101 - it always answers
+    return int(row["lsn"])
 
 
 def _project(job: Job, total: _Sample, share: float, looked: int) -> Forecast:

@@ -48,7 +48,7 @@ class Worker:
     def _lease(self) -> Lease | None:
         try:
             with self.session.transaction() as connection:
-                found = self.job.ledger.lease(connection, self.number)
+                found = self.job.ledger.lease(connection, self.number, self.control.workers)
                 if found and self.job.leaf(found.relation) is None:
                     self.job.ledger.abandon(connection, found)
                     return None
@@ -91,7 +91,6 @@ class Worker:
             return self._skip_locked(lease, rows)
         if self.pace.fail():
             return None
-        self.control.note_poison(self.job.policy.quarantine, error)
         return quarantine_next(self.session, self.job, lease, error)
 
     def _skip_locked(self, lease: Lease, rows: int) -> Outcome | None:

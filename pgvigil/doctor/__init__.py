@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pgvigil.doctor.backfills import BACKFILL, backfills_of
 from pgvigil.doctor.cluster import CLUSTER, Cluster
+from pgvigil.doctor.drills import DRILL
 from pgvigil.doctor.evidence import AUDIT, REPORTS
 from pgvigil.doctor.lines import Diagnosis, look_at, told, verdict
 from pgvigil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pgvigil.fleet import Fleet
+    from pgvigil.fleet import ClusterSettings, Fleet
 
 __all__ = ["Diagnosis", "examine", "verdict"]
 
@@ -27,8 +29,19 @@ def examine(fleet: Fleet, subject: str | None = None) -> tuple[Diagnosis, ...]:
         return (told("fleet.subject", str(subject), error),)
     lines = [*look_at("audit", fleet, AUDIT), *look_at("reports", fleet, REPORTS)]
     for name in names:
-        lines += look_at(name, Cluster(fleet.clusters[name]), CLUSTER)
+        lines += _cluster(name, fleet.clusters[name], (subject or "").partition("/")[2] or None)
     return tuple(lines)
+
+
+def _cluster(name: str, settings: ClusterSettings, database: str | None) -> list[Diagnosis]:
+    """Look at a cluster, then at the backfills of its databases, or of one."""
+    lines = list(look_at(name, Cluster(settings), (*CLUSTER, *DRILL)))
+    own = [
+        line
+        for backfill in backfills_of(name, settings, database)
+        for line in look_at(backfill.subject, backfill, BACKFILL, lines)
+    ]
+    return lines + own
 
 
 def _clusters(fleet: Fleet, subject: str | None) -> list[str]:

@@ -11,7 +11,7 @@ from pgvigil.processes import redactor
 from pgvigil.reports import Check, Frozen, Verdict, conclude
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Subject = TypeVar("Subject")
 
@@ -47,9 +47,11 @@ class Look(Generic[Subject]):
     required: bool = True
 
 
-def look_at(name: str, subject: Subject, looks: Sequence[Look[Subject]]) -> Iterator[Diagnosis]:
-    """Look in order and yield one line for each; never raises."""
-    verified: set[str] = set()
+def look_at(
+    name: str, subject: Subject, looks: Sequence[Look[Subject]], before: Iterable[Diagnosis] = ()
+) -> Iterator[Diagnosis]:
+    """Look in order and yield one line for each; never raises. Lines from `before` may be needed as well."""
+    verified = {line.id for line in before if line.verdict is Verdict.VERIFIED}
     for look in looks:
         missing = next((need for need in look.needs if need not in verified), "")
         line = _skip(name, look, missing) if missing else _look(name, subject, look)

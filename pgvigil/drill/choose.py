@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 from pgvigil.drill.facts import SetKind, TargetKind
 from pgvigil.errors import ConfigError, PreconditionFailed
 from pgvigil.pgbackrest.info import STANZA_OK
+from pgvigil.policies.wal import WalPolicy
 from pgvigil.reports import Frozen
 from pgvigil.wal.names import lsn_text, parse_lsn, segment_number, segment_timeline
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pgvigil.pgbackrest import Backup, StanzaInfo
-    from pgvigil.policies.wal import WalPolicy
     from pgvigil.position import Position
 
 Option = TypeVar("Option", bound=int | str)
@@ -43,15 +43,14 @@ class Wanted(Frozen):
 
 
 class Source(Frozen):
-    """What the choice needs to know of the source, and of its WAL policy the two figures named the same."""
+    """What the choice needs to know of the source, and what its WAL archive must hold."""
 
     system_id: int
     timeline: int
     lsn: str
     segment_size: int
     now: datetime
-    max_delayed_segments: int = 64
-    continuous_fulls: int | None = None
+    policy: WalPolicy = WalPolicy()
 
 
 def source_of(server: Position, policy: WalPolicy) -> Source:
@@ -62,8 +61,7 @@ def source_of(server: Position, policy: WalPolicy) -> Source:
         lsn=server.lsn or "0/0",
         segment_size=server.segment_size,
         now=server.now,
-        max_delayed_segments=policy.max_delayed_segments,
-        continuous_fulls=policy.continuous_fulls,
+        policy=policy,
     )
 
 
@@ -265,8 +263,8 @@ def _faults(info: StanzaInfo, source: Source, backup: Backup, point: _Point) -> 
         yield f"it ends on timeline {backup.timeline}, the source is on {source.timeline}"
     yield _too_new(backup, point)
     yield _behind(info, source, backup, point)
-    if point.value is None and backup.full_label not in _continuous(info, source, backup.repo):
-        yield f"WAL goes on from the newest {source.continuous_fulls} fulls only (wal.continuous_fulls)"
+    if point.value is None and backup.label not in _continuous(info, source, backup):
+        yield "its archive keeps WAL without a gap for newer backups only (wal.continuous)"
 
 
 def _foreign(info: StanzaInfo, source: Source, backup: Backup) -> str:
@@ -299,7 +297,7 @@ def _behind(info: StanzaInfo, source: Source, backup: Backup, point: _Point) -> 
         return f"the archive ends on timeline {timeline}, the source is on {source.timeline}"
     last = segment_number(newest, source.segment_size)
     aim = parse_lsn(source.lsn) if point.lsn is None else point.lsn
-    if timeline == source.timeline and aim // source.segment_size - last > source.max_delayed_segments:
+    if timeline == source.timeline and aim // source.segment_size - last > source.policy.max_delayed_segments:
         return f"the archive ends at {newest}, {aim // source.segment_size - last} segments behind the target"
     return ""
 
@@ -310,10 +308,11 @@ def _newest_segment(info: StanzaInfo, backup: Backup) -> str | None:
     return max(newest, default=None)
 
 
-def _continuous(info: StanzaInfo, source: Source, repo: int) -> set[str]:
-    """Name the fulls after which WAL is kept without a gap."""
-    fulls = [backup.label for backup in info.backups(repo) if backup.type == "full"]
-    return set(fulls if source.continuous_fulls is None else fulls[-source.continuous_fulls :])
+def _continuous(info: StanzaInfo, source: Source, backup: Backup) -> set[str]:
+    """Name the backups of the same archive from which WAL goes on without a gap, by the WAL policy's rule."""
+    alike = [each for each in info.backups(backup.repo) if each.database.id == backup.database.id]
+    first = source.policy.first_continuous([each.type for each in alike])
+    return {each.label for each in alike[first:]}
 
 
 def _nothing(

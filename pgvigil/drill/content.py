@@ -35,24 +35,29 @@ class SourceContent(Content):
     doubts: tuple[Doubt, ...] = ()
 
 
-def hash_database(
+def hash_database(  # noqa: PLR0913 - which databases, how, and who hears of it
     dsn: str,
     policy: DrillPolicy,
     run_name: str,
     *,
+    beside: Sequence[str] = (),
     seed: int = 0,
     on_progress: Callable[[Progress], None],
 ) -> tuple[SourceContent, ...]:
     """Mark a database and hash it: one content, or one more for each set of tables that cannot share a mark.
 
-    Raises PreconditionFailed if it cannot be marked, and DatabaseFailed when the server is away.
+    Of the databases `beside` it, by dsn, those that share its mark are hashed, too. Raises
+    PreconditionFailed if it cannot be marked, and DatabaseFailed when the server is away.
     """
     contents: list[SourceContent] = []
     only: frozenset[int] | None = None
     while only is None or only:
-        with mark(dsn, policy, run_name, only=only) as marked:
-            contents.append(hash_source(marked, policy, seed=seed, on_progress=on_progress))
-            only = marked.contended
+        with mark(dsn, policy, run_name, only=only, beside=beside) as marked:
+            contents += [
+                hash_source(each, policy, seed=seed, on_progress=on_progress)
+                for each in (marked, *marked.beside)
+            ]
+            only, beside = marked.contended, ()
     return tuple(contents)
 
 

@@ -259,10 +259,10 @@ def _set_aside(auto_conf: Path) -> None:
     os.truncate(auto_conf, 0)
 
 
-def command(copy: Copy, recovery: Mapping[str, str]) -> Command:
+def command(copy: Copy, control: Control, recovery: Mapping[str, str]) -> Command:
     """Return how the copy's server is started, to recover as said or, without, to go on as it is."""
     words = [str(copy.programs / "postgres"), "-D", str(copy.place.data)]
-    for name, value in settings(copy, read_control(copy), recovery).items():
+    for name, value in settings(copy, control, recovery).items():
         words += ["-c", f"{name}={value}"]
     return Command(
         argv=tuple(words),
@@ -277,10 +277,11 @@ def command(copy: Copy, recovery: Mapping[str, str]) -> Command:
 
 
 class Server:
-    """A started copy: whether it runs, and what it has said since this start."""
+    """A started copy: from which control data, whether it runs, and what it has said since."""
 
-    def __init__(self, copy: Copy, held: Held, log: Path) -> None:
+    def __init__(self, copy: Copy, control: Control, held: Held, log: Path) -> None:
         self.copy = copy
+        self.control = control
         self.held = held
         self.log = log
         self.started = time.monotonic()
@@ -302,8 +303,9 @@ def running(copy: Copy, recovery: Mapping[str, str] | None = None) -> Iterator[S
     """
     configure(copy)
     log = copy.place.log / f"server-{len(list(copy.place.log.glob('server-*.log'))) + 1}.log"
-    with hold(command(copy, recovery or {}), log) as held:
-        yield Server(copy, held, log)
+    control = read_control(copy)
+    with hold(command(copy, control, recovery or {}), log) as held:
+        yield Server(copy, control, held, log)
 
 
 def start_kept(copy: Copy, recovery: Mapping[str, str] | None = None) -> int:
@@ -312,7 +314,7 @@ def start_kept(copy: Copy, recovery: Mapping[str, str] | None = None) -> int:
     `scratch.keep` must have recorded the deadline before: from then on a reaper ends it.
     """
     configure(copy)
-    return launch(command(copy, recovery or {}), copy.place.log / "server-kept.log")
+    return launch(command(copy, read_control(copy), recovery or {}), copy.place.log / "server-kept.log")
 
 
 def state(place: Place, pid: int) -> str:

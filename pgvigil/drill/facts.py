@@ -12,6 +12,8 @@ from pgvigil.reports import Frozen
 TargetKind = Literal["default", "time", "lsn", "xid", "name"]
 SetKind = Literal["latest", "oldest", "random"]
 MarkMethod = Literal["standby", "slot", "fence"]
+RtoPhase = Literal["restore", "replay", "start", "first query"]
+PhaseName = RtoPhase | Literal["hash source", "hash copy", "prove"]
 
 
 class Table(Frozen):
@@ -94,6 +96,7 @@ class Target(Frozen):
     value: str = Field(default="", description="as recovery_target_… takes it; empty for default")
     inclusive: bool = True
     lsn: str = Field(description="replay must reach at least this")
+    timeline: int | None = Field(default=None, description="the source's, where the drill made the target")
     present: Heartbeat | None = Field(default=None, description="committed before the target")
     absent: Heartbeat | None = Field(default=None, description="committed after the target; None for default")
 
@@ -101,6 +104,6 @@ class Target(Frozen):
 class Phase(Frozen):
     """How long one phase of the drill took."""
 
-    name: Literal["restore", "replay", "start", "first query", "hash source", "hash copy", "prove"]
+    name: PhaseName
     seconds: float
     bytes: int = 0

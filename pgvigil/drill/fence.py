@@ -16,12 +16,13 @@ import secrets
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
+from pgvigil.drill.beside import Fence, Neighbour, bounded
 from pgvigil.drill.point import Point, Source, ask, exporter, set_timeout
 from pgvigil.drill.tables import Doubt, Inventory, list_tables
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
@@ -30,7 +31,7 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
     from datetime import timedelta
 
@@ -89,6 +90,8 @@ class _Siege:
     contended: set[int] = field(default_factory=set)
     attempts: int = 0
     waited: float = 0.0
+    room: int = 0
+    beside: list[Neighbour] = field(default_factory=list)
 
     @property
     def half(self) -> timedelta:
@@ -110,17 +113,19 @@ class _Siege:
 
 
 @contextmanager
-def from_fence(source: Source) -> Iterator[Point]:
+def from_fence(source: Source, beside: Sequence[Source] = ()) -> Iterator[Point]:
     """Fix a restore point at which no writer was at work, and hold the snapshot taken beside it.
 
-    Tries until drill.fence_for is over; then tables whose holders do not go away are left out, with a doubt
-    that names them. Raises PreconditionFailed, naming the holders, if nothing can be fenced.
+    Databases `beside` it share the point if they are at rest. Tries until drill.fence_for is over; then
+    tables whose holders do not go away are left out, with a doubt that names them. Raises
+    PreconditionFailed, naming the holders, if nothing can be fenced.
     """
-    with exporter(source) as snapshot, source.connect() as watch:
+    with exporter(source) as snapshot, source.connect() as watch, ExitStack() as stack:
         siege = _prepare(source, watch)
+        siege.beside = list(_invite(siege, beside, stack))
         row = _besiege(siege, snapshot, watch)
         inventory = list_tables(snapshot, source.database)
-        yield Point(
+        point = Point(
             method="fence",
             lsn=row["lsn"],
             name=row["name"],
@@ -133,6 +138,20 @@ def from_fence(source: Source) -> Iterator[Point]:
             source=source,
             inventory=inventory,
         )
+        others = (each.point(point) for each in siege.beside)
+        yield replace(point, beside=tuple(each for each in others if each))
+
+
+def _invite(siege: _Siege, beside: Sequence[Source], stack: ExitStack) -> Iterator[Neighbour]:
+    """Open the databases that may share the fence, as far as there is room for their locks."""
+    room = siege.room - len(siege.order)
+    for source in beside:
+        snapshot, locker = stack.enter_context(bounded(source))
+        own = _prepare(source, snapshot)
+        if 0 < len(own.order) <= room:
+            room -= len(own.order)
+            fence = Fence(*_lock_statement(own), frozenset(own.order), tuple(own.doubts))
+            yield Neighbour(source, snapshot, locker, fence)
 
 
 def _prepare(source: Source, watch: Connection) -> _Siege:
@@ -149,8 +168,8 @@ def _prepare(source: Source, watch: Connection) -> _Siege:
             if not row["may_lock"]:
                 siege.set_aside(row["oid"], _UNLOCKABLE)
     locks = ask(watch, query("drill_source", "lock_room"))
-    room = max((locks["room"] - locks["used"]) // _SHARE_OF_LOCKS, 0)
-    for oid in siege.order[room:]:
+    siege.room = max((locks["room"] - locks["used"]) // _SHARE_OF_LOCKS, 0)
+    for oid in siege.order[siege.room :]:
         siege.set_aside(oid, _NO_ROOM)
     siege.order.sort()
     return siege
@@ -216,13 +235,16 @@ def _attempt(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
     try:
         with siege.source.connect() as locker:
             _bound(locker, siege)
+            siege.beside = [each for each in siege.beside if each.lock()]
             locker.execute("BEGIN")
             snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             row = _fence(siege, locker, snapshot, watch, name)
     except DatabaseFailed as error:
+        siege.beside = [each for each in siege.beside if each.let_go()]
         if error.sqlstate not in _MISSES:
             raise
         return None
+    siege.beside = [each for each in siege.beside if each.take()]
     set_timeout(snapshot, "statement_timeout", postgres.STATEMENT_TIMEOUT)
     return {**row, "name": name}
 
@@ -255,7 +277,7 @@ def _fence(
     return row
 
 
-def _lock_statement(siege: _Siege) -> tuple[sql.Composable, dict[str, Any] | None]:
+def _lock_statement(siege: _Siege) -> tuple[sql.SQL | sql.Composed, dict[str, Any] | None]:
     if siege.is_helped:
         return sql.SQL(query("drill_source", "fence")), {"oids": siege.order}
     tables = [sql.SQL("ONLY ") + sql.Identifier(*siege.names[oid]) for oid in siege.order]

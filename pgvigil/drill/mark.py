@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pgvigil.drill.facts import Mark, MarkMethod
@@ -16,14 +17,14 @@ from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.drill.tables import Doubt, Inventory
     from pgvigil.policies.drill import DrillPolicy
     from pgvigil.postgres import Connection
 
 # The gentlest first.
-_METHODS: dict[MarkMethod, Callable[[Source], AbstractContextManager[Point]]] = {
+_METHODS: dict[MarkMethod, Callable[[Source, Sequence[Source]], AbstractContextManager[Point]]] = {
     "standby": from_standby,
     "slot": from_slot,
     "fence": from_fence,
@@ -34,7 +35,10 @@ _PART_FOR_HASHING = 0.95  # of the time for which the server keeps the snapshot;
 
 @dataclass(frozen=True)
 class Marked:
-    """A marked database whose snapshot is held, so that its content can be read as it was at the mark."""
+    """A marked database whose snapshot is held, so that its content can be read as it was at the mark.
+
+    `beside` are other databases that have the same mark.
+    """
 
     mark: Mark
     snapshot: str
@@ -44,6 +48,7 @@ class Marked:
     until: float
     declined: tuple[str, ...]
     source: Source
+    beside: tuple[Marked, ...] = ()
 
     def connect(self) -> AbstractContextManager[Connection]:
         """Open a session on the server that has the snapshot: the source, or its standby."""
@@ -52,33 +57,53 @@ class Marked:
 
 @contextmanager
 def mark(
-    dsn: str, policy: DrillPolicy, run_name: str, *, only: frozenset[int] | None = None
+    dsn: str,
+    policy: DrillPolicy,
+    run_name: str,
+    *,
+    only: frozenset[int] | None = None,
+    beside: Sequence[str] = (),
 ) -> Iterator[Marked]:
     """Mark the database of the dsn, and hold the mark's snapshot during the block.
 
     With `only`, these tables by OID. `contended` are tables that need a mark of their own: what users lock
     in different orders cannot be fenced together; they are not in the inventory.
+    Databases `beside` it, by dsn, get the same mark where that costs their users nothing.
     `until` (of time.monotonic) is when hashing must end, before drill.hash_for is over and the
     server drops the snapshot;
     `declined` says why gentler methods were not taken. Raises PreconditionFailed if none can be had.
     """
     source = read_source(dsn, run_name, policy).model_copy(update={"only": only})
+    others = [found for each in beside if (found := _try_source(each, run_name, policy))]
     with ExitStack() as stack:
-        point, declined = _fix(source, stack)
+        point, declined = _fix(source, others, stack)
         until = time.monotonic() + policy.hash_for.total_seconds() * _PART_FOR_HASHING
-        yield Marked(
-            mark=_describe(source, point),
-            snapshot=point.snapshot,
-            inventory=_inventory(source, point),
-            doubts=tuple(doubt for doubt in point.doubts if only is None or doubt.oid in only),
-            contended=point.contended,
-            until=until,
-            declined=declined,
-            source=point.source,
-        )
+        marked = partial(_marked, until=until, declined=declined)
+        yield replace(marked(source, point), beside=tuple(marked(each.source, each) for each in point.beside))
 
 
-def _fix(source: Source, stack: ExitStack) -> tuple[Point, tuple[str, ...]]:
+def _try_source(dsn: str, run_name: str, policy: DrillPolicy) -> Source | None:
+    """Leave out who cannot be asked: when its own turn comes, it is told why."""
+    with suppress(DatabaseFailed):
+        return read_source(dsn, run_name, policy)
+    return None
+
+
+def _marked(source: Source, point: Point, *, until: float, declined: tuple[str, ...]) -> Marked:
+    only = source.only
+    return Marked(
+        mark=_describe(source, point),
+        snapshot=point.snapshot,
+        inventory=_inventory(source, point),
+        doubts=tuple(doubt for doubt in point.doubts if only is None or doubt.oid in only),
+        contended=point.contended,
+        until=until,
+        declined=declined,
+        source=point.source,
+    )
+
+
+def _fix(source: Source, beside: Sequence[Source], stack: ExitStack) -> tuple[Point, tuple[str, ...]]:
     """Take the first method that works."""
     wanted = source.policy.mark
     declined: list[str] = []
@@ -86,7 +111,7 @@ def _fix(source: Source, stack: ExitStack) -> tuple[Point, tuple[str, ...]]:
         if wanted not in {"auto", name}:
             continue
         try:
-            return stack.enter_context(method(source)), tuple(declined)
+            return stack.enter_context(method(source, beside)), tuple(declined)
         except (PreconditionFailed, DatabaseFailed) as error:
             if wanted == name:
                 raise

@@ -9,18 +9,20 @@ from pgvigil import postgres
 from pgvigil.drill import catalogue, untouched
 from pgvigil.drill.facts import Target
 from pgvigil.drill.judgement import passed, unknown
-from pgvigil.drill.source import MarkedDatabase, mark_database
+from pgvigil.drill.point import ask
+from pgvigil.drill.source import MarkedDatabase, mark_databases
 from pgvigil.drill.state import OWED, Drill, Marked, Plan
 from pgvigil.drill.witness import beat, end_segment, fix_target
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.runs import finding_of
+from pgvigil.sql import query
 from pgvigil.wal.heartbeat import Beat, Look, await_arrival, is_hopeless
 from pgvigil.wal.names import parse_lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from pgvigil.drill.facts import Heartbeat
+    from pgvigil.drill.facts import Heartbeat, Mark
 
     Hear = Callable[[Any], None]
 
@@ -37,27 +39,36 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
     with run.step("mark source", {"databases": list(plan.cluster.databases)}) as noted:
         with postgres.connect(drill.settings.dsn, run.name) as session:
             before = catalogue.read(session, "cluster")
-            *others, last = plan.cluster.databases
-            marked = [each for name in others for each in _mark(drill, plan, name, on_progress)]
-            present = beat(session, f"pgvigil {run.id} present")
-            newest = _mark(drill, plan, last, on_progress)
-            after_it = newest[-1].content.mark if newest else None
-            target = fix_target(session, plan.choice.target_kind, after_it, present, f"pgvigil {run.id}")
+            marked: list[MarkedDatabase] = []
+            left = plan.cluster.databases
+            while left:
+                present = beat(session, f"pgvigil {run.id} present")
+                newest = _mark(drill, plan, left, on_progress)
+                marked += newest
+                left = _without(left[:-1], newest)
+            target = fix_target(session, plan.choice.target_kind, _last(newest), present, f"pgvigil {run.id}")
+            timeline = ask(session, query("drill_source", "timeline"))["timeline"]
+            target = target.model_copy(update={"timeline": timeline})
             after = catalogue.read(session, "cluster", since=before.window)
             segment = end_segment(session)
         noted |= {"target": target.value, "lsn": target.lsn, "segment": segment}
     run.facts["target"] = target
     arrival = _await(drill, plan, segment, target.absent or target.present or present)
-    return Marked(target, (*marked, *newest), (before, after), listing, datetime.now(UTC), arrival)
+    return Marked(target, tuple(marked), (before, after), listing, datetime.now(UTC), arrival)
 
 
-def _mark(drill: Drill, plan: Plan, name: str, on_progress: Hear) -> tuple[MarkedDatabase, ...]:
-    """Mark one database; that it cannot be is told, and leaves the others alone."""
+def _mark(drill: Drill, plan: Plan, names: tuple[str, ...], on_progress: Hear) -> tuple[MarkedDatabase, ...]:
+    """Mark the last database, and those that share its mark; that it cannot be is told."""
     drill.lock.check()
-    dsn = postgres.in_database(drill.settings.dsn, name)
+    name = names[-1]
     try:
-        marked = mark_database(
-            dsn, drill.policy, drill.run.name, seed=plan.choice.seed, on_progress=on_progress
+        marked = mark_databases(
+            drill.settings.dsn,
+            names,
+            drill.policy,
+            drill.run.name,
+            seed=plan.choice.seed,
+            on_progress=on_progress,
         )
     except (PreconditionFailed, DatabaseFailed) as error:
         drill.run.findings.append(finding_of(error, name))
@@ -66,6 +77,16 @@ def _mark(drill: Drill, plan: Plan, name: str, on_progress: Hear) -> tuple[Marke
     for each in marked:
         drill.note("hash source", each.content.seconds, each.content.bytes_read)
     return marked
+
+
+def _without(names: tuple[str, ...], marked: Sequence[MarkedDatabase]) -> tuple[str, ...]:
+    done = {each.name for each in marked}
+    return tuple(name for name in names if name not in done)
+
+
+def _last(marked: Sequence[MarkedDatabase]) -> Mark | None:
+    """Return the mark that comes last in WAL."""
+    return max((each.content.mark for each in marked), key=lambda mark: parse_lsn(mark.lsn), default=None)
 
 
 def _await(drill: Drill, plan: Plan, segment: str, last: Heartbeat) -> float:

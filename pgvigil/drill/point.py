@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from pgvigil import postgres
 from pgvigil.drill.digest import pin
+from pgvigil.drill.tables import list_tables
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
@@ -45,7 +46,10 @@ class Source(Frozen):
 
 @dataclass(frozen=True)
 class Point:
-    """A fixed point: the LSN, and an open transaction with the snapshot that is exactly the content there."""
+    """A fixed point: the LSN, and an open transaction with the snapshot that is exactly the content there.
+
+    `beside` is the same point for other databases.
+    """
 
     method: MarkMethod
     lsn: str
@@ -58,6 +62,7 @@ class Point:
     attempts: int = 1
     doubts: tuple[Doubt, ...] = ()
     contended: frozenset[int] = frozenset()
+    beside: tuple[Point, ...] = ()
 
 
 def read_source(dsn: str, application_name: str, policy: DrillPolicy) -> Source:
@@ -66,6 +71,26 @@ def read_source(dsn: str, application_name: str, policy: DrillPolicy) -> Source:
         row = ask(connection, query("drill_source", "server"))
     deadlock = timedelta(milliseconds=row.pop("deadlock_ms"))
     return Source(dsn=dsn, application_name=application_name, policy=policy, deadlock_timeout=deadlock, **row)
+
+
+def export(snapshot: Connection) -> dict[str, Any]:
+    """Take a snapshot in the session that holds it, and return its name, the time, and what it shows."""
+    snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    return ask(snapshot, query("drill_source", "export"))
+
+
+def held(
+    method: MarkMethod, lsn: str, source: Source, snapshot: Connection, exported: dict[str, Any]
+) -> Point:
+    """Return the point of a snapshot that needed no fence, with what the database holds there."""
+    return Point(
+        method=method,
+        lsn=lsn,
+        snapshot=exported["snapshot"],
+        at=exported["at"],
+        source=source,
+        inventory=list_tables(snapshot, source.database),
+    )
 
 
 @contextmanager

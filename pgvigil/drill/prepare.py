@@ -43,8 +43,8 @@ def hold(run: Run, wanted: Wanted, *, keep: bool = False, dry_run: bool = False)
     settings = run.fleet.cluster(run.identity.subject)
     stanza = settings.pgbackrest.stanza
     run.facts |= {"wanted": wanted, "keep": keep, "actor": run.identity.actor}
-    with hold_stanza(settings.dsn, f"{stanza} drill", run.name, settings.backup.wait) as lock:
-        drill = Drill(run, settings, PgBackRest(settings.pgbackrest), lock, wanted, keep)
+    with hold_stanza(settings.dsn, f"{stanza} drill", run.name, settings.drill.wait) as lock:
+        drill = Drill(run, settings, PgBackRest(settings.drill_pgbackrest), lock, wanted, keep)
         try:
             yield drill
         finally:
@@ -104,7 +104,7 @@ def claim(drill: Drill, plan: Plan) -> Iterator[Place]:
         stanza=drill.stanza,
         run_id=drill.run.id,
         system_id=str(plan.server.system_id),
-        user=drill.settings.pgbackrest.user,
+        user=drill.settings.drill_pgbackrest.user,
         room=scratch.room_needed(plan.backup, plan.wal_bytes(plan.server.lsn)),
         protected=plan.cluster.places,
     )

@@ -50,7 +50,7 @@ def restore(drill: Drill, plan: Plan, place: Place, *, on_line: Hear, on_progres
     try:
         with run.step("restore", {"label": plan.backup.label, "repo": plan.backup.repo}):
             done = restoring.restore(
-                drill.settings.pgbackrest, place, plan.backup, on_line=on_line, on_progress=on_progress
+                drill.settings.drill_pgbackrest, place, plan.backup, on_line=on_line, on_progress=on_progress
             )
     except PgBackRestFailed as error:
         if error.context.get("exit_code") not in _BAD_SET or not _is_still_listed(drill, plan):
@@ -96,10 +96,10 @@ def _copy(drill: Drill, plan: Plan, place: Place) -> Copy:
     major = copies.read_major(place)
     return Copy(
         place=place,
-        programs=copies.find_programs(major),
+        programs=copies.find_programs(major, drill.policy.postgres_bin),
         major=major,
         superuser=plan.cluster.superuser,
-        restore_command=restoring.restore_command(drill.settings.pgbackrest, place, plan.backup.repo),
+        restore_command=restoring.restore_command(drill.settings.drill_pgbackrest, place, plan.backup.repo),
         shared_buffers_mb=drill.policy.shared_buffers_mb,
         preload=drill.policy.preload,
     )
@@ -170,16 +170,11 @@ def _untold(drill: Drill, recovery: Recovery) -> Finding:
 
 
 def hear_witnesses(drill: Drill, plan: Plan, marked: Marked, copy: Copy, recovery: Recovery) -> None:
-    """Look at the target for the commits around it, the identity, and what the databases share.
-
-    This comes before the copy writes anything itself.
-    """
+    """Look at the target for the commits around it and whose the copy is, before it writes anything."""
     with copies.connect(copy, "postgres", drill.run.name) as session:
         target = marked.target
         is_present = is_committed(session, target.present) if target.present else None
         is_absent = not is_committed(session, target.absent) if target.absent else None
-        if marked.shared:
-            _compare_shared(drill, marked.shared, session)
     _note_reached(drill, plan, recovery, is_present, is_absent)
     if target.present:
         drill.run.checks.append(_witnesses(is_present=is_present, is_absent=is_absent))
@@ -251,7 +246,7 @@ def compare_database(drill: Drill, copy: Copy, database: MarkedDatabase, *, on_p
     doubts = {doubt.oid: doubt.reason for doubt in database.content.doubts}
     comparison = compare.compare(database.content, found, doubts=doubts)
     due = tuple(each for each in database.content.unproven if not each.by_design)
-    drill.take(compare.judge(comparison, due))
+    drill.take(compare.judge(comparison, due, part=database.part))
     drill.run.facts["databases"] = (
         *drill.run.facts.get("databases", ()),
         result_of(database, comparison, found),
@@ -271,14 +266,17 @@ def _compare_rest(drill: Drill, copy: Copy, name: str, readings: Readings) -> No
         drill.take(sequences.judge(name, *readings.sequences, sequences.read(there)))
 
 
-def _compare_shared(
-    drill: Drill, marked: tuple[catalogue.Catalogue, catalogue.Catalogue], there: postgres.Connection
-) -> None:
-    """Compare what all databases share: roles, memberships, settings, tablespaces."""
-    until = catalogue.read_window(there).next
-    copied = catalogue.read(there, "cluster", since=marked[0].window, until=until)
-    with postgres.connect(drill.settings.dsn, drill.run.name) as here:
-        drill.take(catalogue.prove("cluster", (*marked, copied), here, there))
+def compare_cluster(drill: Drill, marked: Marked, copy: Copy) -> None:
+    """Compare what all databases share, at the target: roles, memberships, settings, tablespaces."""
+    if marked.shared is None:
+        return
+    with (
+        copies.connect(copy, "postgres", drill.run.name) as there,
+        postgres.connect(drill.settings.dsn, drill.run.name) as here,
+    ):
+        until = catalogue.read_window(there).next
+        copied = catalogue.read(there, "cluster", since=marked.shared[0].window, until=until)
+        drill.take(catalogue.prove("cluster", (*marked.shared, copied), here, there))
 
 
 def promote(drill: Drill, copy: Copy) -> None:
@@ -293,9 +291,8 @@ def examine(drill: Drill, copy: Copy) -> Mapping[str, str]:
     """Run amcheck in every database and the assertions; returns the names of files, for the checksums."""
     began, name = time.monotonic(), drill.run.name
     access = access_to(copy)
+    _amcheck(drill, access)
     databases = amcheck.open_databases(access, name)
-    for database in databases:
-        _amcheck(drill, access, database)
     drill.take(assertions.check(access, name, drill.policy.assertions, timedelta(minutes=10)))
     files: dict[str, str] = {}
     for database in databases:
@@ -308,15 +305,21 @@ def examine(drill: Drill, copy: Copy) -> Mapping[str, str]:
     return files
 
 
-def _amcheck(drill: Drill, access: Access, database: str) -> None:
-    """Check one database, and tell beside its tables how many relations were looked at."""
-    looked = [0]
-    judgement = amcheck.check_database(
-        access, drill.run.name, database, drill.policy.deadline, drill.policy.hash_workers, looked.append
+def _amcheck(drill: Drill, access: Access) -> None:
+    """Check all databases within one deadline, and tell beside their tables how much was looked at."""
+    looked: dict[str, int] = {}
+    policy = drill.policy
+    drill.take(
+        amcheck.check(
+            access,
+            drill.run.name,
+            policy.deadline,
+            jobs=policy.hash_workers,
+            on_progress=looked.__setitem__,
+        )
     )
-    drill.take(judgement)
     drill.run.facts["databases"] = tuple(
-        each.model_copy(update={"amchecked": max(looked)}) if each.database == database else each
+        each.model_copy(update={"amchecked": looked.get(each.database, 0)})
         for each in drill.run.facts.get("databases", ())
     )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.copy import Control, Copy, Server
     from pgvigil.drill.facts import Mark, Target
 
-_POLL = 0.2
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _RESTARTS = 3  # the source's settings may have been raised so often between the backup and the stop
 
 
@@ -55,15 +55,15 @@ class Stop(Frozen):
         return known.model_copy(update={"value": mark.lsn, "inclusive": False})
 
     @classmethod
-    def at_target(cls, target: Target, timeline: int | None = None, *, is_archived: bool = True) -> Self:
-        """Stop at the drill's final target, whose WAL was waited for unless it was asked for by a person."""
+    def at_target(cls, target: Target) -> Self:
+        """Stop at the drill's final target; of one that a person asked for neither line nor WAL is known."""
         return cls(
             kind=target.kind,
             value=target.value,
             inclusive=target.inclusive,
             lsn=target.lsn,
-            timeline=timeline,
-            is_archived=is_archived,
+            timeline=target.timeline,
+            is_archived=target.timeline is not None,
         )
 
     def settings(self) -> dict[str, str]:
@@ -170,7 +170,7 @@ class _State(Frozen):
 
 def _follow(server: Server, stop: Stop, watch: Watch) -> Recovery:
     """Watch until recovery has ended in one way or another."""
-    control = copies.read_control(server.copy)
+    control = server.control
     deadline = server.started + watch.deadline.total_seconds()
     told = ""
     while True:
@@ -183,7 +183,12 @@ def _follow(server: Server, stop: Stop, watch: Watch) -> Recovery:
         if lsn and lsn != told:
             told = lsn
             watch.on_progress(_progress(lsn, control, stop, state))
-        time.sleep(_POLL)
+        time.sleep(_pause(time.monotonic() - server.started))
+
+
+def _pause(elapsed: float) -> float:
+    """Look often at a short replay, whose time is measured, and seldom at a long one."""
+    return min(max(elapsed / 20, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
 
 def _look(server: Server) -> _State | None:

@@ -32,7 +32,7 @@ from pgvigil.processes import Command, run
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pgvigil.pgbackrest import Backup
 
@@ -180,6 +180,21 @@ def refuse(request: Request) -> None:
     _check_vacant(request)
 
 
+def look_over(directory: Path, user: str | None, protected: Sequence[Path]) -> None:
+    """Raise PreconditionFailed for a scratch directory that a claim would refuse now; makes nothing."""
+    _check_path(directory)
+    _check_live(directory)
+    for path in protected:
+        _check_apart(directory, path)
+    _check_writable(directory if directory.exists() else directory.parent)
+    _check_open(directory if directory.exists() else directory.parent, user)
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the bytes free where a scratch directory is, or will be made."""
+    return shutil.disk_usage(directory if directory.exists() else directory.parent).free
+
+
 def keep(place: Place, until: datetime) -> Owner:
     """Record that the copy outlives its run until a deadline, after which any reaper removes it."""
     owner = read_owner(place.directory)
@@ -304,23 +319,35 @@ def _make_open(directory: Path) -> None:
 
 
 def _check_access(request: Request) -> None:
-    if not os.access(request.scratch, os.R_OK | os.W_OK | os.X_OK):
+    _check_writable(request.scratch)
+    _check_open(request.scratch, request.user)
+
+
+def _check_writable(directory: Path) -> None:
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise _refused(
+            "access", f"'{directory}' is not writable for pgvigil's user", "correct its owner and mode"
+        )
+
+
+def _check_open(directory: Path, user: str | None) -> None:
+    closed = _closed_to(user, directory) if user else None
+    if closed:
         raise _refused(
             "access",
-            f"scratch '{request.scratch}' is not writable for pgvigil's user",
-            "correct its owner and mode",
+            f"user '{user}', as whom the copy runs, cannot enter '{closed}'",
+            f"open it: chmod o+x '{closed}', or name another directory in drill.scratch",
         )
-    for step in [*reversed(request.scratch.parents), request.scratch]:
-        if request.user and not _can_enter(step, request.user):
-            raise _refused(
-                "access",
-                f"user '{request.user}', as whom the copy runs, cannot enter '{step}'",
-                f"open it: chmod o+x '{step}', or name another directory in drill.scratch",
-            )
 
 
-def _can_enter(step: Path, user: str) -> bool:
-    return run(Command(argv=("test", "-x", str(step)), user=user)).exit_code == 0
+_FIRST_CLOSED = 'for step; do test -x "$step" || { printf %s "$step"; break; }; done'
+
+
+def _closed_to(user: str, directory: Path) -> str | None:
+    """Return the first directory on the way that a user cannot enter, if any."""
+    steps = [*map(str, reversed(directory.parents)), str(directory)]
+    done = run(Command(argv=("sh", "-c", _FIRST_CLOSED, "sh", *steps), user=user))
+    return done.stdout.decode(errors="surrogateescape") or None
 
 
 def _check_room(request: Request) -> None:

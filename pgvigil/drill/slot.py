@@ -11,14 +11,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
-from pgvigil.drill.point import Point, Source, ask, exporter
-from pgvigil.drill.tables import list_tables
+from pgvigil.drill.point import Point, Source, ask, exporter, held
 from pgvigil.errors import PreconditionFailed
 from pgvigil.postgres import sql
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pgvigil.postgres import Connection
 
@@ -27,9 +26,10 @@ _SETTLING = 5.0  # seconds in which a commit that is in the WAL must have become
 
 
 @contextmanager
-def from_slot(source: Source) -> Iterator[Point]:
+def from_slot(source: Source, _: Sequence[Source] = ()) -> Iterator[Point]:
     """Fix the consistent point of a temporary logical slot, and hold its snapshot.
 
+    Its snapshot is one database's alone, so no other one shares the point.
     Raises PreconditionFailed where the server keeps no logical WAL or the role may not replicate, and
     DatabaseFailed when transactions that last too long keep the slot from being made.
     """
@@ -43,14 +43,7 @@ def from_slot(source: Source) -> Iterator[Point]:
             snapshot.execute(imported)
             exported = ask(snapshot, query("drill_source", "export"))
         _settle(source, exported["visible"])
-        yield Point(
-            method="slot",
-            lsn=slot["consistent_point"],
-            snapshot=exported["snapshot"],
-            at=exported["at"],
-            source=source,
-            inventory=list_tables(snapshot, source.database),
-        )
+        yield held("slot", slot["consistent_point"], source, snapshot, exported)
 
 
 def _require_logical(source: Source) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +11,12 @@ from typing import TYPE_CHECKING
 from pgvigil import postgres
 from pgvigil.drill import catalogue, sequences
 from pgvigil.drill.content import SourceContent, hash_database
+from pgvigil.errors import DatabaseFailed
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.drill.catalogue import Catalogue
     from pgvigil.drill.digest import Progress
@@ -47,10 +50,11 @@ class Readings:
 
 @dataclass(frozen=True)
 class MarkedDatabase:
-    """Tables of a database whose content at a mark is known; one mark has the readings."""
+    """Tables of a database whose content at a mark is known; the first mark has the readings."""
 
     content: SourceContent
     readings: Readings | None
+    part: int = 1
 
     @property
     def name(self) -> str:
@@ -64,19 +68,53 @@ def read_cluster(session: Connection) -> Cluster:
     return Cluster.model_validate(row)
 
 
-def mark_database(
-    dsn: str, policy: DrillPolicy, run_name: str, *, seed: int, on_progress: Callable[[Progress], None]
+def mark_databases(  # noqa: PLR0913 - which databases, how, and who hears of it
+    dsn: str,
+    names: Sequence[str],
+    policy: DrillPolicy,
+    run_name: str,
+    *,
+    seed: int,
+    on_progress: Callable[[Progress], None],
 ) -> tuple[MarkedDatabase, ...]:
-    """Mark the database of the dsn, hash it under the mark's snapshot, and read what surrounds the rows.
+    """Mark the last of these databases and those that can share its mark; hash them, read their catalogue.
 
-    There is one mark more for each set of tables that cannot share one. Raises PreconditionFailed when it
-    cannot be marked and DatabaseFailed when it is away.
+    There is one mark more for each set of tables that cannot share one. Raises PreconditionFailed when the
+    last one cannot be marked and DatabaseFailed when it is away.
     """
-    before = _read(dsn, run_name)
-    contents = hash_database(dsn, policy, run_name, seed=seed, on_progress=on_progress)
-    after = _read(dsn, run_name, since=before[0])
-    readings = Readings((before[0], after[0]), (before[1], after[1]))
-    return tuple(MarkedDatabase(each, None if n else readings) for n, each in enumerate(contents))
+    where = {name: postgres.in_database(dsn, name) for name in names}
+    *others, main = names
+    before = {main: _read(where[main], run_name)}
+    before |= {name: read for name in others if (read := _try_read(where[name], run_name))}
+    contents = hash_database(
+        where[main],
+        policy,
+        run_name,
+        beside=[where[name] for name in others if name in before],
+        seed=seed,
+        on_progress=on_progress,
+    )
+    readings: dict[str, Readings] = {}
+    for name in {each.mark.database for each in contents}:
+        first = before[name]
+        after = _read(where[name], run_name, since=first[0])
+        readings[name] = Readings((first[0], after[0]), (first[1], after[1]))
+    return tuple(_numbered(contents, readings))
+
+
+def _numbered(contents: Sequence[SourceContent], readings: dict[str, Readings]) -> Iterator[MarkedDatabase]:
+    parts: Counter[str] = Counter()
+    for each in contents:
+        name = each.mark.database
+        parts[name] += 1
+        yield MarkedDatabase(each, readings.pop(name, None), parts[name])
+
+
+def _try_read(dsn: str, run_name: str) -> tuple[Catalogue, States] | None:
+    """Leave out who cannot be read: when its own turn comes, it is told why."""
+    with suppress(DatabaseFailed):
+        return _read(dsn, run_name)
+    return None
 
 
 def _read(dsn: str, run_name: str, since: Catalogue | None = None) -> tuple[Catalogue, States]:

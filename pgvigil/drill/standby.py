@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
-from pgvigil.drill.point import Point, Source, ask, exporter, read_source
-from pgvigil.drill.tables import list_tables
+from pgvigil.drill.point import Point, Source, ask, export, exporter, held, read_source
 from pgvigil.errors import PreconditionFailed
 from pgvigil.postgres import sql
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pgvigil.postgres import Connection
 
@@ -27,29 +27,27 @@ _HOLD = 2.0  # seconds; the SQL block `pause` says the same
 
 
 @contextmanager
-def from_standby(primary: Source) -> Iterator[Point]:
-    """Fix the point that the standby of the policy has replayed to, and hold its snapshot.
+def from_standby(primary: Source, beside: Sequence[Source] = ()) -> Iterator[Point]:
+    """Fix the point that the standby of the policy has replayed to, and hold its snapshot in each database.
 
     Raises PreconditionFailed for what is no standby of this primary, or whose replay is held by somebody
     else or does not stop in time.
     """
     source = _find(primary)
-    with exporter(source) as snapshot, source.connect() as pauser, source.connect() as watch:
+    with ExitStack() as stack, source.connect() as pauser, source.connect() as watch:
+        everywhere = [source, *map(_find, beside)]
+        sessions = [(each, stack.enter_context(exporter(each))) for each in everywhere]
         _require_replaying(watch, source)
         with _paused(pauser, watch, source):
             _await_pause(watch, source)
-            snapshot.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            exported = ask(snapshot, query("drill_source", "export"))
+            exported = [export(each) for _, each in sessions]
             replay = ask(watch, query("drill_source", "replay"))
             _require_paused(replay, source)
-        yield Point(
-            method="standby",
-            lsn=replay["lsn"],
-            snapshot=exported["snapshot"],
-            at=exported["at"],
-            source=source,
-            inventory=list_tables(snapshot, source.database),
-        )
+        points = [
+            held("standby", replay["lsn"], *session, taken)
+            for session, taken in zip(sessions, exported, strict=True)
+        ]
+        yield replace(points[0], beside=tuple(points[1:]))
 
 
 def _find(primary: Source) -> Source:

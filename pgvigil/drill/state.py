@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pgvigil.drill.facts import Phase
 from pgvigil.wal.names import parse_lsn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pgvigil.drill.catalogue import Catalogue
     from pgvigil.drill.choose import Choice, Wanted
-    from pgvigil.drill.facts import Target
+    from pgvigil.drill.facts import PhaseName, Target
     from pgvigil.drill.history import History
     from pgvigil.drill.judgement import Judgement
     from pgvigil.drill.recover import Stop
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pgvigil.policies.drill import DrillPolicy
     from pgvigil.runs import Run
     from pgvigil.wal.server import Server
-
-PhaseName = Literal["restore", "replay", "start", "first query", "hash source", "hash copy", "prove"]
 
 # What a drill owes, in its order; what it does not get to is told as not proven.
 OWED = {

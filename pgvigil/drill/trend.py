@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import combinations
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import Field
 
+from pgvigil.drill.facts import RtoPhase
 from pgvigil.reports import Check, Finding, Frozen, Severity, Verdict
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.facts import Phase
     from pgvigil.drill.history import Drill
 
-PhaseName = Literal["restore", "replay", "start", "first query"]
-
-RTO_PHASES: tuple[PhaseName, ...] = ("restore", "replay", "start", "first query")
+RTO_PHASES: tuple[RtoPhase, ...] = get_args(RtoPhase)
 FEWEST = 3  # earlier drills, below which nothing is foretold
 SPREAD = 3 * 1.4826  # a median absolute deviation of normal noise, times three standard deviations
 LEAST_SHARE, LEAST_SECONDS = 0.25, 5.0  # what is always usual, however even the earlier drills were
@@ -30,7 +29,7 @@ class Timing(Frozen):
     """What one drill measured: seconds by phase, and what they were spent on, in bytes."""
 
     label: str = Field(description="how the drawing calls it, such as its date")
-    seconds: dict[PhaseName, float]
+    seconds: dict[RtoPhase, float]
     repo: int = 1
     backup_bytes: int = 0
     wal_bytes: int = 0
@@ -49,7 +48,7 @@ class Timing(Frozen):
 class Foretold(Frozen):
     """What one phase should take today, in seconds: expected, and the bounds of what is usual."""
 
-    phase: PhaseName
+    phase: RtoPhase
     seconds: float
     low: float
     high: float
@@ -123,7 +122,7 @@ def foretell(this: Timing, earlier: Sequence[Timing]) -> tuple[Foretold, ...]:
     return tuple(_foretell(name, this, earlier) for name in RTO_PHASES)
 
 
-def _foretell(name: PhaseName, this: Timing, earlier: Sequence[Timing]) -> Foretold:
+def _foretell(name: RtoPhase, this: Timing, earlier: Sequence[Timing]) -> Foretold:
     points = [(_size(name, each), each.seconds[name]) for each in earlier]
     slope = _slope(points)
     base = median(y - slope * x for x, y in points)
@@ -133,7 +132,7 @@ def _foretell(name: PhaseName, this: Timing, earlier: Sequence[Timing]) -> Foret
     return Foretold(phase=name, seconds=expected, low=max(expected - spread, 0.0), high=expected + spread)
 
 
-def _size(name: PhaseName, timing: Timing) -> float:
+def _size(name: RtoPhase, timing: Timing) -> float:
     """Return the bytes that a phase has to work through; 0 where size is no cause."""
     return {"restore": timing.backup_bytes, "replay": timing.wal_bytes}.get(name, 0)
 

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from pgvigil.errors import ConfigError, PreconditionFailed
 from pgvigil.partitions.axis import make_axis
-from pgvigil.partitions.facts import Entry, Name, Partition, Table
+from pgvigil.partitions.facts import Entry, Member, Name, Partition, Table
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def read_table(session: Connection, policy: PartitionPolicy) -> tuple[Table, Axi
         children = session.execute(query("partitions", "children"), {"oid": head["oid"]}).fetchall()
         names = session.execute(query("partitions", "names"), {"schema": head["schema"]})
         taken = frozenset(row["name"] for row in names)
-        partitions = tuple(_partition(row, axis) for row in children)
+        entries = read_entries(session, head["oid"])
+        below = _below(session, [row["oid"] for row in children] + [each.relation for each in entries])
         found = Table(
             oid=head["oid"],
             name=Name(schema_=head["schema"], name=head["name"]),
@@ -42,9 +43,10 @@ def read_table(session: Connection, policy: PartitionPolicy) -> tuple[Table, Axi
             referenced_by=tuple(head["referenced_by"]),
             now=head["now"],
             version_num=head["version_num"],
-            partitions=partitions,
-            entries=read_entries(session, head["oid"]),
+            partitions=tuple(_partition(row, axis, below) for row in children),
+            entries=entries,
             taken_names=taken,
+            below=below,
         )
         position = axis.now(found.now) if axis.kind != "integer" else _newest(session, found)
     return found.model_copy(update={"position": position}), axis
@@ -84,7 +86,17 @@ def _check_partitioning(head: dict[str, Any], policy: PartitionPolicy) -> None:
         )
 
 
-def _partition(row: dict[str, Any], axis: Axis) -> Partition:
+def _below(session: Connection, oids: list[int]) -> dict[int, tuple[Member, ...]]:
+    """Read what is below partitions that are partitioned themselves, by the OID of the uppermost."""
+    found: dict[int, tuple[Member, ...]] = {}
+    for row in session.execute(query("partitions", "below"), {"oids": oids}):
+        name = Name(schema_=row.pop("schema"), name=row.pop("name"))
+        root = row.pop("root")
+        found[root] = (*found.get(root, ()), Member(name=name, **row))
+    return found
+
+
+def _partition(row: dict[str, Any], axis: Axis, below: dict[int, tuple[Member, ...]]) -> Partition:
     return Partition(
         oid=row["oid"],
         name=Name(schema_=row["schema"], name=row["name"]),
@@ -92,7 +104,7 @@ def _partition(row: dict[str, Any], axis: Axis) -> Partition:
         bound=row["bound"] or "",
         condition=row["condition"],
         is_pending=row["is_pending"],
-        size=row["size"],
+        size=row["size"] + sum(each.size for each in below.get(row["oid"], ())),
         rows=row["rows"],
         range=axis.parse(row["bound"] or ""),
     )

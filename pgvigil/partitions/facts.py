@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from pgvigil.archive.manifest import Manifest
+from pydantic import Field
+
+from pgvigil.approval import Question
+from pgvigil.archive.manifest import Manifest, Stored
 from pgvigil.pages import cell, table
 from pgvigil.partitions.axis import Range
 from pgvigil.reports import Frozen, Report
@@ -44,10 +46,15 @@ class Partition(Frozen):
     rows: int
     range: Range | None = None
 
-    @property
-    def is_leaf(self) -> bool:
-        """Whether it is a plain table."""
-        return self.kind == "r"
+
+class Member(Frozen):
+    """A table somewhere below a partition that is partitioned itself."""
+
+    name: Name
+    kind: str
+    is_pending: bool
+    size: int
+    is_alike: bool = Field(description="its columns have the same numbers as those of the uppermost table")
 
 
 class Entry(Frozen):
@@ -64,6 +71,7 @@ class Entry(Frozen):
     detached_at: datetime | None = None
     fence: dict[str, Any] | None = None
     manifest: str | None = None
+    leaves: dict[int, Stored] = Field(default_factory=dict)
 
 
 class Table(Frozen):
@@ -82,6 +90,7 @@ class Table(Frozen):
     entries: tuple[Entry, ...]
     taken_names: frozenset[str]
     position: int | None = None
+    below: dict[int, tuple[Member, ...]] = Field(default_factory=dict)
 
     def partition(self, oid: int) -> Partition | None:
         """Find an attached or pending partition."""
@@ -133,13 +142,23 @@ class Departure(Frozen):
     drop: Literal["now", "approve", "later", "never"]
     drop_reason: str
 
+    @property
+    def is_archived(self) -> bool:
+        """Whether a proven copy of it is on record."""
+        return self.entry is not None and self.entry.state == "archived"
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is proven and only a person's yes is missing."""
+        return self.is_archived and self.drop == "approve"
+
     def steps(self) -> Iterator[Step]:
         """Say what is left to do, in order."""
         if self.is_pending:
             yield self._step("finalize", "an earlier detach was interrupted")
         elif self.is_attached:
             yield self._step("detach", self.reason, f"{self.method}: {self.method_reason}")
-        if not self.entry or self.entry.state != "archived":
+        if not self.is_archived:
             yield self._step("archive", "detached, and no copy of it is proven")
         yield self._step("verify", "nothing is dropped before its copy was read back")
         yield self._step("drop" if self.drop == "now" else "keep", self.drop_reason)
@@ -157,7 +176,10 @@ class Departure(Frozen):
 
 
 class Plan(Frozen):
-    """What one run does with one table; made from facts alone, printed by a dry run."""
+    """What one run does with one table; made from facts alone, printed by a dry run.
+
+    The digest stands for the drops that wait for a person; empty when none does.
+    """
 
     table: Name
     oid: int
@@ -167,6 +189,7 @@ class Plan(Frozen):
     creations: tuple[Creation, ...] = ()
     departures: tuple[Departure, ...] = ()
     refusals: tuple[Step, ...] = ()
+    digest: str = ""
 
     def steps(self) -> tuple[Step, ...]:
         """Give every step in the order of its doing."""
@@ -186,12 +209,6 @@ class Plan(Frozen):
         ]
         steps += [step for departure in self.departures for step in departure.steps()]
         return (*steps, *self.refusals)
-
-    @property
-    def digest(self) -> str:
-        """Identify the archived partitions that could be dropped, for the person who approves it."""
-        proven = sorted(str(d.entry.id) for d in self.departures if d.entry and d.entry.state == "archived")
-        return hashlib.sha256(" ".join([str(self.oid), *proven]).encode()).hexdigest()[:12]
 
     def text(self) -> str:
         """Render the plan for people, one line a step."""
@@ -225,6 +242,7 @@ class RollReport(Report):
     steps: tuple[Step, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     manifests: tuple[Manifest, ...] = ()
+    questions: tuple[Question, ...] = ()
 
     def section(self) -> str:
         """Render the plans and what was done."""

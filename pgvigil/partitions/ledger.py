@@ -11,8 +11,10 @@ from pgvigil.errors import PreconditionFailed
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
+    from pgvigil.archive.manifest import Stored
     from pgvigil.partitions.facts import Departure, Entry
     from pgvigil.postgres import Connection
 
@@ -20,12 +22,12 @@ TRIGGERS = ("pgvigil_no_write", "pgvigil_no_truncate")
 
 
 def require(session: Connection) -> None:
-    """Raise PreconditionFailed unless infra/partitions.sql was run here."""
+    """Raise PreconditionFailed unless infra/target.sql was run here."""
     row = session.execute(query("partitions", "ledger_is_ours")).fetchone()
     if not row or not row["found"]:
         raise PreconditionFailed(
             f"database '{session.info.dbname}' has no place for the work state, or pgvigil may not write it",
-            hint="run infra/partitions.sql here, as superuser or owner of the database",
+            hint="run infra/target.sql here, as superuser or owner of the database",
         )
 
 
@@ -56,23 +58,36 @@ def archived(session: Connection, id_: UUID, manifest: str) -> None:
 
 
 def raise_fence(session: Connection, id_: UUID, relation: int, table: sql.Identifier) -> None:
-    """Keep every writer off a table from now on, and note how that was done; in one transaction.
+    """Keep every writer off a table and all below it from now on, and note how; in one transaction.
 
     Creating a trigger waits for all who write, prepared transactions included. The triggers fire ALWAYS,
     so that replication is kept off as well. What undoes them leaves another row version in the catalog.
     """
     with session.transaction():
-        _create_triggers(session, table)
+        tables = _leaves(session, relation)
+        for each in tables:
+            _create_triggers(session, each)
         fence = read_fence(session, relation)
-        if fence is None or len(fence["triggers"] or ()) != len(TRIGGERS):
+        if fence is None or _count_fenced(fence) != len(tables):
             raise PreconditionFailed(
                 f"{table.as_string(None)} is not the table with OID {relation} any more", hint="plan again"
             )
         session.execute(query("partitions", "ledger_fenced"), {"id": id_, "fence": json.dumps(fence)})
 
 
+def _leaves(session: Connection, relation: int) -> list[sql.Identifier]:
+    """Name the tables that can hold rows: the table itself, or the leaves below it."""
+    rows = session.execute(query("partitions", "leaves"), {"oid": relation}).fetchall()
+    return [sql.Identifier(row["schema"], row["name"]) for row in rows]
+
+
+def _count_fenced(fence: dict[str, Any]) -> int:
+    triggers = [each["triggers"] or () for each in fence.get("tree", (fence,))]
+    return sum(len(each) == len(TRIGGERS) for each in triggers)
+
+
 def _create_triggers(session: Connection, table: sql.Identifier) -> None:
-    drop_fence(session, table)
+    _drop_triggers(session, table)
     kinds = (("INSERT OR UPDATE OR DELETE", "ROW"), ("TRUNCATE", "STATEMENT"))
     for name, (events, each) in zip(TRIGGERS, kinds, strict=True):
         trigger = sql.Identifier(name)
@@ -92,17 +107,35 @@ _WORDS = {
 }
 
 
-def drop_fence(session: Connection, table: sql.Identifier) -> None:
-    """Let writers in again. Idempotent."""
+def drop_fence(session: Connection, relation: int) -> None:
+    """Let writers into a table and all below it again. Idempotent."""
+    for table in _leaves(session, relation):
+        _drop_triggers(session, table)
+
+
+def _drop_triggers(session: Connection, table: sql.Identifier) -> None:
     for name in TRIGGERS:
         session.execute(sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(sql.Identifier(name), table))
 
 
 def read_fence(session: Connection, relation: int) -> dict[str, Any] | None:
     """Read what must be unchanged for the fence to have held; None for a table that is gone."""
-    row = session.execute(query("partitions", "fence"), {"oid": relation}).fetchone()
-    fence: dict[str, Any] | None = row["fence"] if row else None
-    return fence
+    rows = session.execute(query("partitions", "fence"), {"oid": relation}).fetchall()
+    if len(rows) == 1 and rows[0]["kind"] == "r":
+        return dict(rows[0]["fence"])
+    return {"tree": [row["fence"] for row in rows]} if rows else None
+
+
+def note_leaf(session: Connection, id_: UUID, relation: int, stored: Stored) -> None:
+    """Note that one table's copy is whole in the store, so that the next run does not make it again."""
+    note = {"id": id_, "relation": relation, "stored": stored.model_dump_json()}
+    session.execute(query("partitions", "ledger_leaf"), note)
+
+
+def forget_leaves(session: Connection, id_: UUID, relations: Sequence[int]) -> None:
+    """Forget copies that were not what they should be, so that the next run makes them again."""
+    names = [str(relation) for relation in relations]
+    session.execute(query("partitions", "ledger_forget_leaves"), {"id": id_, "relations": names})
 
 
 def refence(session: Connection, old: UUID, new: UUID) -> None:
@@ -112,7 +145,7 @@ def refence(session: Connection, old: UUID, new: UUID) -> None:
 
 def returning(session: Connection, entry: Entry) -> None:
     """Note a table that was rebuilt from its copy, in the transaction that builds it."""
-    row = entry.model_dump(exclude={"name", "since", "detached_at", "fence", "state"})
+    row = entry.model_dump(exclude={"name", "since", "detached_at", "fence", "state", "leaves"})
     names = {"schema": entry.name.schema_, "name": entry.name.name}
     noted = session.execute(query("partitions", "ledger_returning"), {**row, **names}).fetchone()
     if noted is None:

@@ -15,8 +15,10 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from pgvigil import postgres
+from pgvigil import approval, postgres
+from pgvigil.approval import Question
 from pgvigil.archive import copying
+from pgvigil.archive.manifest import read_manifest
 from pgvigil.errors import (
     Busy,
     ConfigError,
@@ -35,13 +37,16 @@ from pgvigil.partitions.catalog import identifier, read_drift, read_entries, rea
 from pgvigil.partitions.envelope import bounded, explain_wait
 from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
 from pgvigil.partitions.plan import draw, missing
+from pgvigil.partitions.question import ask
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.runs import finding_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from uuid import UUID
 
-    from pgvigil.archive.manifest import Manifest
+    from pgvigil.approval import Decision
+    from pgvigil.archive.manifest import Manifest, Stored
     from pgvigil.archive.stream import Progress
     from pgvigil.lock import HeldLock
     from pgvigil.objectstore import ObjectStore
@@ -65,6 +70,7 @@ class Managed:
     dsn: str
     policy: PartitionPolicy
     lock: HeldLock | None = None
+    decisions: tuple[Decision, ...] = ()
 
     @contextmanager
     def session(self, *, patient: bool = False) -> Iterator[Connection]:
@@ -86,8 +92,11 @@ class Managed:
             self.lock.check()
 
 
-def tables(run: Run, table: str | None) -> tuple[Managed, ...]:
-    """Find the tables of the run's database in the fleet file, all or the one that is named."""
+def tables(run: Run, table: str | None, decisions: tuple[Decision, ...] = ()) -> tuple[Managed, ...]:
+    """Find the tables of the run's database in the fleet file, all or the one that is named.
+
+    `decisions` are those of people on plans that waited for them.
+    """
     settings, database, found = run.fleet.database(run.identity.subject)
     cluster = run.identity.subject.partition("/")[0]
     known = [policy.table for policy in found.partitions]
@@ -98,7 +107,7 @@ def tables(run: Run, table: str | None) -> tuple[Managed, ...]:
         )
     dsn = postgres.in_database(settings.dsn, database)
     return tuple(
-        Managed(run, cluster, database, dsn, policy)
+        Managed(run, cluster, database, dsn, policy, decisions=decisions)
         for policy in found.partitions
         if table in {None, policy.table}
     )
@@ -140,10 +149,10 @@ def _note(run: Run, name: str, verdict: Verdict, expected: str, actual: str) -> 
 # --- plan ---------------------------------------------------------------------------------------------
 
 
-def plan(managed: Managed, approved: str = "") -> Plan:
+def plan(managed: Managed) -> Plan:
     """Read the table and plan it; changes nothing and takes no lock above ACCESS SHARE."""
     table, axis = look(managed)
-    made = draw(table, axis, managed.policy, approved)
+    made = draw(table, axis, managed.policy, approval.approved(managed.decisions))
     run = managed.run
     run.facts["plans"] = (*run.facts.get("plans", ()), made)
     run.facts["steps"] = (*run.facts.get("steps", ()), *made.steps())
@@ -205,7 +214,7 @@ def _take_down(managed: Managed, entry: Entry) -> None:
 def _release(session: Connection, entry: Entry) -> None:
     with session.transaction():
         if entry.fence is not None:
-            ledger.drop_fence(session, identifier(entry.name))
+            ledger.drop_fence(session, entry.relation)
         ledger.end(session, entry.id)
 
 
@@ -234,6 +243,8 @@ def create(managed: Managed, creation: Creation) -> None:
 def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | None:
     """Detach one partition and fence it; returns it with its entry, or None when it is gone."""
     table, _ = look(managed)
+    if departure.entry is None:
+        _preflight(managed, departure)
     entry = _announced(managed, made, departure)
     if entry is None:
         return None
@@ -276,6 +287,14 @@ def _announced(managed: Managed, made: Plan, departure: Departure) -> Entry | No
     with managed.run.step("announce", intent), managed.session() as session:
         ledger.begin(session, id_, departure, made.oid)
     return _entry(managed, departure)
+
+
+def _preflight(managed: Managed, departure: Departure) -> None:
+    """Refuse what could not be stored as the policy says, before anything is taken out of the table."""
+    if managed.policy.parquet is None:
+        return
+    with managed.session(patient=True) as session:
+        copying.preflight(session, departure.relation, managed.policy.parquet)
 
 
 def _find_entry(managed: Managed, departure: Departure) -> Entry | None:
@@ -340,7 +359,8 @@ def archive(
     managed: Managed, made: Plan, departure: Departure, *, on_progress: Callable[[Progress], None]
 ) -> copying.Copy:
     """Copy one fenced table to the store; a copy that is committed already is taken as it is."""
-    entry = _require_entry(departure)
+    _require_entry(departure)
+    entry = _entry(managed, departure)  # with the leaves that an earlier try has finished since
     place = copying.Place.of(managed.policy, managed.cluster, managed.database, made.table, entry)
     found = copying.find(managed.store, place)
     if found:
@@ -351,9 +371,10 @@ def archive(
     with managed.run.step("archive", intent) as noted, managed.session(patient=True) as session:
         with managed.session(patient=True) as second:
             sessions = copying.Sessions(export=session, digest=second, dsn=managed.dsn)
-            copy = copying.make(sessions, managed.store, place, managed.run.id, on_progress)
-        noted |= {"uri": copy.manifest.rows.uri, "rows": copy.manifest.digest.rows}
-        noted |= {"digest": copy.manifest.digest.value, "sha256": copy.manifest.rows.sha256}
+            finished = partial(_note_leaf, managed, entry)
+            copy = copying.make(sessions, managed.store, place, managed.run.id, on_progress, finished)
+        noted |= {"rows": copy.manifest.digest.rows, "digest": copy.manifest.digest.value}
+        noted["objects"] = [leaf.stored.rows.model_dump(mode="json") for leaf in copy.manifest.leaves]
     return replace(copy, seconds=time.monotonic() - began)
 
 
@@ -371,15 +392,15 @@ def prove(
             with managed.run.step("remember copy", {"manifest": copy.place.manifest}):
                 _remember(managed, entry, copy)
         return copy.manifest
-    checks = copying.prove(managed.store, copy, managed.run.fleet.s3, on_progress)
-    if managed.policy.verify == "reload" and conclude(checks) is Verdict.VERIFIED:
-        with managed.session(patient=True) as session:
-            checks += copying.compare_reloaded(session, managed.store, copy)
     run = managed.run
-    run.checks += [check.model_copy(update={"id": f"{departure.name}.{check.id}"}) for check in checks]
-    if conclude(checks) is not Verdict.VERIFIED:
-        if copy.is_committed and _is_damaged(checks):
-            _copy_anew(managed, entry, copy)
+    proven = _read_back(managed, copy, on_progress)
+    run.checks += [check for each in proven for check in _told(departure, copy, each)]
+    if conclude([check for each in proven for check in each.checks]) is not Verdict.VERIFIED:
+        damaged = [uri for each in proven for uri in each.damaged]
+        if copy.is_committed and damaged:
+            _copy_anew(managed, entry, copy, damaged)
+        else:
+            _forget(managed, entry, proven)
         return None
     managed.check_lock()
     manifest = copy.manifest
@@ -396,11 +417,42 @@ def prove(
     return manifest
 
 
-def _is_damaged(checks: list[Check]) -> bool:
-    return any(check.id in copying.CONTENT and check.verdict is Verdict.REFUTED for check in checks)
+def _read_back(
+    managed: Managed, copy: copying.Copy, on_progress: Callable[[Progress], None]
+) -> list[copying.Proven]:
+    """Prove the copy by its bytes, and where the policy says so also by loading them."""
+    proven = copying.prove(managed.store, copy, managed.run.fleet.s3, on_progress)
+    if managed.policy.verify != "reload":
+        return proven
+    with managed.session(patient=True) as session:
+        return [_reloaded(session, managed, copy, each) for each in proven]
 
 
-def _copy_anew(managed: Managed, entry: Entry, copy: copying.Copy) -> None:
+def _reloaded(
+    session: Connection, managed: Managed, copy: copying.Copy, proven: copying.Proven
+) -> copying.Proven:
+    if proven.leaf is None or conclude(proven.checks) is not Verdict.VERIFIED:
+        return proven
+    check = copying.compare_reloaded(session, managed.store, copy, proven.leaf)
+    return replace(proven, checks=(*proven.checks, check))
+
+
+def _told(departure: Departure, copy: copying.Copy, proven: copying.Proven) -> list[Check]:
+    """Give the checks their names: the partition's, and in a tree the leaf's."""
+    leaf = f"{proven.leaf.name}." if copy.manifest.tree and proven.leaf else ""
+    return [check.model_copy(update={"id": f"{departure.name}.{leaf}{check.id}"}) for check in proven.checks]
+
+
+def _forget(managed: Managed, entry: Entry, proven: list[copying.Proven]) -> None:
+    """Let the next run make again what is not as it was sent."""
+    bad = [
+        each.leaf.relation for each in proven if each.leaf and conclude(each.checks) is not Verdict.VERIFIED
+    ]
+    with managed.session() as session:
+        ledger.forget_leaves(session, entry.id, bad)
+
+
+def _copy_anew(managed: Managed, entry: Entry, copy: copying.Copy, damaged: list[str]) -> None:
     """Let the next run make another copy: the table still stands, and this copy of it is no good any more."""
     new = uuid4()
     intent = {"partition": str(entry.name), "id": str(new), "damaged": copy.place.manifest}
@@ -409,10 +461,15 @@ def _copy_anew(managed: Managed, entry: Entry, copy: copying.Copy) -> None:
     _find(
         managed,
         "copy-damaged",
-        f"{copy.manifest.rows.uri} was proven and is damaged now; '{entry.name}' stands and is copied anew",
-        f"see in the bucket's log who wrote over it, then delete it and {copy.place.manifest}",
+        f"proven and damaged since: {', '.join(damaged)}; '{entry.name}' stands and is copied anew",
+        f"see in the bucket's log who wrote over it, then delete that copy, {copy.place.manifest} included",
         Severity.ERROR,
     )
+
+
+def _note_leaf(managed: Managed, entry: Entry, relation: int, stored: Stored) -> None:
+    with managed.session() as session:
+        ledger.note_leaf(session, entry.id, relation, stored)
 
 
 def _remember(managed: Managed, entry: Entry, copy: copying.Copy) -> None:
@@ -427,7 +484,7 @@ def _done_copy(managed: Managed, departure: Departure, copy: copying.Copy, manif
         action="archive",
         bound=departure.bound,
         rows=manifest.digest.rows,
-        bytes=manifest.rows.size,
+        bytes=manifest.size,
         manifest=copy.place.manifest,
         seconds=round(copy.seconds, 3),
         detail=f"digest {manifest.digest.value[-30:]}",
@@ -439,7 +496,10 @@ def drop(managed: Managed, departure: Departure, made: Plan) -> None:
     """Drop one table whose copy this run proved, if the policy says now; else say what it waits for."""
     entry = _entry(managed, departure)
     if departure.drop != "now":
-        _not_dropped(managed, departure)
+        _not_dropped(managed, departure, departure.drop_reason)
+        return
+    if managed.policy.drop == "approve" and entry.id not in _approved(made):
+        _not_dropped(managed, departure, "its copy was made anew after the approval: waits for another")
         return
     copying.require(managed.store, entry.manifest)
     managed.check_lock()
@@ -475,8 +535,13 @@ def _undroppable(session: Connection, error: DatabaseFailed, departure: Departur
     return error
 
 
-def _not_dropped(managed: Managed, departure: Departure) -> None:
-    _done(managed, "keep", departure.name.name, departure.bound, detail=departure.drop_reason)
+def _approved(made: Plan) -> set[UUID]:
+    """Return the copies that a plan was approved for: a fence that opened since has led to another one."""
+    return {each.entry.id for each in made.departures if each.entry and each.drop == "now"}
+
+
+def _not_dropped(managed: Managed, departure: Departure, why: str) -> None:
+    _done(managed, "keep", departure.name.name, departure.bound, detail=why)
 
 
 def _require_entry(departure: Departure) -> Entry:
@@ -532,19 +597,49 @@ def _tell_drift(managed: Managed, oid: int) -> None:
         )
 
 
+def check_decided(run: Run, decisions: tuple[Decision, ...]) -> None:
+    """See whether the plans that people decided on are those that were found."""
+    approval.check_found(run, decisions, [made.digest for made in run.facts.get("plans", ())])
+
+
 def _tell_approval(managed: Managed, table: Table, axis: Axis) -> None:
-    if managed.policy.drop != "approve":
-        return
+    """Ask a person about what is proven and waits, unless this plan was decided on already."""
     again = draw(table, axis, managed.policy)
-    waiting = [str(d.name) for d in again.departures if d.drop == "approve" and d.entry and d.entry.manifest]
-    if waiting:
-        _find(
-            managed,
-            "waits-for-approval",
-            f"{', '.join(waiting)}: copy proven, the drop waits for a person",
-            f"look at plan and proof in this report, then run with approve={again.digest}",
-            Severity.INFO,
-        )
+    waiting = [each for each in again.departures if each.is_waiting]
+    if not waiting:
+        return
+    names = ", ".join(str(each.name) for each in waiting)
+    decided = approval.find(managed.decisions, again.digest)
+    if decided and decided.decision == "reject":
+        hint = "the next run asks again; for good: drop: keep, or hold, in the fleet file"
+        _find(managed, "rejected", f"{names}: the drop was {decided}", hint, Severity.INFO)
+        return
+    _find(
+        managed,
+        "waits-for-approval",
+        f"{names}: copy proven, the drop waits for a person",
+        f"look at plan and proof in this report, then run with approve={again.digest}",
+        Severity.INFO,
+    )
+    question = Question(
+        subject=managed.policy.table,
+        digest=again.digest,
+        text=ask(
+            f"{managed.policy.table} in {managed.run.identity.subject}",
+            again.digest,
+            _proofs(managed, waiting),
+        ),
+        within=managed.policy.approve_within,
+    )
+    managed.run.facts["questions"] = (*managed.run.facts.get("questions", ()), question)
+
+
+def _proofs(managed: Managed, waiting: list[Departure]) -> list[Manifest]:
+    return [
+        read_manifest(managed.store, each.entry.manifest)
+        for each in waiting
+        if each.entry and each.entry.manifest
+    ]
 
 
 def _find(

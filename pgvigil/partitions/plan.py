@@ -9,7 +9,7 @@ from pgvigil.partitions.axis import Range
 from pgvigil.partitions.facts import Creation, Departure, Name, Plan, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from datetime import timedelta
 
     from pgvigil.partitions.axis import Axis
@@ -21,10 +21,10 @@ LONGEST_NAME = 63
 Drop = tuple[Literal["now", "approve", "later", "never"], str]
 
 
-def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: str = "") -> Plan:
+def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: Collection[str] = ()) -> Plan:
     """Plan one table; the same facts give the same plan, and a converged table an empty one.
 
-    `approved` is the digest of a plan whose drops a person approved.
+    `approved` are the digests of plans whose drops a person approved.
     """
     plan = Plan(
         table=table.name,
@@ -45,7 +45,7 @@ def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: str = "") 
     room = max(0, policy.max_drops - len(under_way))
     refusals += [_over_the_cap(departure, policy) for departure in fresh[room:]]
     plan = plan.model_copy(update={"departures": (*under_way, *fresh[:room]), "refusals": tuple(refusals)})
-    return _with_drops(plan, table, policy, approved)
+    return _with_approval(_with_drops(plan, table, policy), approved)
 
 
 def missing(table: Table, axis: Axis, policy: PartitionPolicy) -> list[Range]:
@@ -165,35 +165,76 @@ def _refuse(each: Partition, table: Table, policy: PartitionPolicy) -> Step | No
 
 def _refusal(each: Partition, table: Table, policy: PartitionPolicy) -> str | None:
     returned = next((e for e in table.entries if e.relation == each.oid and e.state == "returned"), None)
-    if {"*", each.name.name, str(each.name)} & set(policy.hold):
-        return "it is under legal hold"
+    if held := _held(each.oid, each.name, table, policy):
+        return held
     if returned and table.now - returned.since < policy.restored_for:
         return (
             f"it was brought back on {returned.since:%Y-%m-%d} and is left alone until "
             f"{returned.since + policy.restored_for:%Y-%m-%d}"
         )
-    if not each.is_leaf:
-        kind = "partitioned itself" if each.kind == "p" else "a foreign table"
-        return f"it is {kind}; only plain tables are archived"
-    if table.referenced_by and policy.detach == "concurrently":
+    if odd := _odd(each, table):
+        return odd
+    return _not_concurrently(each, table) if policy.detach == "concurrently" else None
+
+
+def _not_concurrently(each: Partition, table: Table) -> str | None:
+    """Say what rules out the concurrent detach."""
+    if unlike := _unlike(each.oid, table):
+        return (
+            f"'{unlike}' below it has another order of columns, with which it cannot be detached concurrently"
+        )
+    if table.referenced_by:
         return f"foreign keys of {', '.join(table.referenced_by)} refer to the table"
-    if policy.detach == "concurrently" and table.default_oid:
+    if table.default_oid:
         return "the table has a DEFAULT partition, with which PostgreSQL cannot detach concurrently"
     return None
 
 
-def _method(table: Table, policy: PartitionPolicy) -> tuple[Literal["concurrently", "blocking"], str]:
+def _held(oid: int, name: Name, table: Table, policy: PartitionPolicy) -> str | None:
+    """Say that it, or a table below it, is under legal hold."""
+    for each in (name, *(member.name for member in table.below.get(oid, ()))):
+        if {"*", each.name, str(each)} & set(policy.hold):
+            return "it is under legal hold" if each == name else f"'{each}' in it is under legal hold"
+    return None
+
+
+def _odd(each: Partition, table: Table) -> str | None:
+    """Say what keeps a partition from being copied as a whole."""
+    if each.kind not in "rp":
+        return "it is a foreign table; only plain tables are archived"
+    for member in table.below.get(each.oid, ()):
+        if member.kind not in "rp":
+            return f"'{member.name}' in it is a foreign table; only plain tables are archived"
+        if member.is_pending:
+            return f"the detach of '{member.name}' from it is not finished: ALTER TABLE … DETACH … FINALIZE"
+    return None
+
+
+def _unlike(oid: int, table: Table) -> Name | None:
+    """Name a table below a partition whose columns are numbered otherwise.
+
+    The concurrent detach gives every table below a CHECK of the bound, and names its columns by the numbers
+    that they have above: such a table would get one that is about other columns.
+    """
+    return next((member.name for member in table.below.get(oid, ()) if not member.is_alike), None)
+
+
+def _method(
+    oid: int, table: Table, policy: PartitionPolicy
+) -> tuple[Literal["concurrently", "blocking"], str]:
     if policy.detach != "auto":
         return policy.detach, "the policy says so"
     if table.default_oid:
         return "blocking", "a DEFAULT partition rules out the concurrent way"
+    if unlike := _unlike(oid, table):
+        return "blocking", f"the concurrent way would give '{unlike}' below it a CHECK of the wrong columns"
     if table.referenced_by:
         return "blocking", f"foreign keys of {', '.join(table.referenced_by)} are checked under the lock"
     return "concurrently", "no DEFAULT partition, no foreign key to the table"
 
 
 def _leave(each: Partition, table: Table, policy: PartitionPolicy) -> Departure:
-    method, why = _method(table, policy)
+    method, why = _method(each.oid, table, policy)
     return Departure(
         relation=each.oid,
         name=each.name,
@@ -230,7 +271,7 @@ def _releases(table: Table) -> Iterator[Entry]:
 
 
 def _resume(entry: Entry, table: Table, policy: PartitionPolicy) -> Departure:
-    method, why = _method(table, policy)
+    method, why = _method(entry.relation, table, policy)
     found = table.partition(entry.relation)
     return Departure(
         relation=entry.relation,
@@ -269,26 +310,40 @@ def _over_the_cap(departure: Departure, policy: PartitionPolicy) -> Step:
     )
 
 
-def _with_drops(plan: Plan, table: Table, policy: PartitionPolicy, approved: str) -> Plan:
+def _with_drops(plan: Plan, table: Table, policy: PartitionPolicy) -> Plan:
     """Say for each departure whether its table is dropped now."""
     decided = []
     for each in plan.departures:
-        when, why = _drop(each, plan, table, policy, approved)
+        when, why = _drop(each, table, policy)
         decided.append(each.model_copy(update={"drop": when, "drop_reason": why}))
     return plan.model_copy(update={"departures": tuple(decided)})
 
 
-def _drop(each: Departure, plan: Plan, table: Table, policy: PartitionPolicy, approved: str) -> Drop:
-    if {"*", each.name.name, str(each.name)} & set(policy.hold):
-        return "never", "it is under legal hold"
+def _with_approval(plan: Plan, approved: Collection[str]) -> Plan:
+    """Let those go that wait for approval, if it was given for exactly them."""
+    digest = _digest(plan)
+    then = {"drop_reason": f"waits for approval of plan {digest}"}
+    if digest in approved:
+        then = {"drop": "now", "drop_reason": f"plan {digest} was approved"}
+    decided = (each.model_copy(update=then) if each.is_waiting else each for each in plan.departures)
+    return plan.model_copy(update={"departures": tuple(decided), "digest": digest})
+
+
+def _digest(plan: Plan) -> str:
+    """Identify the proven copies whose tables wait for a person, for the one who approves that."""
+    waiting = sorted(str(each.entry.id) for each in plan.departures if each.entry and each.is_waiting)
+    return hashlib.sha256(" ".join([str(plan.oid), *waiting]).encode()).hexdigest()[:12] if waiting else ""
+
+
+def _drop(each: Departure, table: Table, policy: PartitionPolicy) -> Drop:
+    if held := _held(each.relation, each.name, table, policy):
+        return "never", held
     if policy.drop == "keep":
         return "never", "the policy keeps detached tables"
     if policy.drop == "proven":
         return "now", "its copy is proven"
     if policy.drop == "approve":
-        if approved and approved == plan.digest:
-            return "now", f"plan {plan.digest} was approved"
-        return "approve", f"waits for approval of plan {plan.digest}"
+        return "approve", "waits for its copy, and then for approval"
     return _after(each, table, policy.drop)
 
 

@@ -14,7 +14,7 @@ from psycopg import sql
 from pgvigil.archive import copying, restoring
 from pgvigil.archive.manifest import Manifest, read_manifest
 from pgvigil.archive.place import MANIFEST
-from pgvigil.archive.shape import add_foreign_key, bound_clause, foreign_keys, read_shape
+from pgvigil.archive.shape import add_foreign_key, bound_checks, bound_clause, foreign_keys, read_shape
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.partitions import ledger
@@ -29,6 +29,8 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from pgvigil.archive.manifest import Node
+    from pgvigil.archive.shape import Constraint, Shape
     from pgvigil.objectstore import StoredObject
     from pgvigil.partitions.facts import Partition, Table
     from pgvigil.partitions.operation import Managed
@@ -159,12 +161,12 @@ def _find(run: Run, code: str, message: str, hint: str = "", severity: Severity 
 
 def plan(found: Archived, *, attach: bool, keep: bool) -> None:
     """Say what will be done, and refuse what would double a range or overwrite a table."""
-    steps = [f"build {found.name} from {found.manifest.rows.uri} and prove it"]
+    steps = [f"build {each.name} from {each.stored.rows.uri} and prove it" for each in found.manifest.leaves]
     if not keep:
         steps.append("undo it all: this is a drill")
     else:
         _refuse_doubles(found, attach=attach)
-        steps += [f"add foreign key {each.name}" for each in foreign_keys(found.manifest.shape)]
+        steps += [f"add foreign key {each.name} to {node.name}" for node, each in _references(found)]
     if keep and attach:
         steps.append(f"attach it to {found.table.name} {found.manifest.origin.bound}")
     found.managed.run.facts["steps"] = tuple(steps)
@@ -261,13 +263,17 @@ def build(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None
 
 def _broken(found: Archived, error: StorageFailed) -> Check:
     """Call a copy refuted whose rows are gone or cannot be read as what was stored."""
-    expected = f"{found.manifest.rows.size} bytes with sha256 {found.manifest.rows.sha256}"
+    told = (
+        f"{each.stored.rows.size} bytes with sha256 {each.stored.rows.sha256}"
+        for each in found.manifest.leaves
+    )
+    expected = "; ".join(told)
     return Check(id="content", verdict=Verdict.REFUTED, expected=expected, actual=error.message)
 
 
 def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None]) -> list[Check]:
     managed, manifest = found.managed, found.manifest
-    total = max(1, manifest.rows.text_size)
+    total = max(1, manifest.text_size)
 
     def show(done: int) -> None:
         percent = min(100.0, 100 * done / total)
@@ -291,18 +297,25 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
 def _order(session: Connection, found: Archived, *, keep: bool) -> restoring.Order:
     if not keep:
         # Among temporary tables no name of the drill can meet one of the user's, and no right is needed.
-        return restoring.Order(found.manifest, DRILL_SCHEMA, found.name.name, None)
-    owner = found.manifest.shape.owner
-    row = session.execute(query("partitions", "may_become"), {"role": owner}).fetchone()
-    if not row or not row["may"]:
+        return restoring.Order(found.manifest, as_owners=False, schema=DRILL_SCHEMA)
+    strangers = [owner for owner in _owners(found.manifest) if not _may_become(session, owner)]
+    for owner in strangers:
         _find(
             found.managed.run,
             "owner-away",
             f"'{found.name}' belonged to role '{owner}', as which pgvigil cannot act: it is pgvigil's now",
             f'GRANT "{owner}" TO pgvigil, or ALTER TABLE … OWNER TO whoever shall have it',
         )
-        return restoring.Order(found.manifest, found.name.schema_, found.name.name, None)
-    return restoring.Order(found.manifest, found.name.schema_, found.name.name, owner)
+    return restoring.Order(found.manifest, as_owners=not strangers)
+
+
+def _owners(manifest: Manifest) -> list[str]:
+    return sorted({node.shape.owner for node in manifest.nodes})
+
+
+def _may_become(session: Connection, role: str) -> bool:
+    row = session.execute(query("partitions", "may_become"), {"role": role}).fetchone()
+    return bool(row and row["may"])
 
 
 def _new_entry(session: Connection, found: Archived) -> Entry:
@@ -325,25 +338,26 @@ def _new_entry(session: Connection, found: Archived) -> Entry:
 # --- settle -------------------------------------------------------------------------------------------
 
 
+def _references(found: Archived) -> list[tuple[Node, Constraint]]:
+    """Give the foreign keys in the order of their making: a partitioned table takes over its partitions'."""
+    nodes = reversed(found.manifest.nodes)
+    return [(node, each) for node in nodes for each in foreign_keys(node.shape)]
+
+
 def refer(found: Archived) -> tuple[str, ...]:
     """Add the foreign keys and check them without blocking; returns those whose rows refer to nothing."""
-    keys = foreign_keys(found.manifest.shape)
-    if not keys:
+    references = _references(found)
+    if not references:
         return ()
-    managed, table = found.managed, identifier(found.name)
+    managed = found.managed
+    broken: list[str] = []
     with (
         managed.run.step("foreign keys", {"partition": str(found.name)}),
         managed.session(patient=True) as session,
     ):
-        oid = _oid(session, found)
-        have = {each.name for each in read_shape(session, oid).constraints}
-        for each in keys:
-            if each.name not in have:
-                add = add_foreign_key(each, table)
-                bounded(session, managed.dsn, managed.policy, partial(session.execute, add))
-        unlimited(session, managed.policy)
-        unproven = session.execute(query("partitions", "unproven_keys"), {"oid": oid}).fetchall()
-        broken = [row["name"] for row in unproven if not _validate(session, managed, table, row["name"])]
+        for node, key in references:
+            if node.is_leaf or not broken:
+                broken += _refer(session, managed, node.shape, key)
     for name in broken:
         _find(
             managed.run,
@@ -352,6 +366,18 @@ def refer(found: Archived) -> tuple[str, ...]:
             "the key is there, NOT VALID; delete or repair these rows, then validate it",
         )
     return tuple(broken)
+
+
+def _refer(session: Connection, managed: Managed, shape: Shape, key: Constraint) -> list[str]:
+    """Add and check one foreign key; returns its name when rows refer to nothing."""
+    asked = {"schema": shape.schema_, "name": shape.name, "key": key.name}
+    state = session.execute(query("partitions", "key_state"), asked).fetchone()
+    if state is None:
+        add = add_foreign_key(key, shape)
+        bounded(session, managed.dsn, managed.policy, partial(session.execute, add))
+        unlimited(session, managed.policy)
+    is_proven = bool(state and state["is_proven"]) or bool(shape.partition_by)
+    return [] if is_proven or _validate(session, managed, shape.table, key.name) else [key.name]
 
 
 def _oid(session: Connection, found: Archived) -> int:
@@ -364,7 +390,6 @@ def _oid(session: Connection, found: Archived) -> int:
 
 
 def _validate(session: Connection, managed: Managed, table: sql.Identifier, name: str) -> bool:
-
     statement = sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(table, sql.Identifier(name))
     try:
         with translated(managed.dsn):
@@ -406,7 +431,7 @@ def _attach(session: Connection, found: Archived) -> None:
     condition = found.manifest.origin.condition
     restoring.adapt(session, managed.dsn, adaption, condition, own)
     managed.run.facts["adapted"] = tuple(adaption.told)
-    spent = restoring.bound_checks(read_shape(session, oid), condition)
+    spent = bound_checks(read_shape(session, oid), condition)
     try:
         bounded(session, managed.dsn, managed.policy, lambda: _attach_now(session, found, spent))
     except DatabaseFailed as error:

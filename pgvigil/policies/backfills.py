@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
+from pgvigil.policies.clocks import Clock, Watched
 from pgvigil.policies.units import Duration, ServerWait
 from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class BatchPolicy(Frozen):
@@ -55,7 +59,7 @@ class Limits(Frozen):
     tries: int = Field(default=3, ge=1, description="a signal unread so often in a row counts as a stop")
 
 
-class BackfillPolicy(Frozen):
+class BackfillPolicy(Watched):
     """One data migration: rows of `table` that meet `where` are changed until none meets it."""
 
     table: str = Field(min_length=1, description="schema.table, quoted as in SQL where its name needs that")
@@ -112,6 +116,17 @@ class BackfillPolicy(Frozen):
         if self.into and (self.before_images or self.not_null):
             raise ValueError("'into' changes no row of the table: leave out 'before_images' and 'not_null'")
         return self
+
+    def clocks(self) -> Iterator[Clock]:
+        """Want the proof of a backfill that was begun; once given, it does not age."""
+        yield Clock(
+            flow="run_backfill",
+            proof="backfill",
+            max_age=timedelta.max,
+            per_repository=False,
+            takes_turns=True,
+            begun=True,
+        )
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ class Clock(Frozen):
 
     A proof per repository is called `<proof> repo<n> <detail>`, else `<proof> <detail>`. Where proofs take
     turns, a run speaks for those that it names, and each repository waits until the others had their turn.
+    With `begun`, it is wanted once a run has told of it, for nothing runs the pipeline but people.
     """
 
     flow: str
@@ -24,6 +25,7 @@ class Clock(Frozen):
     max_age: timedelta
     per_repository: bool = True
     takes_turns: bool = False
+    begun: bool = False
 
     def name(self, repo: int | None = None) -> str:
         """Name the proof, of one repository if it is given per repository."""
@@ -46,14 +48,18 @@ class Watched(Frozen):
 def clocks_of(settings: Frozen) -> Iterator[Clock]:
     """Yield the clocks of every policy that stands in a cluster's or a database's settings.
 
-    A policy stands there alone, in a list, or by its name.
+    A policy stands there alone, in a list, or by its name, which is the detail of proofs without one.
     """
     for field in type(settings).model_fields:
-        for policy in _policies(getattr(settings, field)):
-            yield from policy.clocks()
+        for name, policy in _policies(getattr(settings, field)):
+            for clock in policy.clocks():
+                yield clock if clock.detail else clock.model_copy(update={"detail": name})
 
 
-def _policies(value: object) -> Iterable[Watched]:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    return [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Watched)]
+def _policies(value: object) -> Iterable[tuple[str, Watched]]:
+    named = value.items() if isinstance(value, dict) else [("", each) for each in _listed(value)]
+    return [(str(name), each) for name, each in named if isinstance(each, Watched)]
+
+
+def _listed(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from pgvigil.drill.facts import TargetKind
 from pgvigil.policies.clocks import Clock, Watched
-from pgvigil.policies.units import AbsolutePath, Dsn, Duration
+from pgvigil.policies.units import AbsolutePath, Dsn, Duration, ServerWait
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
@@ -27,12 +27,31 @@ class Assertion(Frozen):
     role: str | None = Field(default=None, description="the role it is run as, such as the application's")
 
 
+class DrillPgBackRest(Frozen):
+    """The pgBackRest of the drill's host, which may have credentials that only read."""
+
+    config: AbsolutePath | None = None
+    command: tuple[str, ...] = Field(default=("pgbackrest",), min_length=1)
+    user: str | None = Field(
+        default=None, description="user to run as, and the copy's server, when pgvigil itself runs as root"
+    )
+
+
 class DrillPolicy(Watched):
     """Where and how a restore is drilled, and what it must reach."""
 
     scratch: AbsolutePath = Field(
         default=Path("/var/lib/pgvigil/drill"),
         description="directory for the copies, on the host where pgvigil runs",
+    )
+    pgbackrest: DrillPgBackRest | None = Field(
+        default=None, description="the pgbackrest of the host where pgvigil runs, if it is not the cluster's"
+    )
+    postgres_bin: AbsolutePath | None = Field(
+        default=None, description="PostgreSQL's programs, of the source's major; looked for if not given"
+    )
+    wait: ServerWait = Field(
+        default=timedelta(minutes=1), description="how long to wait for another drill of the stanza"
     )
     standby: Dsn | None = Field(default=None, description="a standby whose replay may be paused for the mark")
     mark: Literal["auto", "standby", "slot", "fence"] = Field(

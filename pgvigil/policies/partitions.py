@@ -96,6 +96,16 @@ class ObjectLockPolicy(Frozen):
         return self
 
 
+class ParquetPolicy(Frozen):
+    """What is stored as Parquet beside the exact copy, for queries in place."""
+
+    as_text: tuple[str, ...] = Field(
+        default=(),
+        description="columns stored as PostgreSQL's text, because Parquet would change their values; "
+        "'*' is every such column. Without them such a table is refused",
+    )
+
+
 class PartitionPolicy(Watched):
     """How one table's partitions are made ahead, kept, archived and dropped."""
 
@@ -122,6 +132,10 @@ class PartitionPolicy(Watched):
         description="when the detached table is dropped: at once when its copy is proven, when a person "
         "approves, never, or {after: 7d}",
     )
+    approve_within: Duration = Field(
+        default=timedelta(days=3),
+        description="with drop: approve, how long a run waits for a person; then the next run asks",
+    )
     hold: tuple[str, ...] = Field(default=(), description="partitions under legal hold; '*' is every one")
     max_drops: int = Field(default=3, ge=0, description="partitions that one run may take out of the table")
     detach: Literal["auto", "concurrently", "blocking"] = "auto"
@@ -135,6 +149,9 @@ class PartitionPolicy(Watched):
         default="digest", description="reload also loads the copy back and compares row by row"
     )
     lock: ObjectLockPolicy | None = Field(default=None, description="Object Lock of what is archived")
+    parquet: ParquetPolicy | None = Field(
+        default=None, description="also store the rows as Parquet, beside the exact copy: {} is enough"
+    )
     restored_for: Duration = Field(
         default=timedelta(days=30), description="how long a partition that was brought back is left alone"
     )

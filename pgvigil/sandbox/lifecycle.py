@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 ROLES = INFRA / "roles.sql"
-CURSORS = INFRA / "backfill.sql"
-DEPARTURES = INFRA / "partitions.sql"
+TARGET = INFRA / "target.sql"
 APPLICATION = "pgvigil sandbox"
 CENTS = {
     "table": "public.payments",
@@ -199,8 +198,7 @@ def _create_shop(sandbox: Sandbox, *, empty: bool) -> None:
     with connect(sandbox.primary_admin_dsn, APPLICATION) as session:
         session.execute("CREATE DATABASE shop OWNER shop")
     with connect(sandbox.admin_dsn(sandbox.primary_port, "shop"), APPLICATION) as session:
-        session.execute(CURSORS.read_bytes())
-        session.execute(DEPARTURES.read_bytes())
+        session.execute(TARGET.read_bytes())
         if empty:
             return
         session.execute("GRANT CREATE ON SCHEMA public TO shop")
@@ -307,7 +305,7 @@ def _write_fleet(sandbox: Sandbox, *, empty: bool) -> None:
                 "backup": {"retention": {"fulls": 2}},
                 "drill": {"scratch": str(sandbox.directory / "drill")},
                 "databases": {
-                    "shop": {"backfills": {"cents": CENTS}} | ({} if empty else {"partitions": [_EVENTS]})
+                    "shop": {} if empty else {"backfills": {"cents": CENTS}, "partitions": [_EVENTS]}
                 },
             }
         },

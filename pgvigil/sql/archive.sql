@@ -1,3 +1,18 @@
+-- tree: a table and every partition below it, parents first
+WITH RECURSIVE tree AS (
+    SELECT oid, relkind, NULL::oid AS parent, 0 AS depth, false AS is_pending
+      FROM pg_class WHERE oid = %(oid)s
+     UNION ALL
+    SELECT child.oid, child.relkind, tree.oid, tree.depth + 1, inherits.inhdetachpending
+      FROM tree
+      JOIN pg_inherits AS inherits ON inherits.inhparent = tree.oid AND tree.relkind = 'p'
+      JOIN pg_class AS child ON child.oid = inherits.inhrelid
+)
+SELECT tree.oid::bigint AS oid, tree.parent::bigint AS parent, tree.relkind::text AS kind, tree.is_pending,
+       CASE WHEN tree.depth > 0 THEN pg_get_expr(class.relpartbound, class.oid) ELSE '' END AS bound
+  FROM tree JOIN pg_class AS class USING (oid)
+ ORDER BY tree.depth, tree.oid
+
 -- table: what a table is beside its columns
 SELECT namespace.nspname AS schema, relation.relname AS name, pg_get_userbyid(relation.relowner) AS owner,
        relation.relkind::text AS kind, relation.relpersistence::text AS persistence,
@@ -5,7 +20,8 @@ SELECT namespace.nspname AS schema, relation.relname AS name, pg_get_userbyid(re
        relation.relrowsecurity AS row_security, relation.relforcerowsecurity AS force_row_security,
        relation.relreplident::text AS replica_identity,
        obj_description(relation.oid, 'pg_class') AS comment,
-       pg_table_size(relation.oid) AS size
+       pg_table_size(relation.oid) AS size,
+       coalesce(pg_get_partkeydef(relation.oid), '') AS partition_by
   FROM pg_class AS relation JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
  WHERE relation.oid = %(oid)s
 
@@ -45,7 +61,8 @@ SELECT index.relname AS name, pg_index.indisunique AS is_unique,
   JOIN pg_class AS relation ON relation.oid = pg_index.indrelid
   JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
  CROSS JOIN LATERAL pg_get_indexdef(index.oid) AS definition
- CROSS JOIN LATERAL format(' ON %%I.%%I USING ', namespace.nspname, relation.relname) AS marker
+ CROSS JOIN LATERAL format(' ON %%s%%I.%%I USING ', CASE WHEN relation.relkind = 'p' THEN 'ONLY ' END,
+                           namespace.nspname, relation.relname) AS marker
  WHERE pg_index.indrelid = %(oid)s AND pg_index.indisvalid
    AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = index.oid AND conrelid = relation.oid
                       AND contype IN ('p', 'u', 'x'))

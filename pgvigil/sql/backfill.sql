@@ -76,7 +76,7 @@ SELECT t.tgname AS name, p.oid::regprocedure::text AS function
          WHERE a.attrelid = t.tgrelid AND a.attname = ANY (%(columns)s) AND a.attnum = ANY (t.tgattr::int2[])))
  ORDER BY 1
 
--- installed: whether the tables of infra/backfill.sql are there and ours to write
+-- installed: whether the tables of infra/target.sql are there and ours to write
 SELECT count(*) = 4 AND bool_and(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
                                  AND has_table_privilege(c.oid, 'UPDATE')) AS is_installed,
        pg_is_in_recovery() AS in_recovery
@@ -157,21 +157,25 @@ INSERT INTO pgvigil.backfill_range
 VALUES (%(name)s, %(pass)s, %(relation)s, %(after)s, %(through)s, %(fence)s, true, %(attempts)s,
         clock_timestamp() + least(%(attempts)s, 20) * interval '250 ms')
 
--- lease_range: the next range that nobody has, walks before sweeps
+-- lease_range: the next range, walks before sweeps, that no worker has: neither another one nor one that left
+-- without giving it back; first our own, if a lost connection took the answer to an earlier lease or release
 UPDATE pgvigil.backfill_range SET worker = %(worker)s
  WHERE id = (SELECT id FROM pgvigil.backfill_range
-              WHERE backfill = %(name)s AND NOT is_done AND worker IS NULL AND fence = %(fence)s
+              WHERE backfill = %(name)s AND NOT is_done AND fence = %(fence)s
+                AND (worker IS NULL OR worker = %(worker)s OR worker >= %(workers)s)
                 AND not_before <= clock_timestamp()
-              ORDER BY is_sweep, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+              ORDER BY worker IS NOT DISTINCT FROM %(worker)s DESC, is_sweep, id LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING id, pass, relation, is_sweep
 
 -- release_range: a worker that leaves gives back what it has not finished
-UPDATE pgvigil.backfill_range SET worker = NULL WHERE id = %(id)s AND fence = %(fence)s
+UPDATE pgvigil.backfill_range SET worker = NULL
+ WHERE id = %(id)s AND fence = %(fence)s AND worker = %(worker)s
 
 -- claim: the first statement of a batch: where to go on, if the token still holds, and what people want
 SELECT r.after, r.reached, r.through, r.attempts, r.is_sweep, r.pass, b.wanted, b.overrides,
        to_regclass(%(table)s)::oid AS there,
-       (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = r.relation) AS is_partition, pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS lsn
+       (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = r.relation) AS is_partition,
+       pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS lsn
   FROM pgvigil.backfill_range AS r JOIN pgvigil.backfill AS b ON b.name = r.backfill
  WHERE r.id = %(id)s AND r.fence = %(fence)s AND NOT r.is_done
    FOR UPDATE OF r
@@ -282,3 +286,23 @@ DELETE FROM pgvigil.backfill_image WHERE expires_at < clock_timestamp()
 
 -- images: how many there are of a backfill
 SELECT count(*) AS count, max(expires_at) AS expires_at FROM pgvigil.backfill_image WHERE backfill = %(name)s
+
+-- image_layers: images of one table that hold the same columns by the same key, the newest first
+SELECT relation, key_columns, columns, min(id) AS first, count(*) AS images
+  FROM (SELECT id, relation, key_columns, columns,
+               count(*) FILTER (WHERE is_other) OVER (PARTITION BY relation ORDER BY id) AS layer
+          FROM (SELECT *, (key_columns, columns) IS DISTINCT FROM
+                          (lag(key_columns) OVER older, lag(columns) OVER older) AS is_other
+                  FROM pgvigil.backfill_image WHERE backfill = %(name)s
+                WINDOW older AS (PARTITION BY relation ORDER BY id)) AS image) AS image
+ GROUP BY relation, layer, key_columns, columns
+ ORDER BY first DESC
+
+-- image_nulls: the columns in which some image has no value
+SELECT columns[place] AS column, count(*) AS images
+  FROM pgvigil.backfill_image, generate_subscripts(before, 1) AS place
+ WHERE backfill = %(name)s AND before[place] IS NULL
+ GROUP BY 1
+
+-- lsn: where the server writes WAL
+SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS lsn

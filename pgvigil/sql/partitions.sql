@@ -34,6 +34,31 @@ SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS n
  WHERE inherits.inhparent = %(oid)s
  ORDER BY child.oid
 
+-- below: everything below these tables, those that wait for the end of a detach included
+WITH RECURSIVE tree AS (
+    SELECT oid AS root, oid, relkind, false AS is_pending, 0 AS depth FROM pg_class WHERE oid = ANY (%(oids)s)
+     UNION ALL
+    SELECT tree.root, child.oid, child.relkind, inherits.inhdetachpending, tree.depth + 1
+      FROM tree
+      JOIN pg_inherits AS inherits ON inherits.inhparent = tree.oid AND tree.relkind = 'p'
+      JOIN pg_class AS child ON child.oid = inherits.inhrelid
+)
+SELECT tree.root::bigint AS root, namespace.nspname AS schema, class.relname AS name,
+       tree.relkind::text AS kind, tree.is_pending,
+       coalesce(pg_total_relation_size(class.oid), 0) AS size,
+       NOT EXISTS (
+           SELECT FROM pg_attribute AS ours
+             LEFT JOIN pg_attribute AS theirs
+                    ON theirs.attrelid = class.oid AND theirs.attnum = ours.attnum
+                       AND theirs.attname = ours.attname
+            WHERE ours.attrelid = tree.root AND ours.attnum > 0 AND NOT ours.attisdropped
+              AND theirs.attrelid IS NULL) AS is_alike
+  FROM tree
+  JOIN pg_class AS class USING (oid)
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ WHERE tree.depth > 0
+ ORDER BY tree.root, tree.depth, class.oid
+
 -- names: the relations of a schema, so that a new one gets a name that is free
 SELECT relname AS name FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
  WHERE nspname = %(schema)s
@@ -116,13 +141,15 @@ SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS n
 -- ledger_exists: whether this database may have partitions on their way
 SELECT to_regclass('pgvigil.departure') IS NOT NULL AS found
 
--- ledger_is_ours: whether what infra/partitions.sql makes is there and this role's to write
+-- ledger_is_ours: whether what infra/target.sql makes is there and this role's to write
 SELECT coalesce(has_schema_privilege(to_regnamespace('pgvigil'), 'USAGE')
                 AND has_table_privilege(to_regclass('pgvigil.departure'), 'INSERT')
+                AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('pgvigil.departure')
+                               AND attname = 'leaves')
                 AND has_function_privilege(to_regprocedure('pgvigil.refuse_write()'), 'EXECUTE'), false) AS found
 
 -- ledger: the partitions of a table that are on their way
-SELECT id, state, relation, schema, name, parent, bound, condition, since, detached_at, fence, manifest
+SELECT id, state, relation, schema, name, parent, bound, condition, since, detached_at, fence, manifest, leaves
   FROM pgvigil.departure WHERE parent = %(oid)s ORDER BY since, id
 
 -- ledger_begin: note that a partition is about to leave
@@ -139,8 +166,16 @@ UPDATE pgvigil.departure SET state = 'fenced', detached_at = clock_timestamp(), 
 -- ledger_archived: note where its proven copy is
 UPDATE pgvigil.departure SET state = 'archived', manifest = %(manifest)s WHERE id = %(id)s
 
+-- ledger_leaf: note that one table's copy is whole in the store
+UPDATE pgvigil.departure SET leaves = leaves || jsonb_build_object(%(relation)s::text, %(stored)s::jsonb)
+ WHERE id = %(id)s
+
+-- ledger_forget_leaves: their copies are not what they should be
+UPDATE pgvigil.departure SET leaves = leaves - %(relations)s::text[] WHERE id = %(id)s
+
 -- ledger_renew: a table whose fence was opened is to be copied anew
-UPDATE pgvigil.departure SET id = %(new)s, state = 'leaving', fence = NULL, manifest = NULL WHERE id = %(old)s
+UPDATE pgvigil.departure SET id = %(new)s, state = 'leaving', fence = NULL, manifest = NULL, leaves = '{}'
+ WHERE id = %(old)s
 
 -- ledger_end: it has arrived
 DELETE FROM pgvigil.departure WHERE id = %(id)s
@@ -158,8 +193,16 @@ RETURNING id
 -- ledger_returned: note that it is a partition again, so that it is left alone for a while
 UPDATE pgvigil.departure SET state = 'returned', since = clock_timestamp() WHERE id = %(id)s
 
--- fence: everything that must be unchanged for a fence to have held
-SELECT jsonb_build_object(
+-- fence: everything that must be unchanged for a fence to have held, of a table and each one below it
+WITH RECURSIVE tree AS (
+    SELECT oid, relkind, NULL::text AS place, 0 AS depth FROM pg_class WHERE oid = %(oid)s
+     UNION ALL
+    SELECT child.oid, child.relkind, tree.oid::bigint || '/' || inherits.xmin::text, tree.depth + 1
+      FROM tree
+      JOIN pg_inherits AS inherits ON inherits.inhparent = tree.oid AND tree.relkind = 'p'
+      JOIN pg_class AS child ON child.oid = inherits.inhrelid
+)
+SELECT tree.relkind::text AS kind, jsonb_build_object(
            'relation', child.oid::bigint,
            'function', (SELECT proc.oid::bigint || '/' || proc.xmin::text FROM pg_proc AS proc
                          WHERE proc.oid = to_regprocedure('pgvigil.refuse_write()')),
@@ -171,8 +214,25 @@ SELECT jsonb_build_object(
            'columns', (SELECT md5(string_agg(concat_ws('/', attnum, attname, atttypid, atttypmod, attisdropped,
                                                        attgenerated, attcollation, atthasmissing), ',' ORDER BY attnum))
                          FROM pg_attribute WHERE attrelid = child.oid AND attnum > 0)
-       ) AS fence
-  FROM pg_class AS child WHERE child.oid = %(oid)s
+       ) || CASE WHEN place IS NULL THEN '{}' ELSE jsonb_build_object('place', place) END AS fence
+  FROM tree JOIN pg_class AS child USING (oid)
+ ORDER BY tree.depth, child.oid
+
+-- leaves: the tables that can hold rows of a table: itself, or the leaves below it
+WITH RECURSIVE tree AS (
+    SELECT oid, relkind FROM pg_class WHERE oid = %(oid)s
+     UNION ALL
+    SELECT child.oid, child.relkind
+      FROM tree
+      JOIN pg_inherits AS inherits ON inherits.inhparent = tree.oid AND tree.relkind = 'p'
+      JOIN pg_class AS child ON child.oid = inherits.inhrelid
+)
+SELECT namespace.nspname AS schema, class.relname AS name
+  FROM tree
+  JOIN pg_class AS class USING (oid)
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ WHERE tree.relkind <> 'p'
+ ORDER BY class.oid
 
 -- relation: a relation of this name, whatever it is
 SELECT relation.oid::bigint AS oid, relation.relispartition AS is_partition
@@ -182,6 +242,8 @@ SELECT relation.oid::bigint AS oid, relation.relispartition AS is_partition
 -- may_become: whether this role may act as another
 SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s AND pg_has_role(oid, 'MEMBER')) AS may
 
--- unproven_keys: foreign keys of a table that were not checked yet
-SELECT conname AS name FROM pg_constraint
- WHERE conrelid = %(oid)s AND contype = 'f' AND NOT convalidated AND conparentid = 0
+-- key_state: whether a foreign key of a table was checked
+SELECT convalidated AS is_proven
+  FROM pg_constraint JOIN pg_class AS class ON class.oid = conrelid
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ WHERE nspname = %(schema)s AND relname = %(name)s AND conname = %(key)s AND contype = 'f'

@@ -76,6 +76,7 @@ def walked(yard: Yard) -> int:
     return int(yard.value("SELECT coalesce(sum(batches), 0) FROM pgvigil.backfill_range"))
 
 
+@pytest.mark.rounds
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_runner_goes_on_where_it_was(yard: Yard, workers: int) -> None:
     """SIGKILL at random instants: the cursor always stands where the rows do, none is done twice."""
@@ -100,12 +101,13 @@ def run_beside(yard: Yard) -> tuple[threading.Thread, list[BackfillReport]]:
     return thread, found
 
 
+@pytest.mark.rounds
 @pytest.mark.parametrize("how", ["backend", "immediate stop"])
 def test_a_server_that_dies_is_waited_for(yard: Yard, how: str) -> None:
     """SIGKILL of a backend, or an immediate stop, in mid-batch: the same run goes on and ends verified."""
     counted(yard)
     thread, found = run_beside(yard)
-    for _ in range(max(1, ROUNDS // 2)):
+    for _ in range(ROUNDS):
         before = walked(yard)
         yard.wait(lambda before=before: not thread.is_alive() or walked(yard) > before)
         if how == "backend":

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from pgvigil.reports import Verdict
-from tests.fixtures.partitions import Shop, run
+from tests.fixtures.partitions import Shop, make_deep, run
 
 CALLS_OF_A_ROLL = 320
 ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "2"))
@@ -120,6 +120,31 @@ def test_a_roll_killed_at_a_step_is_finished_by_the_next(shop: Shop, step: str) 
         shop.before = lambda _: None
         finish(story)
     story.assert_done(written[0])
+
+
+@pytest.mark.parametrize("finished", [1, 2, 3][:ROUNDS])
+def test_an_archive_of_a_tree_killed_between_leaves_goes_on_with_what_is_left(
+    shop: Shop, finished: int
+) -> None:
+    """SIGKILL after so many leaves: the next run keeps their objects and copies the others alone."""
+    make_deep(shop)
+
+    def die_between(step: str) -> None:
+        if step == "archiving" and len(shop.objects(".copy.zst")) == finished:
+            die()
+
+    shop.before = die_between
+    assert -signal.SIGKILL == in_child(lambda: bool(shop.roll()))
+    before = set(shop.objects(".copy.zst"))
+    shop.before = lambda _: None
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert (finished, finished) == (len(before), len(before & set(shop.objects(".copy.zst"))))
+    assert (4, 1) == (len(shop.objects(".copy.zst")), len(shop.objects("manifest.json")))
+    assert [] == shop.sql("SELECT FROM pg_class WHERE relname LIKE 'deep_99%'")
+    back = shop.restore("public.Deep 99", keep=False)
+    assert (Verdict.VERIFIED, 400) == (back.verdict, back.rows)
 
 
 @pytest.mark.parametrize("share", [(n + 0.5) / ROUNDS for n in range(ROUNDS)])

@@ -1,9 +1,12 @@
 """Killed at any step: the next drill takes over what was left, and nothing stays behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pgvigil.audit import list_runs
@@ -12,8 +15,21 @@ from pgvigil.postgres import connect
 from pgvigil.reports import Verdict
 from tests.fixtures.drill import Exercise
 
-# Each drill dies at the next of these places.
-PLACES = ("claimed", "marked", "restoring", "restored", "replaying", "stopped", "promoted", "examined")
+# Each drill dies at the next of these places, between two phases or in the middle of one.
+PLACES = (
+    "claimed",
+    "hashing",
+    "marked",
+    "restoring",
+    "restored",
+    "replaying",
+    "stopped",
+    "comparing",
+    "promoted",
+    "pg_amcheck",
+    "examined",
+    "pg_checksums",
+)
 
 DRILL = """
 import os, signal, sys
@@ -33,11 +49,13 @@ def die(at):
 exercise = Exercise(
     Sandbox.load(Path(sys.argv[1])),
     after_claim=die("claimed"),
+    on_source=die("hashing"),
     after_mark=die("marked"),
     on_restore=die("restoring"),
     after_restore=die("restored"),
     on_replay=die("replaying"),
     at_stop=die("stopped"),
+    on_copy=die("comparing"),
     after_promote=die("promoted"),
     after_examine=die("examined"),
 )
@@ -46,13 +64,15 @@ exercise.drill(recovery_target="name")
 
 
 def test_a_drill_killed_anywhere_is_cleaned_up_by_the_next(exercise: Exercise) -> None:
-    """Eight drills die in a row, each one step later; every next one removes what its predecessor left."""
+    """Drills die in a row, each one step later; every next one removes what its predecessor left."""
     box = exercise.sandbox
     before = sorted(exercise.pgbackrest("repo-ls", "--recurse", "backup").splitlines())
     for place in PLACES:
         words = [sys.executable, "-c", DRILL, str(box.directory), place]
-        died = subprocess.run(words, check=False, capture_output=True, timeout=300)
-        assert -signal.SIGKILL == died.returncode, (place, died.stderr.decode()[-2000:])
+        with subprocess.Popen(words, stderr=subprocess.PIPE) as dying:
+            kill_beside(dying, place, box.directory)
+            _, said = dying.communicate(timeout=300)
+        assert -signal.SIGKILL == dying.returncode, (place, said.decode()[-2000:])
 
     report = exercise.drill(recovery_target="name")
 
@@ -72,14 +92,21 @@ def test_a_drill_killed_anywhere_is_cleaned_up_by_the_next(exercise: Exercise) -
     assert [] == left_behind(box.directory)
 
 
-def left_behind(directory: Path) -> list[int]:
-    """Find servers of copies that still run."""
-    found = []
+def kill_beside(dying: subprocess.Popen[bytes], program: str, directory: Path) -> None:
+    """Kill a drill while a program of this name works on its copy."""
+    while program.startswith("pg_") and dying.poll() is None:
+        if any(os.fsencode(program) in words for words in left_behind(directory)):
+            dying.kill()
+        time.sleep(0.01)
+
+
+def command_lines() -> Iterator[bytes]:
+    """Yield what every process was started with."""
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if os.fsencode(directory / "drill") in words:
-            found.append(int(entry.name))
-    return found
+        with contextlib.suppress(OSError):
+            yield (entry / "cmdline").read_bytes()
+
+
+def left_behind(directory: Path) -> list[bytes]:
+    """Find servers of copies that still run."""
+    return [words for words in command_lines() if os.fsencode(directory / "drill") in words]

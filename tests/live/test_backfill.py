@@ -1,8 +1,7 @@
-import os
-import signal
+import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -12,11 +11,9 @@ from pgvigil.backfill.facts import BackfillReport, Progress
 from pgvigil.backfill.session import Bounds, Session
 from pgvigil.fleet import load_fleet
 from pgvigil.postgres import connect
-from pgvigil.sandbox import postgres as servers
-from pgvigil.sandbox import services
-from pgvigil.sandbox.directory import make
-from tests.fixtures.backfill import Yard
+from tests.fixtures.backfill import Yard, pooler, standby
 
+POOLER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
 CENTS: dict[str, Any] = {"set": {"cents": "(amount * 100)::bigint"}, "where": "cents IS NULL"}
 SMALL = {"rows": 20, "most_rows": 40, "lock_wait": "50ms", "longest": "2s"}
 
@@ -151,6 +148,33 @@ def test_every_partition_is_walked(yard: Yard) -> None:
     assert yard.value("SELECT count(*) FROM t WHERE v = 2") == 1000
 
 
+def test_a_range_that_a_lost_answer_left_behind_is_done(yard: Yard) -> None:
+    """A worker that lost its connection while it gave a range back leaves none that nobody takes."""
+    yard.sql(
+        "CREATE TABLE payments (id bigint PRIMARY KEY, amount numeric, cents bigint) PARTITION BY RANGE (id)"
+    )
+    yard.sql("CREATE TABLE low PARTITION OF payments FOR VALUES FROM (0) TO (501)")
+    yard.sql("CREATE TABLE high PARTITION OF payments FOR VALUES FROM (501) TO (1001)")
+    yard.sql("INSERT INTO payments SELECT n, n / 100.0 FROM generate_series(1, 1000) AS n; ANALYZE payments")
+    yard.define(table="public.payments", **CENTS, batch=SMALL)
+    heard: list[Progress] = []
+
+    def leave_behind(progress: Progress) -> None:
+        heard.append(progress)
+        assert len(heard) < 60, "a range is waited for that nobody has"
+        yard.sql(
+            "UPDATE pgvigil.backfill_range SET worker = 9"
+            " WHERE worker IS NULL AND NOT is_done AND batches = 0",
+            None,
+        )
+
+    yard.on_progress = leave_behind
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert done(yard) == 1000
+
+
 def test_it_ends_under_inserts(yard: Yard) -> None:
     """Rows that keep coming undone never make it endless: it ends, and says what would help."""
     payments(yard, 500)
@@ -188,6 +212,12 @@ def test_running_it_again_proves_it_again(yard: Yard) -> None:
         ({"set": {"cents": "amount * "}}, "syntax error"),
         ({"set": {"cents": "'x' || amount"}}, "is of type bigint but expression is of type text"),
         ({"where": "cent IS NULL"}, "does not exist"),
+        ({"where": "cents IS NULL) OR (true"}, "syntax error"),
+        ({"set": {"cents": "1"}, "into": "public.nowhere"}, 'relation "public.nowhere" does not exist'),
+        (
+            {"set": {}, "function": f"{__name__}:give_nothing", "columns": ["cents"]},
+            "it gave no list of dicts",
+        ),
         ({"where": "amount > 0"}, "still meet 'where' after they were changed"),
         ({"set": {"cents": "(1 / (amount - amount))::bigint"}}, "division by zero"),
         ({"key": ["amount"]}, "has no usable unique index on (amount)"),
@@ -418,46 +448,54 @@ def test_an_old_transaction_holds_it(yard: Yard) -> None:
 def test_a_paused_standby_holds_it(yard: Yard) -> None:
     """WAL that a standby has not replayed counts, however idle the primary was before."""
     payments(yard, 3000)
-    with standby(yard) as dsn, connect(dsn, "test") as replica:
+    with standby(yard) as port, connect(yard.sandbox.admin_dsn(port), "test") as replica:
         replica.execute("SELECT pg_wal_replay_pause()")
         yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"replication_mb": 0.1})
         assert_waits(yard, "MB behind", lambda: replica.execute("SELECT pg_wal_replay_resume()"))
 
 
-@contextmanager
-def standby(yard: Yard) -> Iterator[str]:
-    """A standby of the sandbox's cluster; gives how the superuser enters it."""
-    box = yard.sandbox
-    hba = box.data("primary") / "pg_hba.conf"
-    hba.write_text("local replication all peer map=sandbox\n" + hba.read_text())
+def test_a_full_server_holds_it(yard: Yard) -> None:
+    """The part of the connections in use is a signal: users come first."""
+    payments(yard, 3000)
+    yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"connections": 0.12})
+    with ExitStack() as crowd:
+        for _ in range(10):
+            crowd.enter_context(session(yard))
+        assert_waits(yard, "connections: ", crowd.close)
+
+
+def test_wal_that_waits_for_the_archiver_holds_it(yard: Yard) -> None:
+    """The queue counts also before the archiver has failed, as with one that hangs."""
+    payments(yard, 3000)
+    yard.define(table="public.payments", **CENTS, batch=SMALL, limits={"archive_files": 1})
+    hold = yard.sandbox.data("primary") / "hold"
+    hold.touch()
+    yard.sql("ALTER SYSTEM SET archive_command = 'while [ -e hold ]; do sleep 0.1; done'", None)
     yard.sql("SELECT pg_reload_conf()", None)
-    make(box.data("standby"), box.server_user)
-    argv = [box.postgres_bin / "pg_basebackup", "-h", box.sockets, "-p", str(box.primary_port)]
-    argv += ["-U", "postgres", "-D", box.data("standby"), "-R", "--checkpoint=fast"]
-    services.run_tool(box.directory, argv, user=box.server_user)
-    port = servers.free_port()
-    conf = box.data("standby") / "sandbox.conf"
-    conf.write_text(conf.read_text() + f"port = {port}\n")
-    pid = servers.start(box, "standby")
     try:
-        yield box.admin_dsn(port)
+        for _ in range(3):
+            yard.sql("SELECT pg_logical_emit_message(false, '', ''), pg_switch_wal()", None)
+        assert_waits(yard, "files wait (limit 1)", hold.unlink)
     finally:
-        os.kill(pid, signal.SIGQUIT)
-        yard.wait(lambda: not services.is_alive(pid))
+        hold.unlink(missing_ok=True)
+        yard.sql("ALTER SYSTEM SET archive_command = '/bin/true'", None)
+        yard.sql("SELECT pg_reload_conf()", None)
 
 
 def test_sessions_that_wait_for_us_shrink_the_batches(yard: Yard) -> None:
     """Somebody who waits for our locks makes the next batches smaller than the policy would."""
-    slow_payments(yard, 1500)
+    slow_payments(yard, 20_000)
     yard.define(table="public.payments", **CENTS, batch={"rows": 200, "most_rows": 200, "target": "60s"})
+    sizes = {200}
+    yard.on_progress = lambda progress: sizes.add(progress.batch_rows or 200)
     with running(yard) as found:
         yard.wait(lambda: done(yard) > 0)
-        while not found:
+        while min(sizes) == 200 and not found:
             yard.sql("BEGIN; LOCK TABLE payments IN SHARE ROW EXCLUSIVE MODE; COMMIT")
+        yard.sql("ALTER TABLE payments DISABLE TRIGGER slow")
 
     assert found[0].verdict == "verified", told(found[0])
-    assert found[0].progress
-    assert found[0].progress.batches > 1500 / 200 + 3
+    assert min(sizes) < 200
 
 
 def test_vacuum_runs_within_the_run(yard: Yard) -> None:
@@ -485,6 +523,22 @@ def test_the_roles_own_timeouts_do_not_matter(yard: Yard) -> None:
         assert yard.run().verdict == "verified"
     finally:
         yard.sql("ALTER ROLE pgvigil RESET ALL", None)
+
+
+@pytest.mark.skipif(POOLER is None, reason="pgbouncer is not installed")
+def test_it_works_through_a_pooler(yard: Yard) -> None:
+    """PgBouncer in transaction mode, with fewer sessions than workers: done, proven, steered, fenced."""
+    payments(yard, 3000)
+    poison = {"cents": "CASE WHEN id = 99 THEN 1 / 0 ELSE (amount * 100)::bigint END"}
+    yard.define(table="public.payments", set=poison, where="cents IS NULL", workers=3, batch=SMALL)
+    with pooler(yard, sessions=2) as port:
+        yard.reach(f"postgresql://pgvigil@127.0.0.1:{port}/postgres")
+        report = yard.run()
+        again = yard.run()
+
+    assert actual(report, "rows.quarantine").startswith("refuted: 1 rows, one with 22012"), told(report)
+    assert actual(again, "rows.quarantine").startswith("refuted: 1 rows, one with 22012"), told(again)
+    assert done(yard) == 2999
 
 
 def test_nothing_stays_in_the_servers_session(yard: Yard) -> None:
@@ -588,6 +642,10 @@ def halve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"cents": int(row["amount"] * 100)} for row in rows]
 
 
+def give_nothing(_: list[dict[str, Any]]) -> None:
+    """A function that forgot its return."""
+
+
 def fail_at_seven(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A function with a fault."""
     if any(row["id"] == 7 for row in rows):
@@ -606,6 +664,8 @@ def test_a_python_function_changes_rows(yard: Yard) -> None:
 
     assert report.verdict == "verified", told(report)
     assert done(yard) == 300
+    assert report.plan
+    assert report.plan.forecast.seconds > 0
 
 
 def test_a_row_at_which_a_function_fails_is_put_aside(yard: Yard) -> None:
@@ -687,23 +747,97 @@ def test_before_images_lead_back(yard: Yard) -> None:
     assert yard.value("SELECT count(*) FROM payments WHERE cents IS NULL AND amount = id / 100.0") == 299
     assert yard.value("SELECT amount FROM payments WHERE id = 5") == 77
     assert yard.value("SELECT count(*) FROM pgvigil.backfill_image") == 0
+    assert [finding.code for finding in back.findings] == ["changed-since"]
+    assert back.findings[0].message.endswith("since: 5")
+
+
+def undo() -> Any:
+    return steering.conduct_steering("demo/shop", "work", "undo", {})
+
+
+def test_a_row_that_was_changed_twice_goes_all_the_way_back(yard: Yard) -> None:
+    """Its newest image comes first, also where both stand in one batch of the undo."""
+    payments(yard, 300)
+    twice = {"set": {"cents": "amount * 100"}, "where": "cents IS DISTINCT FROM amount * 100"}
+    yard.define(table="public.payments", **twice, before_images="7d")
+    yard.run()
+    yard.sql("UPDATE payments SET amount = amount + 1")
+    yard.run()
+
+    assert undo().findings == ()
+    assert yard.value("SELECT count(*) FROM payments WHERE cents IS NULL") == 300
+
+
+def test_the_way_back_does_not_hang_on_the_fleet_file(yard: Yard) -> None:
+    """Images say themselves which columns they hold: another order in `set` mixes nothing up."""
+    payments(yard, 50)
+    yard.sql("ALTER TABLE payments ADD note int DEFAULT 7")
+    yard.define(
+        table="public.payments", set={"note": "8", "cents": "1"}, where="note = 7", before_images="7d"
+    )
+    yard.run()
+    yard.define(
+        table="public.payments", set={"cents": "1", "note": "8"}, where="note = 7", before_images="7d"
+    )
+
+    assert undo().findings == ()
+    assert yard.value("SELECT count(*) FROM payments WHERE note = 7 AND cents IS NULL") == 50
+
+
+def test_what_a_function_changes_has_a_way_back(yard: Yard) -> None:
+    """Before-images are kept whoever computes the new values."""
+    payments(yard, 50)
+    function = f"{__name__}:halve"
+    yard.define(
+        table="public.payments",
+        function=function,
+        columns=["cents"],
+        where="cents IS NULL",
+        before_images="7d",
+    )
+
+    assert yard.run().images == 50
+    assert undo().findings == ()
+    assert yard.value("SELECT count(*) FROM payments WHERE cents IS NULL") == 50
+
+
+def test_rows_without_a_key_have_no_way_back(yard: Yard) -> None:
+    """A block and line number may be another row's by then, so before-images are refused."""
+    payments(yard, 10, "id bigint")
+    yard.define(table="public.payments", **CENTS, before_images="7d")
+
+    assert "no usable unique index, so no way back" in yard.run().findings[-1].message
+
+
+def test_an_undo_that_cannot_be_changes_nothing(yard: Yard) -> None:
+    """NULLs do not fit a column that is NOT NULL now: one message with the cure, and all images stay."""
+    payments(yard, 50)
+    yard.define(table="public.payments", **CENTS, before_images="7d", not_null=["cents"])
+    assert yard.run().verdict == "verified"
+
+    refused = undo()
+    assert "held NULL in column 'cents', which is NOT NULL now" in refused.findings[-1].message
+    assert yard.value("SELECT count(*) FROM pgvigil.backfill_image") == 50
+    yard.sql("ALTER TABLE payments ALTER cents DROP NOT NULL")
+    assert undo().findings == ()
+    assert yard.value("SELECT count(*) FROM payments WHERE cents IS NULL") == 50
 
 
 def test_the_state_tables_come_again_unharmed(yard: Yard) -> None:
-    """Running infra/backfill.sql again changes nothing, beside an audit log in the same database too."""
+    """Running infra/target.sql again changes nothing, beside an audit log in the same database too."""
     from pgvigil.audit import install  # noqa: PLC0415
-    from pgvigil.sandbox.lifecycle import CURSORS  # noqa: PLC0415
+    from pgvigil.sandbox.lifecycle import TARGET  # noqa: PLC0415
 
     payments(yard, 20)
     yard.define(table="public.payments", **CENTS)
     yard.run()
     admin = yard.sandbox.admin_dsn(yard.sandbox.primary_port, "shop")
     with connect(admin, "test") as superuser:
-        superuser.execute(CURSORS.read_bytes())
+        superuser.execute(TARGET.read_bytes())
     install(admin)
     install(admin)
     with connect(admin, "test") as superuser:
-        superuser.execute(CURSORS.read_bytes())
+        superuser.execute(TARGET.read_bytes())
 
     assert yard.value("SELECT state FROM pgvigil.backfill") == "done"
     assert yard.run().verdict == "verified"

@@ -55,6 +55,7 @@ def write(yard: Yard, writes: list[tuple[str, int, int]]) -> None:
                 session.execute("SELECT pg_sleep(0.005)")
 
 
+@pytest.mark.rounds
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -22,7 +22,7 @@ from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox
 
 TEST = "test_doctor"
-LINES = 22
+LINES = 26
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -149,7 +149,9 @@ def test_a_healthy_sandbox_is_verified_and_left_as_it_was(in_sandbox: Sandbox, f
     assert [(line.id, line.message) for line in lines if line.verdict is not Verdict.VERIFIED] == []
     assert {line.hint for line in lines} == {""}
     assert verdict(lines) is Verdict.VERIFIED
-    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 17
+    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 21 + [
+        "demo/shop cents"
+    ] * 4
 
 
 def test_a_database_is_examined_with_its_cluster(fleet: Fleet) -> None:
@@ -220,7 +222,8 @@ def test_a_wrong_password_is_cured_in_the_password_file(
 def test_a_database_that_the_server_lacks_is_named(fleet: Fleet) -> None:
     """A database of the fleet file must be in the server."""
     cluster = fleet.clusters["demo"]
-    fault = the_fault(with_cluster(fleet, databases={**cluster.databases, "shpo": cluster.databases["shop"]}))
+    plain = cluster.databases["shop"].model_copy(update={"backfills": {}})
+    fault = the_fault(with_cluster(fleet, databases={**cluster.databases, "shpo": plain}))
 
     assert (fault.id, fault.message) == ("server.databases", "database 'shpo' does not exist")
 
@@ -440,6 +443,40 @@ def test_a_missing_privilege_is_named_by_the_grant_that_gives_it(
         assert not refuted(examine(fleet, "demo"))
     finally:
         rows(in_sandbox.primary_admin_dsn, f"GRANT {revoked} TO {role}")
+
+
+def with_drill(fleet: Fleet, **changes: Any) -> Fleet:
+    return with_cluster(fleet, drill=fleet.clusters["demo"].drill.model_copy(update=changes))
+
+
+def test_a_scratch_directory_that_no_drill_may_use_is_named(in_sandbox: Sandbox, fleet: Fleet) -> None:
+    """Inside the source's own files is no place for a copy; nothing is made there."""
+    (row,) = rows(in_sandbox.primary_admin_dsn, "SHOW data_directory")
+    place = Path(row["data_directory"], "drill")
+
+    fault = the_fault(with_drill(fleet, scratch=place))
+
+    assert ("drill.scratch", True) == (fault.id, str(place) in fault.message)
+    assert not place.exists()
+
+
+def test_missing_programs_of_a_drill_are_named(fleet: Fleet, tmp_path: Path) -> None:
+    """A drill needs the server of the source's major on the host where pgvigil runs."""
+    fault = the_fault(with_drill(fleet, postgres_bin=tmp_path))
+
+    assert ("drill.programs", True) == (fault.id, str(tmp_path) in fault.message)
+
+
+def test_a_database_that_cannot_be_fenced_is_named(in_sandbox: Sandbox, fleet: Fleet) -> None:
+    """Without the function of infra/roles.sql its tables cannot be marked: the drill would tell it late."""
+    shop = in_sandbox.admin_dsn(in_sandbox.primary_port, "shop")
+    rows(shop, "REVOKE EXECUTE ON FUNCTION pgvigil_drill.fence(oid[]) FROM pgvigil")
+    try:
+        fault = the_fault(fleet)
+    finally:
+        rows(shop, "GRANT EXECUTE ON FUNCTION pgvigil_drill.fence(oid[]) TO pgvigil")
+
+    assert ("drill.marks", True) == (fault.id, "psql -d 'shop' -f infra/roles.sql" in fault.hint)
 
 
 @contextmanager

@@ -225,6 +225,42 @@ def test_tables_that_cannot_be_fenced_together_get_marks_of_their_own(
     assert len({content.mark.name for content in contents}) == len(contents) > 1
 
 
+def test_databases_at_rest_share_a_fence(ward: str, sandbox: Sandbox) -> None:
+    """They are at the same restore point, each with a snapshot of its own, so recovery stops there once."""
+    with mark(ward, policy(), RUN, beside=[sandbox.dsn("shop")]) as marked:
+        (shared,) = marked.beside
+        with shared.connect() as session:
+            session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            session.execute(f"SET TRANSACTION SNAPSHOT '{shared.snapshot}'".encode())
+            session.execute("SELECT FROM public.customers")
+
+    place = marked.mark.lsn, marked.mark.name
+    assert ("shop", *place, ()) == (shared.mark.database, shared.mark.lsn, shared.mark.name, shared.doubts)
+    assert 0 < shared.mark.writers_waited_ms <= 200
+
+
+def test_databases_share_the_hold_of_a_standby(field_with_standby: Field) -> None:
+    """One held replay is one place in WAL for all of them."""
+    wanted = field_with_standby.policy(mark="standby")
+    other = postgres.in_database(field_with_standby.dsn, "postgres")
+    with mark(field_with_standby.dsn, wanted, RUN, beside=[other]) as marked:
+        assert [("postgres", marked.mark.lsn)] == [(e.mark.database, e.mark.lsn) for e in marked.beside]
+
+
+def test_a_database_at_work_shares_no_fence(ward: str, sandbox: Sandbox) -> None:
+    """Nobody there waits for the fence of another database; it is left to a mark of its own."""
+    with admin(sandbox, "shop") as session, session.transaction():
+        session.execute("LOCK TABLE public.customers IN ROW EXCLUSIVE MODE")
+        with mark(ward, policy(), RUN, beside=[sandbox.dsn("shop")]) as marked:
+            assert () == marked.beside
+
+
+def test_a_database_with_a_view_that_may_be_refreshed_shares_no_fence(ward: str, sandbox: Sandbox) -> None:
+    """Nothing can lock it against a refresh between the restore point and the snapshot."""
+    with mark(sandbox.dsn("shop"), policy(), RUN, beside=[ward]) as marked:
+        assert () == marked.beside
+
+
 def test_where_every_table_is_held_there_is_no_mark(ward: str, writer: psycopg.Connection) -> None:
     """Nothing is guessed: the refusal names the holder, and how long anybody waited for it."""
     with writer.transaction():

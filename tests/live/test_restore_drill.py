@@ -1,10 +1,11 @@
 """A drill from choosing to evidence: green by proof, red by its reason, and no trace of the copy."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pgvigil.drill.copy import Copy
 from pgvigil.drill.copy import connect as connect_copy
@@ -45,73 +46,99 @@ def test_every_kind_of_target_is_reached_and_proven_equal(exercise: Exercise, ki
     assert [] == left(exercise)
 
 
-def change_on_promoted_copy(statement: str) -> Callable[[Copy, Halt], None]:
-    """Do something to the copy when it has come to the stop where shop is compared."""
+SABOTAGE = (
+    "SELECT pg_promote()",
+    "SET session_replication_role = replica",
+    "UPDATE public.customers SET name = name || '!' WHERE id = 17",
+    "DELETE FROM public.orders WHERE id = 17",
+    "SELECT setval('public.orders_id_seq', 17)",
+    "UPDATE pg_proc SET prosrc = 'SELECT n * 3' WHERE proname = 'doubled'",
+    # as if it had been so for long: what was written around the mark may have changed at the source
+    "CREATE EXTENSION pg_surgery SCHEMA public",
+    "SELECT public.heap_force_freeze('pg_proc', ARRAY(SELECT ctid FROM pg_proc WHERE proname = 'doubled'))",
+    "DROP EXTENSION pg_surgery",
+    "DROP ROLE auditor",
+)
 
-    def change(copy: Copy, halt: Halt) -> None:
+
+@pytest.fixture
+def doubled(exercise: Exercise) -> Iterator[None]:
+    """A function and a role of the source."""
+    exercise.sql("CREATE FUNCTION public.doubled(n int) RETURNS int LANGUAGE sql AS 'SELECT n * 2'")
+    exercise.sql("CREATE ROLE auditor")
+    yield
+    exercise.sql("DROP FUNCTION public.doubled(int)")
+    exercise.sql("DROP ROLE auditor")
+
+
+@pytest.mark.usefixtures("doubled")
+def test_what_is_not_the_sources_refutes_the_drill_by_its_name(exercise: Exercise) -> None:
+    """A row changed, one missing, a sequence behind, a function's body, a role: each is told apart."""
+
+    def sabotage(copy: Copy, halt: Halt) -> None:
         if SHOP in [database.name for database in halt.databases]:
             with connect_copy(copy, SHOP, "saboteur") as session:
-                session.execute("SELECT pg_promote()")
-                session.execute(statement.encode())
+                for statement in SABOTAGE:
+                    session.execute(statement.encode())
 
-    return change
-
-
-@pytest.mark.parametrize(
-    ("statement", "told"),
-    [
-        (
-            "UPDATE public.customers SET name = name || '!' WHERE id = 17",
-            r"public\.customers has 2000 rows on",
-        ),
-        ("DELETE FROM public.orders WHERE id = 17", r"public\.orders has 5999 rows in the copy, 6000 at"),
-    ],
-)
-def test_a_row_that_is_not_the_sources_refutes_the_drill(
-    exercise: Exercise, statement: str, told: str
-) -> None:
-    """One row changed, one missing: the table is named, and no other check is red."""
-    exercise.at_stop = change_on_promoted_copy(f"SET session_replication_role = replica; {statement}")
-
+    exercise.at_stop = sabotage
     report = exercise.drill(recovery_target="lsn")
 
-    assert (Verdict.REFUTED, ["rows shop"]) == (report.verdict, refuted(report))
-    assert ["rows-differs"] == codes(report)
-    assert re.search(told, found(report, "rows shop"))
-
-
-def test_a_sequence_behind_refutes_the_drill(exercise: Exercise) -> None:
-    """It would give out numbers twice; it is named with both values."""
-    exercise.at_stop = change_on_promoted_copy("SELECT setval('public.orders_id_seq', 17)")
-
-    report = exercise.drill(recovery_target="lsn")
-
-    assert ["sequences shop"] == refuted(report)
+    assert Verdict.REFUTED is report.verdict
+    assert {"rows shop", "sequences shop", "catalogue shop", "catalogue cluster"} == set(refuted(report))
+    rows = found(report, "rows shop")
+    assert re.search(r"public\.customers has 2000 rows on both sides", rows)
+    assert re.search(r"public\.orders has 5999 rows in the copy, 6000 at", rows)
     assert "orders_id_seq" in found(report, "sequences shop")
+    assert "public.doubled(integer)" in found(report, "catalogue shop")
+    assert "role auditor" in found(report, "catalogue cluster")
+    assert 5 == len(report.findings)
+    assert {Verdict.REFUTED} == {proof.verdict for proof in report.proofs}
 
 
-def overwrite(relation: str, offset: int) -> Callable[[Copy], None]:
+def test_a_table_reordered_at_the_source_is_no_mismatch(exercise: Exercise) -> None:
+    """Rows are compared, not where they lie: rewritten before the mark and after it, all is equal."""
+    exercise.sql("CREATE INDEX by_name ON public.customers (name DESC)")
+    exercise.sql("CLUSTER public.customers USING by_name")
+    exercise.after_mark = lambda _: exercise.sql("CLUSTER public.customers USING customers_pkey")
+
+    report = exercise.drill(recovery_target="name")
+    exercise.sql("DROP INDEX public.by_name")
+
+    assert (Verdict.VERIFIED, ()) == (report.verdict, report.findings)
+
+
+def overwrite(copy: Copy, relation: str, offset: int) -> None:
     """Overwrite some bytes of a relation's first pages on the disk of a promoted copy."""
+    with connect_copy(copy, SHOP, "saboteur") as session:
+        row = session.execute("SELECT pg_relation_filepath(%s) AS path", (relation,)).fetchone() or {}
+    with (copy.place.data / row["path"]).open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xa5" * 64)
+
+
+def test_damage_on_disk_and_a_database_without_amcheck_are_named_apart(exercise: Exercise) -> None:
+    """Rows are equal, so only amcheck and checksums can tell; where amcheck cannot be had, that is told."""
 
     def damage(copy: Copy) -> None:
-        with connect_copy(copy, SHOP, "saboteur") as session:
-            row = session.execute("SELECT pg_relation_filepath(%s) AS path", (relation,)).fetchone() or {}
-        with (copy.place.data / row["path"]).open("r+b") as file:
-            file.seek(offset)
-            file.write(b"\xa5" * 64)
+        overwrite(copy, "public.payments_order_id_idx", 8192 + 4000)
+        overwrite(copy, "public.customers", 8192 + 4000)
+        with connect_copy(copy, "template1", "saboteur") as session:
+            session.execute("CREATE SCHEMA pgvigil_amcheck")
+            session.execute(
+                "CREATE FUNCTION pgvigil_amcheck.bt_index_check(regclass) RETURNS int LANGUAGE sql"
+                " AS 'SELECT 1'"
+            )
 
-    return damage
-
-
-def test_a_damaged_index_refutes_the_drill(exercise: Exercise) -> None:
-    """Rows are equal, so only amcheck and the checksums can tell; both name the index."""
-    exercise.after_promote = overwrite("public.payments_order_id_idx", 8192 + 4000)
-
+    exercise.after_promote = damage
     report = exercise.drill(recovery_target="lsn")
 
     assert ["amcheck shop", "checksum failures", "checksums"] == sorted(refuted(report))
     assert "payments_order_id_idx" in found(report, "amcheck shop")
     assert "payments_order_id_idx" in found(report, "checksums")
+    assert "public.customers" in found(report, "checksums")  # amcheck met its page in memory
+    assert ["amcheck template1"] == unproven(report)
+    assert "amcheck-unchecked" in codes(report)
 
 
 def test_wal_that_is_missing_before_the_target_refutes_the_drill(exercise: Exercise) -> None:
@@ -143,6 +170,46 @@ def test_wal_that_is_missing_before_the_target_refutes_the_drill(exercise: Exerc
     assert "recovery-wal-missing" in codes(report)
     assert {"rows", "amcheck", "checksums", "witnesses"} <= set(unproven(report))
     assert [] == left(exercise)
+
+
+def test_a_timeline_that_is_not_the_sources_refutes_the_drill(exercise: Exercise) -> None:
+    """A restored server that archived leads recovery astray; so it is told, and who looks finds the files."""
+    store = connect_store(load_fleet().s3)
+    archive = "s3://pgbackrest/demo/archive/demo/15-1"
+    put: list[str] = []
+    left_at = exercise.sql("SELECT pg_create_restore_point('fork')::text AS lsn")[0]["lsn"]
+
+    def pollute(marked: Marked) -> None:
+        segment = segment_name(1, parse_lsn(marked.target.lsn) // (16 << 20), 16 << 20)
+        (own,) = store.list(f"{archive}/{segment[:16]}/{segment}-")
+        history = f"1\t{left_at}\tno recovery target specified\n".encode()
+        put.extend([own.uri.replace("/00000001", "/00000002"), f"{archive}/00000002.history"])
+        for uri, data in zip(put, (store.get(own.uri), history), strict=True):
+            store.put(uri, data)
+
+    exercise.after_mark = pollute
+    try:
+        report = exercise.drill(recovery_target="name")
+    finally:
+        for uri in put:
+            store.delete(uri)
+
+    assert ["recovered", "repo1.untouched"] == sorted(refuted(report))
+    assert "recovery-timeline-stray" in codes(report)
+    assert "00000002.history" in found(report, "repo1.untouched")
+    assert [] == left(exercise)
+
+
+def test_a_repository_of_another_cluster_is_not_drilled(exercise: Exercise) -> None:
+    """Its backups are of another system: nothing is restored, and both systems are named."""
+    fleet = yaml.safe_load(exercise.sandbox.fleet_file.read_text())
+    fleet["clusters"]["demo"]["dsn"] = exercise.sandbox.ops_admin_dsn
+    exercise.sandbox.fleet_file.write_text(yaml.safe_dump(fleet))
+
+    report = exercise.drill()
+
+    assert (Verdict.INCONCLUSIVE, ()) == (report.verdict, report.proofs)
+    assert re.search(r"it is of system \d+, the source is \d+", report.findings[0].message)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,26 @@ def test_a_drop_waits_for_the_approval_of_exactly_this_plan(shop: Shop) -> None:
     (waits,) = [f for f in shop.roll().findings if f.code == "waits-for-approval"]
     digest = waits.hint.rpartition("approve=")[2]
 
-    assert ["keep"] == [o.action for o in shop.roll(approve="0" * 12).outcomes]
+    wrong = shop.roll(approve="0" * 12)
+    assert (Verdict.INCONCLUSIVE, ["keep"]) == (wrong.verdict, [o.action for o in wrong.outcomes])
     assert ["drop"] == [o.action for o in shop.roll(approve=digest).outcomes]
+
+
+def test_an_approval_is_not_for_a_copy_that_is_made_after_it(shop: Shop) -> None:
+    """A fence that was opened after the plan leads to another copy, and that one waits for another yes."""
+    shop.policy(drop="approve")
+    first = shop.roll()
+    (name,) = {o.partition for o in first.outcomes if o.action == "archive"}
+
+    def open_fence(step: str) -> None:
+        if step == "detach":
+            shop.sql(f"ALTER TABLE {name} DISABLE TRIGGER pgvigil_no_write")
+
+    shop.before = open_fence
+    again = shop.roll(approve=first.questions[0].digest)
+
+    assert ["detach", "archive", "keep"] == [o.action for o in again.outcomes]
+    assert first.questions[0].digest != again.questions[0].digest
 
 
 def test_a_legal_hold_beats_every_policy(shop: Shop) -> None:
@@ -227,12 +245,12 @@ def test_bounds_mean_the_same_in_every_session(shop: Shop) -> None:
 
 def test_without_a_place_for_the_work_state_nothing_leaves(shop: Shop) -> None:
     """The cure is named, and partitions ahead are made; to install it twice changes no fence."""
-    install = (Path(__file__).parents[2] / "infra" / "partitions.sql").read_text(encoding="utf-8")
+    install = (Path(__file__).parents[2] / "infra" / "target.sql").read_text(encoding="utf-8")
     shop.sql("DROP TABLE pgvigil.departure")
     report = shop.roll()
 
     assert {"create"} == {outcome.action for outcome in report.outcomes}
-    assert any("infra/partitions.sql" in finding.hint for finding in report.findings)
+    assert any("infra/target.sql" in finding.hint for finding in report.findings)
     shop.sql(install)
     fence = "SELECT xmin::text AS x FROM pg_proc WHERE oid = 'pgvigil.refuse_write()'::regprocedure"
     before = shop.sql(fence)

@@ -283,6 +283,26 @@ def test_a_reload_compares_row_by_row(shop: Shop) -> None:
     assert "0 rows more here, 0 more there" in {check.actual for check in report.checks}
 
 
+def test_a_reload_finds_what_is_more_on_either_side(shop: Shop) -> None:
+    """A row that changed in the table after its copy is one more here and one more there: refuted, kept."""
+    shop.policy(verify="reload")
+    name = oldest(shop)
+
+    def change(step: str) -> None:
+        if step == "prove":
+            shop.sql(
+                f"ALTER TABLE {name} DISABLE TRIGGER ALL;"
+                f"UPDATE {name} SET kind = 'late' WHERE id = (SELECT min(id) FROM {name})"
+            )
+
+    shop.before = change
+    report = shop.roll()
+
+    assert Verdict.REFUTED == report.verdict
+    assert "1 rows more here, 1 more there" in {check.actual for check in report.checks}
+    assert [] == shop.objects("manifest.json")
+
+
 def test_a_new_partition_gets_what_postgres_does_not_copy(shop: Shop) -> None:
     """Grants, owner, replica identity, row security, statistics targets and storage options are there."""
     shop.sql(

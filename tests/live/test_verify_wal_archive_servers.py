@@ -7,7 +7,7 @@ import pytest
 
 from pgvigil.reports import Verdict
 from tests.fixtures.reports import codes, healthy
-from tests.fixtures.wal import Vault, fresh_vault
+from tests.fixtures.wal import Vault, fresh_vault, one_backup
 
 
 def test_wal_that_postgresql_counts_as_archived_but_nobody_stored_is_lost(own_vault: Vault) -> None:
@@ -28,20 +28,22 @@ def test_wal_that_postgresql_counts_as_archived_but_nobody_stored_is_lost(own_va
     assert "(3 segments)" in after.findings[0].message
 
 
-def test_an_overflown_push_queue_is_a_loss(own_vault: Vault) -> None:
+def test_an_overflown_push_queue_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pgbackrest drops its queue and tells PostgreSQL that all is well; the archive does not lie."""
-    conf = own_vault.sandbox.pgbackrest_conf
-    conf.write_text(
-        conf.read_text().replace("[global]", "[global]\narchive-async=y\narchive-push-queue-max=40MB")
-    )
-    own_vault.repository.chmod(0)
-    own_vault.write(6)
-    own_vault.wait_archived(150)  # the archiver tries again a minute after three failures
-    own_vault.repository.chmod(0o750)
-    own_vault.write(2)
-    own_vault.wait_archived()
+    with one_backup() as vault:
+        vault.enter(monkeypatch)
+        conf = vault.sandbox.pgbackrest_conf
+        conf.write_text(
+            conf.read_text().replace("[global]", "[global]\narchive-async=y\narchive-push-queue-max=40MB")
+        )
+        vault.repository.chmod(0)
+        vault.write(6)
+        vault.wait_archived(150)  # the archiver tries again a minute after three failures
+        vault.repository.chmod(0o750)
+        vault.write(2)
+        vault.wait_archived()
 
-    report = own_vault.prove()
+        report = vault.prove()
 
     assert (Verdict.REFUTED, ["wal-missing"]) == (report.verdict, codes(report))
 

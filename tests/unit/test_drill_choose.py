@@ -12,6 +12,7 @@ from pgvigil.drill.choose import SETS, TARGETS, Choice, Source, Tried, Wanted, c
 from pgvigil.drill.history import read_rows
 from pgvigil.errors import ConfigError, PreconditionFailed
 from pgvigil.pgbackrest import StanzaInfo
+from pgvigil.policies.wal import WalPolicy
 
 NOW = datetime(2026, 11, 22, 3, tzinfo=UTC)
 SYSTEM = 7441122334455667788
@@ -346,14 +347,27 @@ def test_a_lagging_repository_leaves_the_turn_to_the_other() -> None:
     assert {1} == {each.repo for each in chosen.candidates if each.refused}
 
 
-def test_fulls_after_which_wal_is_not_kept_are_not_brought_to_the_present() -> None:
-    """With wal.continuous_fulls, older ones are passed over, unless the target lies before the gap."""
-    source = SOURCE.model_copy(update={"continuous_fulls": 2})
+@pytest.mark.parametrize(
+    ("kinds", "policy", "oldest"),
+    [
+        (("full", "full", "full", "full"), {"continuous_fulls": 2}, 3),
+        (("full", "diff", "diff", "incr"), {"continuous": {"backups": 1, "type": "diff"}}, 3),
+        (("full", "diff", "full", "incr"), {"continuous": {"backups": 2, "type": "incr"}}, 3),
+        (("full", "diff", "incr", "incr"), {"continuous": {"backups": 3, "type": "full"}}, 9),
+    ],
+)
+def test_sets_after_which_wal_is_not_kept_are_not_brought_to_the_present(
+    kinds: tuple[str, ...], policy: dict[str, Any], oldest: int
+) -> None:
+    """The WAL policy's own rule says from which backup on; older ones are passed over, and that is told."""
+    days = (9, 6, 3, 1)
+    told = [backup(1, ago, type=kind) for ago, kind in zip(days, kinds, strict=True)]
+    source = SOURCE.model_copy(update={"policy": WalPolicy.model_validate(policy)})
 
-    chosen = choose(stanza(), source, [], Wanted(backup_set="oldest"), 1)
+    chosen = choose(stanza(backup=told), source, [], Wanted(backup_set="oldest"), 1)
 
-    assert backup(1, 3)["label"] == chosen.label
-    assert 2 == sum("wal.continuous_fulls" in each.refused for each in chosen.candidates)
+    assert backup(1, oldest)["label"] == chosen.label
+    assert days.index(oldest) == sum("wal.continuous" in each.refused for each in chosen.candidates)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pgvigil.archive.digest import LineDigest
 from pgvigil.archive.place import folder
 from pgvigil.errors import ConfigError
 from pgvigil.partitions.axis import EPOCH, Axis, Range, make_axis
-from pgvigil.partitions.facts import Entry, Name, Partition, Table
+from pgvigil.partitions.facts import Entry, Member, Name, Partition, Table
 from pgvigil.partitions.plan import draw
 from pgvigil.policies.partitions import PartitionPolicy
 
@@ -184,9 +184,35 @@ def test_the_oldest_leave_first_and_no_more_than_the_cap() -> None:
 
 
 @pytest.mark.parametrize(
+    ("member", "changes", "told"),
+    [
+        ({"kind": "f"}, {}, "'public.leaf' in it is a foreign table"),
+        ({"is_pending": True}, {}, "the detach of 'public.leaf' from it is not finished"),
+        ({}, {"hold": ["leaf"]}, "'public.leaf' in it is under legal hold"),
+        (
+            {"is_alike": False},
+            {"detach": "concurrently"},
+            "'public.leaf' below it has another order of columns",
+        ),
+    ],
+)
+def test_what_is_below_a_partition_can_keep_it(
+    member: dict[str, object], changes: dict[str, object], told: str
+) -> None:
+    """A tree leaves as a whole or not at all, and the table in the way is named."""
+    old = month(1, kind="p")
+    leaf = {"name": Name(schema_="public", name="leaf"), "kind": "r", "is_pending": False, "size": 1}
+    below = {old.oid: (Member.model_validate({**leaf, "is_alike": True, **member}),)}
+    found = table(old, *WHOLE[5:]).model_copy(update={"below": below})
+    (step,) = draw(found, axis(), policy(ahead=2, keep="2 months", **changes)).steps()
+
+    assert "refuse" == step.action
+    assert told in step.reason
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"kind": "p"}, "partitioned itself"),
         ({"kind": "f"}, "a foreign table"),
         ({"name": Name(schema_="public", name="held")}, "legal hold"),
     ],
@@ -213,7 +239,7 @@ def test_the_way_of_the_detach_is_chosen_from_the_catalog(changes: dict[str, obj
 
 
 def test_an_approval_is_for_exactly_these_copies() -> None:
-    """Another archived partition gives another digest, so an old approval drops nothing."""
+    """Another copy, or a hold that was lifted, is another plan; what has no proven copy is never meant."""
 
     def entry(relation: int) -> Entry:
         given = {"id": uuid4(), "state": "archived", "relation": relation, "parent": 1, "bound": "b"}
@@ -223,10 +249,16 @@ def test_an_approval_is_for_exactly_these_copies() -> None:
     one, two = entry(71), entry(72)
     rules = policy(ahead=2, drop="approve", keep="12 months")
     digest = draw(table(*WHOLE, entries=(one,)), axis(), rules).digest
-    approved = draw(table(*WHOLE, entries=(one,)), axis(), rules, digest).departures
-    changed = draw(table(*WHOLE, entries=(one, two)), axis(), rules, digest).departures
+    approved = draw(table(*WHOLE, entries=(one,)), axis(), rules, {digest}).departures
+    changed = draw(table(*WHOLE, entries=(one, two)), axis(), rules, {digest}).departures
 
     assert ["now"] == [departure.drop for departure in approved]
+    held = draw(table(*WHOLE, entries=(one, two)), axis(), policy(drop="approve", hold=["gone71"]))
+    lifted = draw(table(*WHOLE, entries=(one, two)), axis(), rules, {held.digest}).departures
+    assert ["approve", "approve"] == [departure.drop for departure in lifted]
+    older = table(month(1), *WHOLE[5:], entries=(one,))
+    fresh = draw(older, axis(), policy(drop="approve", keep="2 months"), {digest}).departures
+    assert ["now", "approve"] == [departure.drop for departure in fresh]
     assert ["approve", "approve"] == [departure.drop for departure in changed]
 
 

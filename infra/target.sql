@@ -1,7 +1,7 @@
--- Where run_backfill keeps its state, in each database that it works in: schema pgvigil, so that the cursor
--- commits with the rows. PostgreSQL 15 to 18. Running it again changes nothing.
+-- Where pgvigil keeps its work state, in each database whose partitions it rolls or whose rows it changes: schema
+-- pgvigil, so that the state commits with the work. PostgreSQL 15 to 18. Running it again changes nothing.
 --
---   psql -X -v ON_ERROR_STOP=1 -f infra/backfill.sql orders
+--   psql -X -v ON_ERROR_STOP=1 -f infra/target.sql orders
 --
 -- Run it as superuser, or as an owner of the database, after infra/roles.sql. The role pgvigil may then write
 -- these tables and create nothing. The audit log may live in the same schema: no name is used by both.
@@ -30,6 +30,45 @@ BEGIN
     END IF;
 END
 $$;
+
+-- --- partitions ---
+
+-- One row per partition on its way out or back in, gone when it has arrived.
+CREATE TABLE IF NOT EXISTS pgvigil.departure (
+    id uuid PRIMARY KEY,
+    state text NOT NULL CHECK (state IN ('leaving', 'fenced', 'archived', 'returning', 'returned')),
+    relation bigint NOT NULL,
+    schema text NOT NULL,
+    name text NOT NULL,
+    parent bigint NOT NULL,
+    bound text NOT NULL,
+    condition text NOT NULL,
+    since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    detached_at timestamptz,
+    fence jsonb,
+    manifest text,
+    leaves jsonb NOT NULL DEFAULT '{}'
+);
+ALTER TABLE pgvigil.departure ADD COLUMN IF NOT EXISTS leaves jsonb NOT NULL DEFAULT '{}';
+
+-- What keeps writers off a table whose copy is being made. It is not replaced: another row version of it would
+-- mean that every fence was opened.
+DO $$
+BEGIN
+    IF pg_catalog.to_regprocedure('pgvigil.refuse_write()') IS NULL THEN
+        CREATE FUNCTION pgvigil.refuse_write() RETURNS trigger LANGUAGE plpgsql
+            SET search_path = pg_catalog AS $function$
+        BEGIN
+            RAISE EXCEPTION 'table % is being archived and takes no writes', TG_RELID::regclass
+                USING ERRCODE = 'read_only_sql_transaction',
+                      HINT = 'its partition was detached; pgvigil restore-partition brings it back';
+        END
+        $function$;
+    END IF;
+END
+$$;
+
+-- --- backfills ---
 
 -- One row per backfill. `fence` grows with every runner that takes over: who has an older one can commit no
 -- more. `wanted` and `overrides` are how people steer.
@@ -93,13 +132,17 @@ CREATE TABLE IF NOT EXISTS pgvigil.backfill_image (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     backfill text NOT NULL,
     relation oid NOT NULL,
+    key_columns text[] NOT NULL,
     key text[] NOT NULL,
     columns text[] NOT NULL,
     before text[] NOT NULL,
     after text[] NOT NULL,
     expires_at timestamptz NOT NULL
 );
+ALTER TABLE pgvigil.backfill_image ADD COLUMN IF NOT EXISTS key_columns text[] NOT NULL DEFAULT '{}';
 CREATE INDEX IF NOT EXISTS backfill_image_backfill ON pgvigil.backfill_image (backfill, id);
+
+-- --- whose they are ---
 
 DO $$
 DECLARE
@@ -107,14 +150,24 @@ DECLARE
     owner constant name := (
         SELECT pg_catalog.pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace WHERE nspname = 'pgvigil'
     );
+    -- To give an owner again what he has would be another row version of the function, and open every fence.
+    is_foreign constant boolean := (
+        SELECT proowner <> owner::regrole FROM pg_catalog.pg_proc
+         WHERE oid = 'pgvigil.refuse_write()'::regprocedure
+    );
 BEGIN
-    FOREACH ours IN ARRAY ARRAY['backfill', 'backfill_range', 'backfill_quarantine', 'backfill_image'] LOOP
+    FOREACH ours IN ARRAY
+        ARRAY['departure', 'backfill', 'backfill_range', 'backfill_quarantine', 'backfill_image']
+    LOOP
         IF pg_catalog.pg_has_role(owner, 'MEMBER') THEN
             EXECUTE pg_catalog.format('ALTER TABLE pgvigil.%I OWNER TO %I', ours, owner);
         END IF;
         EXECUTE pg_catalog.format('REVOKE ALL ON pgvigil.%I FROM PUBLIC', ours);
         EXECUTE pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON pgvigil.%I TO pgvigil', ours);
     END LOOP;
+    IF is_foreign AND pg_catalog.pg_has_role(owner, 'MEMBER') THEN
+        EXECUTE pg_catalog.format('ALTER FUNCTION pgvigil.refuse_write() OWNER TO %I', owner);
+    END IF;
 END
 $$;
 GRANT USAGE ON SCHEMA pgvigil TO pgvigil;

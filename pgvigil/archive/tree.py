@@ -1,0 +1,102 @@
+"""A table with every partition below it, as data: what is archived and comes back as one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from pgvigil.archive.shape import Shape, attach_partition, bound_checks, ddl, foreign_key_ddl, read_shape
+from pgvigil.errors import PreconditionFailed
+from pgvigil.reports import Frozen
+from pgvigil.sql import query
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgvigil.postgres import Connection
+
+
+class Branch(Frozen):
+    """One table of a tree; `parent` counts from the first, which is the root and has none."""
+
+    relation: int
+    parent: int | None = None
+    bound: str = ""
+    shape: Shape
+
+    @property
+    def name(self) -> str:
+        """Schema and name."""
+        return f"{self.shape.schema_}.{self.shape.name}"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it holds rows."""
+        return not self.shape.partition_by
+
+
+AnyBranch = TypeVar("AnyBranch", bound=Branch)
+
+
+def read_tree(session: Connection, oid: int) -> tuple[Branch, ...]:
+    """Read a table and all partitions below it, parents first; a plain table is a tree of one.
+
+    Raises PreconditionFailed for what cannot be copied: a foreign table, a detach that is not finished.
+    """
+    rows = session.execute(query("archive", "tree"), {"oid": oid}).fetchall()
+    places = {row["oid"]: place for place, row in enumerate(rows)}
+    branches = tuple(
+        Branch(
+            relation=row["oid"],
+            parent=places.get(row["parent"]),
+            bound=row["bound"],
+            shape=read_shape(session, row["oid"]),
+        )
+        for row in rows
+    )
+    for row, branch in zip(rows, branches, strict=True):
+        if row["is_pending"] or row["kind"] not in "rp":
+            raise PreconditionFailed(
+                f"'{branch.name}' below it is "
+                + ("half detached" if row["is_pending"] else "a foreign table"),
+                hint="finish its detach (ALTER TABLE … DETACH PARTITION … FINALIZE), or take it out by hand",
+            )
+    return branches
+
+
+def without_bound(branches: tuple[Branch, ...], condition: str) -> tuple[Branch, ...]:
+    """Leave out the CHECK of its bound that a concurrent detach gives to a tree, and to each table in it.
+
+    A plain table keeps it, to be attached by it again. In a tree its columns may be the wrong ones.
+    """
+    spent = set(bound_checks(branches[0].shape, condition))
+    if not spent or len(branches) == 1:
+        return branches
+    return tuple(_without(branch, spent) for branch in branches)
+
+
+def _without(branch: Branch, spent: set[str]) -> Branch:
+    kept = tuple(each for each in branch.shape.constraints if each.kind != "c" or each.name not in spent)
+    return branch.model_copy(update={"shape": branch.shape.model_copy(update={"constraints": kept})})
+
+
+def tree_ddl(branches: Sequence[Branch]) -> tuple[str, ...]:
+    """Render a whole tree as SQL text: every table, then what ties them together, from the leaves up."""
+    upwards = tuple(reversed(branches))
+    statements = [statement for each in branches for statement in ddl(each.shape)]
+    statements += [
+        attach_partition(branches[each.parent].shape.table, each.shape.table, each.bound).as_string(None)
+        for each in attachments(branches)
+        if each.parent is not None
+    ]
+    return (*statements, *(statement for each in upwards for statement in foreign_key_ddl(each.shape)))
+
+
+def attachments(branches: Sequence[AnyBranch]) -> tuple[AnyBranch, ...]:
+    """Give what is attached, the deepest first, and a DEFAULT partition after its siblings."""
+    depths: list[int] = []
+    for each in branches:
+        depths.append(0 if each.parent is None else depths[each.parent] + 1)
+    ordered = sorted(
+        zip(depths, branches, strict=True), key=lambda pair: (-pair[0], pair[1].bound == "DEFAULT")
+    )
+    return tuple(each for depth, each in ordered if depth)

@@ -1,0 +1,115 @@
+"""Databases at rest that share the fence of another one, so that recovery needs no stop of its own for each.
+
+Each is locked before that fence is tried and let go after it, so the fence's restore point lies where nobody
+writes to them either. Where that would make anybody wait, a database leaves and gets a mark of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from pgvigil import postgres
+from pgvigil.drill.point import Point, export, exporter, set_timeout
+from pgvigil.drill.tables import list_tables
+from pgvigil.errors import DatabaseFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgvigil.drill.point import Source
+    from pgvigil.drill.tables import Doubt
+    from pgvigil.postgres import Connection, sql
+
+_GLANCE = timedelta(milliseconds=10)  # for all locks of a database: at rest they are free
+
+
+@dataclass(frozen=True)
+class Fence:
+    """What locks a database: a statement, the tables it locks, and what is said of those it cannot."""
+
+    statement: sql.SQL | sql.Composed
+    parameters: dict[str, Any] | None
+    oids: frozenset[int]
+    doubts: tuple[Doubt, ...]
+
+
+@dataclass
+class Neighbour:
+    """A database that shares a fence: a session that will hold its snapshot, and one for its locks.
+
+    Each step returns False when the database must leave: a mark of its own then tells what is wrong.
+    """
+
+    source: Source
+    snapshot: Connection
+    locker: Connection
+    fence: Fence
+    exported: dict[str, Any] = field(default_factory=dict)
+    waited: float = 0.0
+    _locked_at: float = 0.0
+
+    def lock(self) -> bool:
+        """Lock its tables, if they are free."""
+        with self._tried():
+            self.snapshot.execute("ROLLBACK")
+            self.locker.execute("BEGIN")
+            self._locked_at = time.monotonic()
+            self.locker.execute(self.fence.statement, self.fence.parameters)
+            return True
+        return False
+
+    def take(self) -> bool:
+        """Take the snapshot under the locks, then let them go: that they are still there proves it."""
+        with self._tried():
+            self.exported = export(self.snapshot)
+            return self.let_go()
+        return False
+
+    def let_go(self) -> bool:
+        """Let its tables go."""
+        with self._tried():
+            self.locker.execute("ROLLBACK")
+            self.waited = max(self.waited, time.monotonic() - self._locked_at)
+            return True
+        return False
+
+    def point(self, shared: Point) -> Point | None:
+        """Return the shared point as this database's; None where something in it cannot be fenced."""
+        inventory = list_tables(self.snapshot, self.source.database)
+        fenced = self.fence.oids | {doubt.oid for doubt in self.fence.doubts}
+        if any(each.is_view or each.table.oid not in fenced for each in inventory.tables):
+            return None
+        return Point(
+            method=shared.method,
+            lsn=shared.lsn,
+            name=shared.name,
+            at=shared.at,
+            snapshot=self.exported["snapshot"],
+            waited_ms=self.waited * 1000,
+            attempts=shared.attempts,
+            doubts=self.fence.doubts,
+            source=self.source,
+            inventory=inventory,
+        )
+
+    @contextmanager
+    def _tried(self) -> Iterator[None]:
+        with suppress(DatabaseFailed), postgres.translated(self.source.dsn):
+            yield
+
+
+@contextmanager
+def bounded(source: Source) -> Iterator[tuple[Connection, Connection]]:
+    """Open the two sessions of a neighbour; the server itself ends what they hold when the bound is over."""
+    with exporter(source) as snapshot, source.connect() as locker:
+        for timeout in ("lock_timeout", "statement_timeout"):
+            set_timeout(locker, timeout, _GLANCE)
+        set_timeout(locker, "idle_in_transaction_session_timeout", source.policy.fence - _GLANCE)
+        try:
+            yield snapshot, locker
+        finally:
+            locker.close()  # not ended by a COMMIT, which the server may have come before

@@ -1,0 +1,237 @@
+"""The Prefect UI as an operator meets it, in Debian's Chromium; `make screenshots` keeps pictures."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import pytest
+import yaml
+from playwright.sync_api import Page, sync_playwright
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from pgvigil.lock import hold
+from pgvigil.postgres import connect
+from pgvigil.sandbox import Sandbox
+
+T = TypeVar("T")
+CHROMIUM = "/usr/bin/chromium"
+# Nothing but this host is ever asked for anything.
+OFFLINE = ("--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
+PATIENCE = 90_000
+
+Picture = Callable[[str], object]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """One browser window."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+        window = browser.new_page(viewport={"width": 1200, "height": 960})
+        window.set_default_timeout(PATIENCE)
+        yield window
+        browser.close()
+
+
+@pytest.fixture
+def picture(page: Page) -> Picture:
+    """Keep what the window shows, if PGVIGIL_SCREENSHOTS names a directory."""
+
+    def take(name: str) -> None:
+        folder = os.environ.get("PGVIGIL_SCREENSHOTS")
+        if folder:
+            page.wait_for_timeout(1500)  # for what fades in
+            page.screenshot(path=Path(folder, f"{name}.png"))
+
+    return take
+
+
+@pytest.fixture
+def url(prefect_sandbox: Sandbox) -> str:
+    """Where the UI is."""
+    return prefect_sandbox.environment["PREFECT_API_URL"].removesuffix("/api")
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[SyncPrefectClient]:
+    """A client of the sandbox's server."""
+    with temporary_settings({PREFECT_API_URL: f"{url}/api"}), get_client(sync_client=True) as session:
+        yield session
+
+
+class Desk:
+    """An operator's way through the UI."""
+
+    def __init__(self, page: Page, client: SyncPrefectClient, url: str) -> None:
+        self.page = page
+        self.client = client
+        self.url = url
+
+    def open_form(self, name: str) -> UUID:
+        deployment = self.client.read_deployment_by_name(f"{name.replace('-', '_')}/{name}")
+        self.page.goto(f"{self.url}/v2/deployments/deployment/{deployment.id}/run")
+        self.page.get_by_text("Enforce Parameter Schema").wait_for()
+        return deployment.id
+
+    def choose(self, field: str, value: str) -> None:
+        self.page.get_by_label(f"Select {field}").click()
+        self.page.get_by_role("option", name=value, exact=True).click()
+
+    def submit(self, deployment: UUID) -> FlowRun:
+        """Send the form and return the run that it made."""
+        before = {run.id for run in self.runs(deployment)}
+        self.page.get_by_role("button", name="Submit").click()
+        return _await(lambda: next((run for run in self.runs(deployment) if run.id not in before), None))
+
+    def runs(self, deployment: UUID) -> list[FlowRun]:
+        wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+        found = self.client.read_flow_runs(deployment_filter=wanted, sort=FlowRunSort.START_TIME_DESC)
+        return [run for run in found if not run.auto_scheduled]
+
+    def await_state(self, run: UUID, *names: str) -> FlowRun:
+        def look() -> FlowRun | None:
+            found = self.client.read_flow_run(run)
+            return found if found.state_name in names else None
+
+        return _await(look)
+
+    def open_run(self, run: UUID, tab: str = "Logs") -> None:
+        self.page.goto(f"{self.url}/v2/runs/flow-run/{run}")
+        self.page.get_by_role("tab", name=tab).click()
+
+    def read_report(self, run: UUID, key: str) -> None:
+        """Open the page of evidence that a run has left."""
+        self.open_run(run, "Artifacts")
+        self.page.get_by_role("link", name=key).first.click()
+        self.page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()
+
+    def menu(self, item: str) -> None:
+        """Choose from the menu of the run's page."""
+        dots = self.page.locator("button:has(svg circle)")
+        dots.first.click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
+
+
+@pytest.fixture
+def desk(page: Page, client: SyncPrefectClient, url: str) -> Desk:
+    """The operator at work."""
+    return Desk(page, client, url)
+
+
+def test_a_backup_is_run_through_its_form_and_its_report_is_read(
+    desk: Desk, page: Page, picture: Picture
+) -> None:
+    """The cluster stands there already, the type is a choice, and the page of evidence says verified."""
+    form = desk.open_form("nightly-backup")
+    assert page.get_by_label("Select Cluster").inner_text() == "demo"
+    desk.choose("Backup type", "full")
+    picture("form")
+    run = desk.submit(form)
+    assert run.parameters["backup_type"] == "full"
+
+    assert (
+        desk.await_state(run.id, "Completed", "Failed", "Refuted", "Inconclusive").state_name == "Completed"
+    )
+    desk.read_report(run.id, "nightly-backup-demo")
+    page.get_by_role("heading", name="VERIFIED: nightly_backup on demo").wait_for()
+    picture("report")
+
+
+def test_what_destroys_begins_as_a_dry_run(desk: Desk, page: Page, picture: Picture) -> None:
+    """The switch is on in the form, and the run gets what the form shows."""
+    form = desk.open_form("roll-partitions")
+    assert page.get_by_label("Dry run").get_attribute("aria-checked") == "true"
+    picture("dry-run")
+
+    assert desk.submit(form).parameters["dry_run"] is True
+
+
+def test_a_form_without_a_choice_is_refused_at_once(desk: Desk, page: Page, picture: Picture) -> None:
+    """The action is missing: the form says so beside the field, and no run begins."""
+    form = desk.open_form("steer-backfill")
+    assert page.get_by_label("Select Backfill").inner_text() == "cents"
+    page.get_by_role("button", name="Submit").click()
+
+    page.get_by_text("'action' is a required property", exact=True).wait_for()
+    page.get_by_text("The database as cluster/database.").scroll_into_view_if_needed()
+    picture("refused")
+    assert desk.runs(form) == []
+
+
+@pytest.fixture
+def waiting(prefect_sandbox: Sandbox, client: SyncPrefectClient) -> Iterator[UUID]:
+    """A run of roll-partitions whose fleet file asks a person; the file is put back."""
+    before = prefect_sandbox.fleet_file.read_text(encoding="utf-8")
+    data = yaml.safe_load(before)
+    (own,) = data["clusters"]["demo"]["databases"]["shop"]["partitions"]
+    own |= {"drop": "approve", "max_drops": 2, "wait": "5m"}
+    prefect_sandbox.fleet_file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    deployment = client.read_deployment_by_name("roll_partitions/roll-partitions")
+    yield client.create_flow_run_from_deployment(deployment.id, parameters={"database": "demo/shop"}).id
+    prefect_sandbox.fleet_file.write_text(before, encoding="utf-8")
+
+
+def test_a_drop_is_approved_in_the_dialog(
+    desk: Desk, page: Page, picture: Picture, waiting: UUID, prefect_sandbox: Sandbox
+) -> None:
+    """Plan and proof stand in it, the decision is a choice; after it the tables are gone."""
+    desk.await_state(waiting, "Suspended")
+    assert len(tables(prefect_sandbox)) == 2
+    desk.open_run(waiting)
+    desk.menu("Resume")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("read back from S3").wait_for()
+    desk.choose("Decision", "approve")
+    dialog.get_by_label("Your name").fill("Ada L.")
+    dialog.get_by_label("Note").fill("CHG-17")
+    picture("approve")
+    dialog.get_by_role("button", name="Resume").click()
+
+    assert desk.await_state(waiting, "Completed", "Failed", "Inconclusive").state_name == "Completed"
+    assert tables(prefect_sandbox) == []
+
+
+def tables(sandbox: Sandbox) -> list[str]:
+    """Return the tables that are detached and wait."""
+    with connect(sandbox.admin_dsn(sandbox.primary_port, "shop"), "test") as session:
+        return [
+            row["name"]
+            for row in session.execute("SELECT name FROM pgvigil.departure WHERE name ~ 'events'").fetchall()
+        ]
+
+
+@pytest.fixture
+def stuck(prefect_sandbox: Sandbox) -> Iterator[None]:
+    """Somebody else works on the partitions, so that a run waits."""
+    dsn = prefect_sandbox.admin_dsn(prefect_sandbox.primary_port, "shop")
+    with hold(dsn, "the partitions of 'public.events'", "somebody", timedelta(seconds=30)):
+        yield
+
+
+@pytest.mark.usefixtures("stuck")
+def test_a_run_is_cancelled_from_its_page(desk: Desk, page: Page, picture: Picture, waiting: UUID) -> None:
+    """It ends as Cancelled."""
+    desk.await_state(waiting, "Running")
+    desk.open_run(waiting)
+    desk.menu("Cancel")
+    picture("cancel")
+    page.get_by_role("button", name="Cancel Flow Run").click()
+
+    assert desk.await_state(waiting, "Cancelled", "Completed").state_name == "Cancelled"
+
+
+def _await(find: Callable[[], T | None], seconds: float = 150) -> T:
+    deadline = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.5)
+    return found

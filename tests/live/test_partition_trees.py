@@ -1,0 +1,125 @@
+import pytest
+
+from pgvigil.archive.tree import Branch, read_tree
+from pgvigil.reports import Verdict
+from tests.fixtures.partitions import Shop, make_deep
+
+OLD = '"Deep 99"'
+LEAVES = {"public.deep_99_ab", "public.deep_99_rest", "public.deep_99_x_0", "Other.Deep 99"}
+
+
+@pytest.fixture
+def deep(shop: Shop) -> Shop:
+    """A table whose old partition has three levels, four leaves and 400 rows."""
+    make_deep(shop)
+    return shop
+
+
+def tree(shop: Shop) -> list[Branch]:
+    """What the old partition is, without what a rebuilt one has otherwise: its OIDs."""
+    with shop.session() as session:
+        session.execute("SET search_path = pg_catalog")
+        row = session.execute("SELECT 'public.\"Deep 99\"'::regclass::oid::bigint AS oid").fetchone()
+        assert row
+        found = read_tree(session, row["oid"])
+    return sorted((branch.model_copy(update={"relation": 0}) for branch in found), key=lambda each: each.name)
+
+
+def rows(shop: Shop, table: str) -> list[dict[str, object]]:
+    return shop.sql(f"SELECT tableoid::regclass::text AS t, * FROM {table} ORDER BY id")
+
+
+def test_a_partition_with_partitions_goes_and_comes_back_as_one(deep: Shop) -> None:
+    """One manifest, one object and digest per leaf; rebuilt, each table, row and definition is as it was."""
+    deep.policy(**{**deep.policies[0], "verify": "reload"})
+    before = rows(deep, OLD)
+    report = deep.roll()
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [] == deep.sql("SELECT FROM pg_class WHERE relname LIKE 'deep_99%' OR relname = 'Deep 99'")
+    (manifest,) = report.manifests
+    assert (LEAVES, 400) == ({leaf.name for leaf in manifest.leaves}, manifest.digest.rows)
+    assert (1, 5) == (len(deep.objects("manifest.json")), len(deep.objects()))
+
+    back = deep.restore("public.Deep 99")
+
+    assert Verdict.VERIFIED == back.verdict, back.findings
+    assert before == rows(deep, OLD)
+    wanted = {(node.name, node.bound, node.shape.model_dump_json()) for node in manifest.tree}
+    assert wanted == {(each.name, each.bound, each.shape.model_dump_json()) for each in tree(deep)}
+
+
+def test_a_tree_comes_back_as_a_partition(deep: Shop) -> None:
+    """Its leaves answer through the table again, defined as they were; the next run leaves them alone."""
+    before, definitions = rows(deep, "deep"), tree(deep)
+    deep.roll()
+    report = deep.restore("public.Deep 99", attach=True)
+    again = deep.roll()
+
+    assert (Verdict.VERIFIED, Verdict.VERIFIED) == (report.verdict, again.verdict), report.findings
+    assert before == rows(deep, "deep")
+    assert [each.shape for each in definitions] == [each.shape for each in tree(deep)]
+    assert "left-alone" in {finding.code for finding in again.findings}
+
+
+def test_a_drill_of_a_tree_leaves_nothing(deep: Shop) -> None:
+    """It is built whole, leaf by leaf, and undone."""
+    deep.roll()
+    listed = "SELECT oid FROM pg_class ORDER BY 1"
+    before = deep.sql(listed)
+    report = deep.restore("", keep=False)
+
+    assert before == deep.sql(listed)
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert "4 of 4 leaves equal" in {check.actual for check in report.checks}
+
+
+def test_a_tree_that_gained_a_table_after_its_copy_is_not_dropped(deep: Shop) -> None:
+    """What somebody adds below the fence is no part of the copy: the tree stays, and is copied anew."""
+    added = "SET ROLE shop; CREATE TABLE late PARTITION OF \"Deep 99\" FOR VALUES IN ('z')"
+    deep.before = lambda step: step == "drop" and deep.sql(added)
+    report = deep.roll()
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert "PGV-210" in {finding.code for finding in report.findings}
+    deep.before = lambda _: None
+
+    again = deep.roll()
+
+    assert Verdict.VERIFIED == again.verdict, again.findings
+    assert "public.late" in {leaf.name for manifest in again.manifests for leaf in manifest.leaves}
+
+
+def test_no_leaf_of_a_departing_tree_takes_writes(deep: Shop) -> None:
+    """Through any level of it, and to each leaf itself."""
+    deep.policy(**{**deep.policies[0], "drop": "keep"})
+    deep.roll()
+    for table in (OLD, "deep_99_x", "deep_99_ab", '"Other"."Deep 99"'):
+        with pytest.raises(Exception, match="is being archived and takes no writes"):
+            deep.sql(f"UPDATE {table} SET note = 'late'")
+
+
+def test_one_damaged_leaf_refutes_and_is_made_again_alone(deep: Shop) -> None:
+    """The tree stays; the next run copies that leaf anew and keeps the others' objects."""
+
+    def hurt(step: str) -> None:
+        if step == "prove":
+            uri = deep.objects(".copy.zst")[0]
+            deep.store.put(uri, deep.store.get(uri)[:-3])
+
+    deep.before = hurt
+    report = deep.roll()
+    before = set(deep.objects(".copy.zst"))
+    assert Verdict.REFUTED == report.verdict
+    deep.before = lambda _: None
+
+    assert Verdict.VERIFIED == deep.roll().verdict
+    assert 3 == len(before & set(deep.objects(".copy.zst")))
+
+
+@pytest.mark.parametrize("hold", ["deep_99_x_0", "Other.Deep 99"])
+def test_a_legal_hold_of_a_leaf_holds_the_tree(deep: Shop, hold: str) -> None:
+    """The whole stays attached, and the report says which leaf holds it."""
+    deep.policy(**{**deep.policies[0], "hold": [hold]})
+    report = deep.roll()
+
+    assert any("in it is under legal hold" in step.reason for step in report.steps)
+    assert "detach" not in {outcome.action for outcome in report.outcomes}
