@@ -18,7 +18,7 @@ from tests.fixtures.faulty_s3 import (
     shortened,
     without,
 )
-from tests.fixtures.partitions import Shop, run
+from tests.fixtures.partitions import Shop, make_deep, run
 
 COPY = ".copy.zst"
 
@@ -79,24 +79,39 @@ PERSISTENT = [
 ]
 
 
-def test_faults_that_stay_are_named_and_the_next_run_finishes(shop: Shop, road: Road) -> None:
-    """Each night another fault: nothing is proven or dropped, no row lost, until the road is good."""
-    name = oldest(shop)
-    rows, rest = count(shop, name), count(shop, "events") - count(shop, name)
-    for verb, fault, *words in PERSISTENT:
-        road.spoil(verb, fault, suffix=COPY if "Object" in verb else "")
-        report = shop.roll()
+def old(shop: Shop, many: int) -> list[str]:
+    """Let that many partitions leave in the next run, and name them."""
+    names = sorted(shop.partitions(), key=lambda name: shop.partitions()[name])[:many]
+    shop.policy(**leaving(many))
+    return names
 
-        assert verb in road.repair()
-        assert Verdict.INCONCLUSIVE == report.verdict, words
-        assert all(word in told(report) for word in words), (words, told(report))
-        assert (rows, rest) == (count(shop, name), count(shop, "events"))
-        assert [] == shop.objects("manifest.json")
+
+def leaving(many: int) -> dict[str, object]:
+    """The policy under which that many of the fifteen months leave."""
+    return {"keep": f"{15 - many} months", "max_drops": many}
+
+
+def test_faults_that_stay_are_named_and_the_next_run_finishes(shop: Shop, road: Road) -> None:
+    """Each partition meets another fault: none is proven or dropped, no row lost, until the road is good."""
+    faults = dict(zip(old(shop, len(PERSISTENT)), PERSISTENT, strict=True))
+    rows = {name: count(shop, name) for name in faults}
+    rest = count(shop, "events") - sum(rows.values())
+    for name, (verb, fault, *_) in faults.items():
+        road.spoil(verb, fault, suffix=COPY if "Object" in verb else "", within=name)
     report = shop.roll()
 
-    assert Verdict.VERIFIED == report.verdict, told(report)
-    assert ([rows], rest) == (archived(report), count(shop, "events"))
-    assert 2 == len(shop.objects())
+    assert {verb for verb, *_ in PERSISTENT} == set(road.repair())
+    assert Verdict.INCONCLUSIVE == report.verdict
+    for name, (_, _, *words) in faults.items():
+        (finding,) = (each for each in report.findings if each.subject == f"public.{name}")
+        assert all(word in f"{finding.message} ({finding.hint})" for word in words), (words, finding)
+    assert (rows, rest) == ({name: count(shop, name) for name in faults}, count(shop, "events"))
+    assert [] == shop.objects("manifest.json")
+    last = shop.roll()
+
+    assert Verdict.VERIFIED == last.verdict, told(last)
+    assert (sorted(rows.values()), rest) == (sorted(archived(last)), count(shop, "events"))
+    assert 2 * len(faults) == len(shop.objects())
 
 
 @pytest.mark.parametrize("fault", [flipped, shortened], ids=["bit", "short"])
@@ -176,22 +191,27 @@ def bucket(shop: Shop) -> str:
     return shop.database.replace("_", "-")
 
 
-def locked(shop: Shop, **changes: Any) -> None:
+def locked(shop: Shop) -> None:
     """Archive into that bucket, under encryption, storage class and locks."""
     shop.s3 |= {"sse": "aws:kms", "kms_key_id": KEY, "storage_class": "STANDARD_IA"}
-    shop.policy(archive=f"s3://{bucket(shop)}/x", lock=LOCK, **changes)
+    shop.policy(**{**shop.policies[0], "archive": f"s3://{bucket(shop)}/x", "lock": LOCK})
 
 
 def test_encryption_class_and_locks_are_kept_and_shown(shop: Shop, vault: Any) -> None:
-    """Rows and manifest have them by HEAD, the report tells, and not even their owner can destroy them."""
+    """Each leaf and the manifest have them by HEAD, the report tells; not even their owner destroys them."""
+    make_deep(shop)
     locked(shop)
     report = shop.roll()
 
     assert Verdict.VERIFIED == report.verdict, told(report)
-    checks = {check.id.rpartition(".")[2]: check.actual for check in report.checks}
-    assert f"aws:kms {KEY}" in checks["encryption"].replace("arn:aws:kms:us-east-1:123456789012:key/", "")
-    assert ("STANDARD_IA", True) == (checks["class"], "legal hold" in checks["lock"])
-    for item in list(shop.store.list(f"s3://{bucket(shop)}/")):
+    for leaf in report.manifests[0].leaves:
+        mine = [check for check in report.checks if f".{leaf.name}.copy." in check.id]
+        checks = {check.id.rpartition(".")[2]: check.actual for check in mine}
+        assert f"aws:kms {KEY}" in checks["encryption"].replace("arn:aws:kms:us-east-1:123456789012:key/", "")
+        assert ("STANDARD_IA", True) == (checks["class"], "legal hold" in checks["lock"])
+    stored = list(shop.store.list(f"s3://{bucket(shop)}/"))
+    assert 5 == len(stored)
+    for item in stored:
         head = shop.store.head(item.uri)
         assert ("aws:kms", "STANDARD_IA") == (head.sse, head.storage_class)
         assert head.lock
@@ -267,21 +287,22 @@ def test_a_key_that_is_taken_keeps_its_bytes(shop: Shop) -> None:
     assert (b"somebody's", True) == (shop.store.get(taken[0]), count(shop, name) > 0)
 
 
-@pytest.mark.parametrize("drop", ["proven", {"after": "1s"}, "approve"])
-def test_a_legal_hold_beats_each_drop_policy(shop: Shop, drop: object) -> None:
-    """A detached table with a proven copy stays while it is held, and goes once it is not."""
-    shop.policy(drop="keep")
-    name = oldest(shop)
+def test_a_legal_hold_beats_each_drop_policy(shop: Shop) -> None:
+    """Detached tables with proven copies stay while they are held, and the one that is not goes."""
+    policies: list[object] = ["proven", {"after": "1s"}, "approve"]
+    held = old(shop, 1 + len(policies))
+    leave = leaving(len(held))
+    shop.policy(drop="keep", **leave)
     shop.roll()
-    shop.policy(drop=drop, hold=[name])
-    held = shop.roll(approve=approval(shop.roll(dry_run=True)))
-    assert ["keep"] == [outcome.action for outcome in held.outcomes]
-    assert count(shop, name) > 0
-
-    shop.policy(drop=drop)
     shop.sql("UPDATE pgvigil.departure SET detached_at = detached_at - interval '1 hour'")
-    freed = shop.roll(approve=approval(shop.roll(dry_run=True)))
-    assert ["drop"] == [outcome.action for outcome in freed.outcomes]
+    for drop in policies:
+        freed, *held = held
+        shop.policy(drop=drop, hold=held, **leave)
+        report = shop.roll(approve=approval(shop.roll(dry_run=True)) if drop == "approve" else "")
+        actions = {outcome.partition: outcome.action for outcome in report.outcomes}
+
+        assert {freed: "drop"} | dict.fromkeys(held, "keep") == actions, drop
+        assert all(count(shop, name) > 0 for name in held)
 
 
 def approval(report: Any) -> str:
