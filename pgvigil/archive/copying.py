@@ -345,11 +345,17 @@ def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
 
 def _is_whole(stored: Stored, where: Place, there: dict[str, int]) -> bool:
     """Tell whether all of a finished leaf is still there, and all that is wanted now."""
-    if (stored.parquet is None) != (where.parquet is None):
+    if (stored.parquet is None) != (where.parquet is None) or not _is_locked(stored.rows, where.lock):
         return False
     sizes = {stored.rows.uri: stored.rows.size}
     sizes |= {file.uri: file.size for file in (stored.parquet.files if stored.parquet else ())}
     return all(there.get(uri) == size for uri, size in sizes.items())
+
+
+def _is_locked(rows: StoredRows, wanted: ObjectLockPolicy | None) -> bool:
+    """Tell whether rows were stored under such a lock; a retention counts from their own upload."""
+    kind = (rows.lock.mode, rows.lock.legal_hold) if rows.lock else (None, False)
+    return wanted is None or kind == (wanted.mode, wanted.legal_hold)
 
 
 def prove(
