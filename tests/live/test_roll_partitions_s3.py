@@ -153,9 +153,12 @@ def test_a_completion_that_failed_with_200_leaves_one_whole_copy(
 ) -> None:
     """Whether the store completed the upload or not: the run or the next one ends with one proven copy."""
     name = oldest(shop)
-    noise = "SELECT string_agg(md5(random()::text || n), '') FROM generate_series(1, 1100) AS n WHERE id > 0"
+    noise = (
+        "SELECT encode(string_agg(sha512((random()::text || n)::bytea), ''), 'base64')"
+        " FROM generate_series(1, 275) AS n WHERE id > 0"
+    )
     shop.sql(
-        "ALTER TABLE events ADD COLUMN noise text;"
+        f"ALTER TABLE events ADD COLUMN noise text; ALTER TABLE {name} ALTER noise SET STORAGE EXTERNAL;"
         f"UPDATE {name} SET noise = ({noise}) WHERE id IN (SELECT id FROM {name} ORDER BY id LIMIT 1000)"
     )
     rows = count(shop, name)
