@@ -22,6 +22,7 @@ from tasks.drill import (
     measure,
     plan,
     promote,
+    prove_archived,
     recover,
     restore,
 )
@@ -85,6 +86,7 @@ def prove(drill: Drill, chosen: Plan, marked: Marked, copy: Copy) -> None:
                 compare_cluster(drill, marked, copy)
                 promote(drill, copy)
                 files = examine(drill, copy)
+                prove_archived(drill, copy)
     check_pages(drill, copy, files)
     if drill.keep:
         keep_copy(drill, copy)

@@ -74,6 +74,10 @@ class ObjectLock(Frozen):
     retain_until: AwareDatetime | None = None
     legal_hold: bool = False
 
+    def __str__(self) -> str:
+        kept = f"{self.mode} until {self.retain_until:%Y-%m-%d %H:%M:%S %Z}" if self.retain_until else ""
+        return ", ".join(filter(None, [kept, "legal hold" if self.legal_hold else ""])) or "no lock"
+
     @model_validator(mode="after")
     def _retention_is_whole(self) -> Self:
         if (self.mode is None) != (self.retain_until is None):
@@ -660,6 +664,7 @@ _EXPIRED_HINT = "the session's credentials are over: log in again, or let a role
 _WRONG_KEY_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they belong to this store"
 _REGION_HINT = "the bucket lives in another region: correct s3.region in the fleet file"
 _UNREACHABLE_HINT = "check s3.endpoint_url in the fleet file, the network and the proxy settings"
+_CUT_HINT = "the connection ended before the object did: look at the store and the network between"
 _CONDITION_HINT = (
     "the store does not know a header that was sent; conditional writes and locks need a newer one"
 )
@@ -698,4 +703,6 @@ _HINTS = {
     "ConnectionClosedError": _UNREACHABLE_HINT,
     "ProxyConnectionError": _UNREACHABLE_HINT,
     "HTTPClientError": _UNREACHABLE_HINT,
+    "ResponseStreamingError": _CUT_HINT,
+    "IncompleteReadError": _CUT_HINT,
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 
-from pgvigil.drill import finish, marking, prepare, proving, reaping
+from pgvigil.drill import archived, finish, marking, prepare, proving, reaping
 from tasks.policy import ONCE, READ
 from tasks.progress import ProgressBar, ToolLog
 
@@ -107,6 +107,12 @@ def promote(drill: Drill, copy: Copy) -> None:
 def examine(drill: Drill, copy: Copy) -> Mapping[str, str]:
     """Run amcheck in every database, and the assertions of the fleet file."""
     return proving.examine(drill, copy)
+
+
+@task(name="bring an archived partition back", **ONCE)
+def prove_archived(drill: Drill, copy: Copy) -> None:
+    """Rebuild one archived partition in the copy, prove it, and undo that."""
+    archived.prove(drill, copy, on_progress=_bar(drill).show)
 
 
 @task(name="check pages", **ONCE)

@@ -11,7 +11,7 @@ from tests.fixtures.backup import night, night_sandbox, own_night
 from tests.fixtures.drill import drilled_sandbox, exercise
 from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
 from tests.fixtures.drill_source import field_with_standby
-from tests.fixtures.partitions import shop, shop_sandbox
+from tests.fixtures.partitions import road, shop, shop_sandbox
 from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, kept_vault, own_vault, vault
@@ -31,6 +31,7 @@ __all__ = [
     "night_sandbox",
     "own_night",
     "own_vault",
+    "road",
     "sandbox",
     "scratch_directory",
     "shop",

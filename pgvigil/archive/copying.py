@@ -14,7 +14,7 @@ import zstandard
 from psycopg import sql
 
 from pgvigil import __version__
-from pgvigil.archive import digest, place
+from pgvigil.archive import blocks, digest, place
 from pgvigil.archive.manifest import (
     Manifest,
     Node,
@@ -30,7 +30,7 @@ from pgvigil.archive.stream import Meter, Progress, Rows, column_list, export, r
 from pgvigil.archive.tree import read_tree, tree_ddl, without_bound
 from pgvigil.archive.view import view
 from pgvigil.errors import ConfigError, ObjectExists, ObjectMissing, PreconditionFailed, StorageFailed
-from pgvigil.objectstore import ObjectLock
+from pgvigil.objectstore import ObjectLock, holds
 from pgvigil.postgres import copy_in, translated
 from pgvigil.reports import Check, Verdict
 from pgvigil.sql import query
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from pgvigil.partitions.facts import Entry, Name
     from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy, PartitionPolicy
     from pgvigil.postgres import Connection
+
+_CONTENT = frozenset({"copy.there", "copy.sha256", "copy.size", "copy.digest"})  # tell damaged rows
 
 
 @dataclass(frozen=True)
@@ -211,20 +213,25 @@ def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
     only = leaf.relation == where.entry.relation
     uri = place.data_uri(where.folder, where.id, job.run_id, None if only else leaf.relation)
     meter = Meter(size, job.on_progress)
+    lock = _object_lock(where.lock)
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool:
         computing = pool.submit(
-            digest.compute, sessions.digest, shape.table, shape.stored_columns, job.encoding
+            blocks.compute, sessions.digest, shape.table, shape.stored_columns, job.encoding
         )
         try:
             with translated(sessions.dsn):
-                lock = _object_lock(where.lock)
                 sent = export(sessions.export, shape, job.store, uri, meter=meter, lock=lock)
                 found = computing.result()
         except BaseException:
             sessions.digest.cancel_safe()
             raise
     rows = StoredRows(
-        uri=uri, version_id=sent.version_id, sha256=sent.sha256, size=sent.size, text_size=sent.text_size
+        uri=uri,
+        version_id=sent.version_id,
+        sha256=sent.sha256,
+        size=sent.size,
+        text_size=sent.text_size,
+        lock=lock,
     )
     return Stored(rows=rows, digest=found, parquet=_copy_parquet(job, layout) if layout else None)
 
@@ -272,7 +279,7 @@ def _manifest(
         ddl=tree_ddl(tree),
         rows=stored.rows if stored else None,
         digest=_whole(stored, [node.stored for node in nodes if node.stored]),
-        digest_algorithm=digest.ALGORITHM,
+        digest_algorithm=blocks.ALGORITHM,
         parquet=stored.parquet if stored else None,
         tree=() if is_plain else tuple(nodes),
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
@@ -338,11 +345,17 @@ def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
 
 def _is_whole(stored: Stored, where: Place, there: dict[str, int]) -> bool:
     """Tell whether all of a finished leaf is still there, and all that is wanted now."""
-    if (stored.parquet is None) != (where.parquet is None):
+    if (stored.parquet is None) != (where.parquet is None) or not _is_locked(stored.rows, where.lock):
         return False
     sizes = {stored.rows.uri: stored.rows.size}
     sizes |= {file.uri: file.size for file in (stored.parquet.files if stored.parquet else ())}
     return all(there.get(uri) == size for uri, size in sizes.items())
+
+
+def _is_locked(rows: StoredRows, wanted: ObjectLockPolicy | None) -> bool:
+    """Tell whether rows were stored under such a lock; a retention counts from their own upload."""
+    kind = (rows.lock.mode, rows.lock.legal_hold) if rows.lock else (None, False)
+    return wanted is None or kind == (wanted.mode, wanted.legal_hold)
 
 
 def prove(
@@ -351,7 +364,7 @@ def prove(
     """Download every object and compare everything with what PostgreSQL said and what was sent."""
     leaves = copy.manifest.leaves
     proven = [
-        _prove_leaf(store, leaf, settings, partial(_show_share, on_progress, number, len(leaves)))
+        _prove_leaf(store, copy, leaf, settings, partial(_show_share, on_progress, number, len(leaves)))
         for number, leaf in enumerate(leaves)
     ]
     if copy.manifest.tree:
@@ -376,9 +389,23 @@ class Proven:
     checks: tuple[Check, ...]
     digest: Digest | None = None
 
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """The addresses of what does not have the content any more that was stored."""
+        if self.leaf is None:
+            return ()
+        stored = self.leaf.stored
+        refuted = {check.id for check in self.checks if check.verdict is Verdict.REFUTED}
+        rows = (stored.rows.uri,) if refuted & _CONTENT else ()
+        return rows + (stored.parquet_uris if "copy.parquet" in refuted else ())
+
 
 def _prove_leaf(
-    store: ObjectStore, leaf: Leaf, settings: S3Settings, on_progress: Callable[[Progress], None]
+    store: ObjectStore,
+    copy: Copy,
+    leaf: Leaf,
+    settings: S3Settings,
+    on_progress: Callable[[Progress], None],
 ) -> Proven:
     rows, expected = leaf.stored.rows, leaf.stored.digest
     total = max(1, rows.text_size)
@@ -388,7 +415,7 @@ def _prove_leaf(
         on_progress(Progress(percent=percent, text=f"read back {percent:.0f} %"))
 
     try:
-        got = read_back(store, rows.uri, show)
+        got = read_back(store, rows.uri, show, expected.blocks)
     except ObjectMissing as error:
         check = _check("copy.there", "the object is in the store", error.message, is_equal=False)
         return Proven(leaf, (check,))
@@ -400,7 +427,7 @@ def _prove_leaf(
         _equal("copy.sha256", rows.sha256, got.sha256),
         _equal("copy.size", f"{rows.text_size} bytes of text", f"{got.text_size} bytes of text"),
         _equal("copy.digest", f"{expected} in PostgreSQL", f"{got.digest} in PostgreSQL"),
-        *_check_dress(store, rows, settings),
+        *_check_dress(store, copy, rows, settings),
         *_check_parquet(store, leaf),
     )
     return Proven(leaf, checks, got.digest)
@@ -420,17 +447,28 @@ def _check_parquet(store: ObjectStore, leaf: Leaf) -> list[Check]:
     return [_equal("copy.parquet", str(copy.digest), found)]
 
 
-def _check_dress(store: ObjectStore, rows: StoredRows, settings: S3Settings) -> list[Check]:
-    """Compare what the store says of the object with what the settings ask for."""
+def _check_dress(store: ObjectStore, copy: Copy, rows: StoredRows, settings: S3Settings) -> list[Check]:
+    """Compare what the store says of an object with what the settings ask for."""
     head = store.head(rows.uri)
     checks = [_equal("copy.stored", f"{rows.size} bytes", f"{head.size} bytes")]
     if settings.sse:
         wanted = settings.kms_key_id or ""
-        found = head.kms_key_id if wanted else ""
-        checks.append(_equal("copy.encryption", f"{settings.sse} {wanted}", f"{head.sse} {found}"))
-    if settings.storage_class:
+        told = f"{settings.sse} {wanted}".strip(), f"{head.sse} {head.kms_key_id}".strip()
+        is_equal = head.sse == settings.sse and _is_key(wanted, head.kms_key_id)
+        checks.append(_check("copy.encryption", *told, is_equal=is_equal))
+    if settings.storage_class and not copy.is_committed:  # later a rule of the bucket may move it on
         checks.append(_equal("copy.class", settings.storage_class, head.storage_class))
+    if rows.lock:
+        told = str(rows.lock), str(head.lock or "no lock")
+        checks.append(_check("copy.lock", *told, is_equal=holds(head.lock, rows.lock)))
     return checks
+
+
+def _is_key(wanted: str, found: str) -> bool:
+    """Tell whether the store names the wanted key: it answers with an ARN, which tells no alias."""
+    if "alias/" in wanted:
+        return bool(found)
+    return wanted == "" or found.rpartition("/")[2] == wanted.rpartition("/")[2]
 
 
 def _equal(name: str, expected: str, actual: str) -> Check:
@@ -497,12 +535,17 @@ def commit(store: ObjectStore, copy: Copy, lock: ObjectLockPolicy | None) -> Man
 def _dressed(store: ObjectStore, stored: Stored) -> Stored:
     """Add what the store says of the object with the rows."""
     head = store.head(stored.rows.uri)
-    told = {"sse": head.sse, "storage_class": head.storage_class, "version_id": head.version_id}
+    told = {
+        "sse": head.sse,
+        "storage_class": head.storage_class,
+        "version_id": head.version_id,
+        "etag": head.etag,
+    }
     return stored.model_copy(update={"rows": stored.rows.model_copy(update=told)})
 
 
 def require(store: ObjectStore, manifest_uri: str | None) -> None:
-    """Raise StorageFailed unless manifest and rows are in the store at this moment, of the right size."""
+    """Raise StorageFailed unless manifest and rows are in the store at this moment, unreplaced."""
     if manifest_uri is None:
         raise PreconditionFailed("no copy was proven", hint="plan again")
     for leaf in read_manifest(store, manifest_uri).leaves:
@@ -511,10 +554,11 @@ def require(store: ObjectStore, manifest_uri: str | None) -> None:
 
 def _require(store: ObjectStore, rows: StoredRows) -> None:
     head = store.head(rows.uri)
-    if (head.size, head.version_id) != (rows.size, rows.version_id):
+    found = f"{head.size} bytes, ETag {head.etag}, version {head.version_id}"
+    expected = f"{rows.size} bytes, ETag {rows.etag}, version {rows.version_id}"
+    if found != expected:
         raise StorageFailed(
-            f"{rows.uri} has {head.size} bytes, version {head.version_id}; "
-            f"its manifest says {rows.size}, version {rows.version_id}",
+            f"{rows.uri} has {found}; its manifest says {expected}",
             hint="somebody wrote over it: see the bucket's log",
             s3_code="ContentAltered",
         )

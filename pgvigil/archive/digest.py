@@ -1,9 +1,10 @@
-"""The row digest: computed by PostgreSQL from a table, and by us from the bytes of its copy.
+"""The lines of rows as PostgreSQL renders them, and the digest that adds them up in any order.
 
-A row's line is what COPY writes for it in text format, without the newline. The digest is the sum over all
-rows of the first 120 bits of SHA-256 of the line: the order of rows plays no part, a row more or less or
-another does, and a row that stands there twice counts twice. PostgreSQL renders the lines itself in SQL,
-so a COPY that left something out does not agree with it.
+A row's line is what COPY writes for it in text format, without the newline; PostgreSQL renders it in SQL, so
+a COPY that left something out does not agree with it. The exact copy is hashed block by block, see `blocks`.
+Parquet, whose rows are cut into other pieces, has the sum over all rows of the first 120 bits of SHA-256 of
+the line: the order of rows plays no part, a row more or less or another does, and a row that stands there
+twice counts twice.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from pgvigil.archive.shape import Column
     from pgvigil.postgres import Connection
 
-ALGORITHM = "sum of the first 120 bits of sha256 of each row's line in COPY text format"
-
 # Under these a value has one text only. Without row security a hidden row is an error, not an absence.
 SETTINGS = {
     "datestyle": "ISO, MDY",
@@ -34,6 +33,7 @@ SETTINGS = {
     "xmloption": "content",
     "search_path": "pg_catalog",
     "row_security": "off",
+    "synchronize_seqscans": "off",  # a scan begins at the first row
 }
 
 _HALF = 60
@@ -44,13 +44,15 @@ _HALF_DIGITS = _HALF // 4
 _PLAIN = frozenset({20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 1700, 2950})
 _MOST_ARGUMENTS = 90  # of one function call PostgreSQL takes 100
 _TEXTS = frozenset({25, 1043})  # text, varchar
+_JSONB = 3802  # its output escapes what COPY escapes, but for the backslash
 
 
 class Digest(Frozen):
-    """How many rows there are, and their digest in hexadecimal."""
+    """How many rows there are, and their digest in hexadecimal; by blocks, how many rows each has."""
 
     rows: int
     value: str
+    blocks: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.rows} rows, digest {self.value}"
@@ -78,13 +80,8 @@ def pin(session: Connection, encoding: str | None = None) -> None:
         session.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
 
 
-def compute(session: Connection, table: sql.Identifier, columns: Sequence[Column], encoding: str) -> Digest:
-    """Let PostgreSQL compute the digest of a table, under the settings of `pin`."""
-    return compute_lines(session, table, join_fields([field(column) for column in columns]), encoding)
-
-
 def compute_lines(session: Connection, table: sql.Identifier, line: sql.Composed, encoding: str) -> Digest:
-    """Let PostgreSQL compute the digest of an expression over a table's rows."""
+    """Let PostgreSQL compute the digest of an expression over a table's rows, under the settings of `pin`."""
     statement = sql.SQL(
         "SELECT count(*) AS rows,"
         " coalesce(sum(('x' || substr(hash, 1, {half}))::bit({bits})::bigint), 0) AS high,"
@@ -108,6 +105,11 @@ def _hex(total: int) -> str:
     return f"{total:040x}"
 
 
+def line(columns: Sequence[Column]) -> sql.Composed:
+    """Compose what COPY writes for a row, without the newline."""
+    return join_fields([field(column) for column in columns])
+
+
 def join_fields(fields: Sequence[sql.Composable]) -> sql.Composed:
     """Compose a row's line from the texts of its columns."""
     if not fields:
@@ -128,6 +130,8 @@ def field(column: Column) -> sql.Composed:
         return sql.SQL("coalesce({}::text, E'\\\\N')").format(name)
     if column.type_oid in _TEXTS:
         return sql.SQL("coalesce({}, E'\\\\N')").format(escaped(name))
+    if column.type_oid == _JSONB:
+        return sql.SQL(r"coalesce(replace({}::text, {}), E'\\N')").format(name, _ESCAPES[0])
     return sql.SQL("CASE WHEN num_nulls({}) = 0 THEN {} ELSE E'\\\\N' END").format(
         name, escaped(sql.SQL("concat({})").format(name))
     )

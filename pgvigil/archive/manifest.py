@@ -14,6 +14,7 @@ from pgvigil.archive.digest import Digest
 from pgvigil.archive.shape import Shape
 from pgvigil.archive.tree import Branch
 from pgvigil.errors import StorageFailed
+from pgvigil.objectstore import ObjectLock
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class StoredRows(Frozen):
     text_size: int
     sse: str = ""
     storage_class: str = "STANDARD"
+    etag: str = ""
+    lock: ObjectLock | None = None
 
 
 class ParquetFile(Frozen):
@@ -86,7 +89,12 @@ class Stored(Frozen):
     @property
     def uris(self) -> tuple[str, ...]:
         """The addresses of its objects."""
-        return (self.rows.uri, *(file.uri for file in (self.parquet.files if self.parquet else ())))
+        return (self.rows.uri, *self.parquet_uris)
+
+    @property
+    def parquet_uris(self) -> tuple[str, ...]:
+        """The addresses of its Parquet files."""
+        return tuple(file.uri for file in self.parquet.files) if self.parquet else ()
 
 
 class Node(Branch):
@@ -172,10 +180,14 @@ class Manifest(Frozen):
         return self.model_copy(update={"rows": one.rows, "digest": one.digest, "parquet": one.parquet})
 
     def outline(self) -> dict[str, Any]:
-        """Give what the audit log remembers: everything but shapes and DDL."""
-        outline = self.model_dump(mode="json", exclude={"shape", "ddl", "settings", "tree"})
+        """Give what the audit log remembers: everything but shapes, DDL and the lengths of blocks."""
+        bare: dict[str, Any] = {"digest": {"blocks"}, "parquet": {"digest": {"blocks"}}}
+        heavy = {"shape", "ddl", "settings", "tree"}
+        outline = self.model_dump(mode="json", exclude=dict.fromkeys(heavy, True) | bare)
         if self.tree:
-            outline["leaves"] = {leaf.name: leaf.stored.model_dump(mode="json") for leaf in self.leaves}
+            outline["leaves"] = {
+                leaf.name: leaf.stored.model_dump(mode="json", exclude=bare) for leaf in self.leaves
+            }
         return outline
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from pgvigil.archive import digest
+from pgvigil.archive.blocks import digest_of
 from pgvigil.archive.shape import (
     BOUND_CHECK,
     add_check,
@@ -25,7 +26,7 @@ from pgvigil.archive.shape import (
 from pgvigil.archive.stream import Rows, column_list
 from pgvigil.archive.tree import attachments
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
-from pgvigil.postgres import copy_in, translated
+from pgvigil.postgres import copy_in, copy_out, translated
 from pgvigil.reports import Check, Verdict, conclude
 
 if TYPE_CHECKING:
@@ -130,15 +131,16 @@ def _fill(
     stored, shape = node.stored, node.shape
     assert stored is not None  # noqa: S101 - the caller looked
     mark = f"{node.name}." if order.manifest.tree else ""
-    rows = Rows(store, stored.rows.uri)
-    load = sql.SQL("COPY {} ({}) FROM STDIN").format(shape.table, column_list(shape))
+    rows = Rows(store, stored.rows.uri, stored.digest.blocks)
+    columns = column_list(shape)
+    load = sql.SQL("COPY {} ({}) FROM STDIN").format(shape.table, columns)
     count = copy_in(session, load, _counted(rows, on_progress))
     for column in shape.columns:
         if column.identity:
             session.execute(_go_on(shape, column))
     got = rows.received()
-    encoding = order.manifest.origin.encoding
-    here = digest.compute(session, shape.table, shape.stored_columns, encoding)
+    again = sql.SQL("COPY {} ({}) TO STDOUT").format(shape.table, columns)
+    here = digest_of(copy_out(session, again), stored.digest.blocks)
     found = [
         _equal(f"{mark}content.sha256", stored.rows.sha256, got.sha256),
         _equal(f"{mark}content.digest", str(stored.digest), str(got.digest)),

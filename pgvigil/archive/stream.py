@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING
 import zstandard
 from psycopg import sql
 
-from pgvigil.archive.digest import Digest, LineDigest
+from pgvigil.archive.blocks import BlockDigest
+from pgvigil.archive.digest import Digest
 from pgvigil.errors import StorageFailed
 from pgvigil.postgres import copy_out
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pgvigil.archive.shape import Shape
     from pgvigil.objectstore import ObjectLock, ObjectStore
     from pgvigil.postgres import Connection
 
 LEVEL = 3
-PIECES_AHEAD = 32
+PIECES_AHEAD = 8
 _MIB = 1024 * 1024
 
 
@@ -189,10 +190,10 @@ class _Source:
 class Rows:
     """The text of a stored copy, piece by piece; what passed is known at the end."""
 
-    def __init__(self, store: ObjectStore, uri: str) -> None:
+    def __init__(self, store: ObjectStore, uri: str, blocks: Sequence[int] = ()) -> None:
         self._source = _Source(store.read(uri))
         self._uri = uri
-        self._lines = LineDigest()
+        self._lines = BlockDigest(blocks)
         self._text_size = 0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -222,9 +223,11 @@ class Rows:
         )
 
 
-def read_back(store: ObjectStore, uri: str, on_progress: Callable[[int], None]) -> Received:
+def read_back(
+    store: ObjectStore, uri: str, on_progress: Callable[[int], None], blocks: Sequence[int]
+) -> Received:
     """Download a copy and compute everything anew from its bytes; raises StorageFailed."""
-    rows = Rows(store, uri)
+    rows = Rows(store, uri, blocks)
     done = 0
     for chunk in rows:
         done += len(chunk)

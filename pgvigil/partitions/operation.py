@@ -396,7 +396,11 @@ def prove(
     proven = _read_back(managed, copy, on_progress)
     run.checks += [check for each in proven for check in _told(departure, copy, each)]
     if conclude([check for each in proven for check in each.checks]) is not Verdict.VERIFIED:
-        _forget(managed, entry, proven)
+        damaged = [uri for each in proven for uri in each.damaged]
+        if copy.is_committed and damaged:
+            _copy_anew(managed, entry, copy, damaged)
+        else:
+            _forget(managed, entry, proven)
         return None
     managed.check_lock()
     manifest = copy.manifest
@@ -446,6 +450,21 @@ def _forget(managed: Managed, entry: Entry, proven: list[copying.Proven]) -> Non
     ]
     with managed.session() as session:
         ledger.forget_leaves(session, entry.id, bad)
+
+
+def _copy_anew(managed: Managed, entry: Entry, copy: copying.Copy, damaged: list[str]) -> None:
+    """Let the next run make another copy: the table still stands, and this copy of it is no good any more."""
+    new = uuid4()
+    intent = {"partition": str(entry.name), "id": str(new), "damaged": copy.place.manifest}
+    with managed.run.step("copy anew", intent), managed.session() as session:
+        ledger.refence(session, entry.id, new)
+    _find(
+        managed,
+        "copy-damaged",
+        f"proven and damaged since: {', '.join(damaged)}; '{entry.name}' stands and is copied anew",
+        f"see in the bucket's log who wrote over it, then delete that copy, {copy.place.manifest} included",
+        Severity.ERROR,
+    )
 
 
 def _note_leaf(managed: Managed, entry: Entry, relation: int, stored: Stored) -> None:

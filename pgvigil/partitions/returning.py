@@ -27,7 +27,7 @@ from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pgvigil.archive.manifest import Node
     from pgvigil.archive.shape import Constraint, Shape
@@ -68,9 +68,7 @@ def find(run: Run, partition: str) -> Archived:
     Without a name it is one of all, each month another, so that a monthly drill goes round. Raises
     ConfigError.
     """
-    candidates = [
-        found for managed in tables(run, None) if managed.policy.archive for found in _copies(managed)
-    ]
+    candidates = _candidates(tables(run, None))
     wanted = [found for found in candidates if not partition or partition in found.words]
     if not wanted:
         known = sorted({str(found.name) for found in candidates})
@@ -84,7 +82,19 @@ def find(run: Run, partition: str) -> Archived:
             f"'{partition}' may be {', '.join(sorted(str(name) for _, name in named))}",
             hint="name it as schema.name, or by the address of its manifest",
         )
-    return _read(run, max(wanted, key=_newest) if partition else min(wanted, key=_of_the_month))
+    found = _read(max(wanted, key=_newest) if partition else min(wanted, key=_of_the_month))
+    _tell(run, found)
+    return found
+
+
+def find_of_the_month(managed: Iterable[Managed]) -> Archived | None:
+    """Find one copy of all in the archives of these tables, each month another; None where there is none."""
+    candidates = _candidates(managed)
+    return _read(min(candidates, key=_of_the_month)) if candidates else None
+
+
+def _candidates(managed: Iterable[Managed]) -> list[_Listed]:
+    return [found for each in managed if each.policy.archive for found in _copies(each)]
 
 
 @dataclass(frozen=True)
@@ -121,17 +131,21 @@ def _copies(managed: Managed) -> Iterator[_Listed]:
             yield _Listed(managed, table, item, name)
 
 
-def _read(run: Run, chosen: _Listed) -> Archived:
+def _read(chosen: _Listed) -> Archived:
     manifest = read_manifest(chosen.managed.store, chosen.item.uri)
+    return Archived(chosen.managed, chosen.table, chosen.item.uri, manifest)
+
+
+def _tell(run: Run, found: Archived) -> None:
+    manifest = found.manifest
     run.facts |= {
         "partition": manifest.name,
-        "manifest": chosen.item.uri,
+        "manifest": found.uri,
         "exported_at": manifest.exported_at,
         "rows": manifest.digest.rows,
         "bound": manifest.origin.bound,
     }
-    _note(run, "manifest", "its own checksum, and everything that a rebuild needs", chosen.item.uri)
-    return Archived(chosen.managed, chosen.table, chosen.item.uri, manifest)
+    _note(run, "manifest", "its own checksum, and everything that a rebuild needs", found.uri)
 
 
 def _note(run: Run, name: str, expected: str, actual: str) -> None:
@@ -225,14 +239,7 @@ def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], No
     managed.check_lock()
     intent = {"partition": str(found.name), "manifest": found.uri, "keep": keep}
     with run.step("rebuild", intent) as noted:
-        try:
-            checks = _rebuild(found, keep=keep, on_progress=on_progress)
-        except restoring.NotAsArchivedError as error:
-            checks = error.checks
-        except StorageFailed as error:
-            if not isinstance(error, ObjectMissing) and error.context.get("s3_code") != "ContentAltered":
-                raise
-            checks = [_broken(found, error)]
+        checks = build(found, keep=keep, on_progress=on_progress)
         noted["checks"] = [f"{check.id}: {check.verdict}" for check in checks]
     run.checks += checks
     verdict = conclude(checks)
@@ -240,6 +247,18 @@ def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], No
     if not keep and verdict is Verdict.VERIFIED:
         run.facts["became"] = "gone again: a drill leaves nothing"
     return verdict is Verdict.VERIFIED
+
+
+def build(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None]) -> list[Check]:
+    """Build and prove the table in one transaction, or undo it all; tells what was compared."""
+    try:
+        return _rebuild(found, keep=keep, on_progress=on_progress)
+    except restoring.NotAsArchivedError as error:
+        return error.checks
+    except StorageFailed as error:
+        if not isinstance(error, ObjectMissing) and error.context.get("s3_code") != "ContentAltered":
+            raise
+        return [_broken(found, error)]
 
 
 def _broken(found: Archived, error: StorageFailed) -> Check:

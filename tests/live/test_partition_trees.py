@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from pgvigil.archive.tree import Branch, read_tree
@@ -113,6 +115,37 @@ def test_one_damaged_leaf_refutes_and_is_made_again_alone(deep: Shop) -> None:
 
     assert Verdict.VERIFIED == deep.roll().verdict
     assert 3 == len(before & set(deep.objects(".copy.zst")))
+
+
+def test_a_leaf_that_was_replaced_after_the_proof_lets_all_be_copied_anew(deep: Shop) -> None:
+    """Nothing is dropped for it; the next run names that leaf alone, the one after has a proven copy."""
+    bad: list[str] = []
+
+    def replace(step: str) -> None:
+        if step == "drop":
+            bad.append(deep.objects(".copy.zst")[-1])
+            deep.store.put(bad[0], bytes(deep.store.head(bad[0]).size))
+
+    deep.before = replace
+    first = deep.roll()
+    deep.before = lambda _: None
+    second = deep.roll()
+
+    assert (Verdict.INCONCLUSIVE, Verdict.REFUTED) == (first.verdict, second.verdict)
+    (finding,) = (each for each in second.findings if each.code == "copy-damaged")
+    assert bad == [leaf for leaf in deep.objects(".copy.zst") if leaf in finding.message]
+    last = deep.roll()
+    assert Verdict.VERIFIED == last.verdict, last.findings
+    assert (LEAVES, 400) == ({leaf.name for leaf in last.manifests[0].leaves}, last.manifests[0].digest.rows)
+
+
+def test_the_audit_log_has_a_tree_without_its_blocks(deep: Shop) -> None:
+    """How many rows each block has is in the manifest alone, for each leaf."""
+    (manifest,) = deep.roll().manifests
+
+    assert all(leaf.stored.digest.blocks for leaf in manifest.leaves)
+    assert "blocks" not in json.dumps(manifest.outline())
+    assert LEAVES == set(manifest.outline()["leaves"])
 
 
 @pytest.mark.parametrize("hold", ["deep_99_x_0", "Other.Deep 99"])

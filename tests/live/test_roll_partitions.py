@@ -203,8 +203,8 @@ KEYS = [
         {"every": "1 month", "epoch": "ms", "keep": None, "archive": None},
         "extract(epoch FROM now()) * 1000",
     ),
-    ("date", {"every": "1 week", "keep": None, "archive": None}, "now()"),
-    ("timestamp", {"every": "6 hours", "keep": None, "archive": None}, "now()"),
+    ("date", {"every": "1 week", "keep": None, "archive": None}, "now() AT TIME ZONE 'Europe/Berlin'"),
+    ("timestamp", {"every": "6 hours", "keep": None, "archive": None}, "now() AT TIME ZONE 'Europe/Berlin'"),
     (
         "uuid",
         {"every": "1 day", "keep": None, "archive": None},

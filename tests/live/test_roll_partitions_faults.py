@@ -323,38 +323,53 @@ def test_a_new_partition_gets_what_postgres_does_not_copy(shop: Shop) -> None:
     )
 
 
-def test_users_notice_nothing_of_a_whole_roll(shop: Shop) -> None:
-    """Four users write and read through the table all the while; none gets an error or a long wait."""
-    shop.policy(ahead=6, keep="12 months", block="500ms")
+@contextmanager
+def four_users(shop: Shop) -> Iterator[tuple[list[int], list[str]]]:
+    """Write and read through the table, up to 200 times a second each; gives what was written and refused."""
     is_over, failures, written = threading.Event(), [], []
 
     def use(number: int) -> None:
+        insert = f"INSERT INTO events (customer_id, kind, payload) VALUES ({number}, 'x', '{{}}')"
         with shop.session() as session:
             session.execute("SET lock_timeout = '1s'")  # a wait above the bound is an error here
             while not is_over.wait(0.02):
                 try:
-                    run(
-                        session,
-                        f"INSERT INTO events (customer_id, kind, payload) VALUES ({number}, 'x', '{{}}')",
-                    )
-                    run(session, "SELECT count(*) FROM events WHERE created_at > now() - interval '1 hour'")
+                    run(session, insert)
                     written.append(number)
+                    run(session, "SELECT count(*) FROM events WHERE created_at > now() - interval '1 hour'")
                 except Exception as error:
                     failures.append(str(error))
 
-    before = count(shop, "events")
     users = [threading.Thread(target=use, args=(number,)) for number in range(4)]
     for user in users:
         user.start()
     try:
-        report = shop.roll()
+        yield written, failures
     finally:
         is_over.set()
         for user in users:
             user.join()
+
+
+def test_users_notice_nothing_of_a_whole_roll(shop: Shop) -> None:
+    """Four users write and read through the table all the while; none gets an error or a long wait."""
+    shop.policy(ahead=6, keep="12 months", block="500ms")
+    before = count(shop, "events")
+    with four_users(shop) as (written, failures):
+        report = shop.roll()
 
     assert Verdict.VERIFIED == report.verdict, report.findings
     assert [] == failures
     assert 3 == sum(outcome.action == "drop" for outcome in report.outcomes)
     archived = sum(manifest.digest.rows for manifest in report.manifests)
     assert before + len(written) - archived == count(shop, "events")
+
+
+def test_users_would_notice_a_table_that_is_held(shop: Shop) -> None:
+    """The probe of the claim above can fail: a lock kept beyond the bound is an error to each user."""
+    with four_users(shop) as (written, failures):
+        wait_for(lambda: written)
+        with reader(shop, "LOCK TABLE events IN ACCESS EXCLUSIVE MODE"):
+            wait_for(lambda: len(failures) >= 4)
+
+    assert all("lock timeout" in failure for failure in failures)

@@ -1,0 +1,46 @@
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from pgvigil.archive.copying import Place, _is_whole
+from pgvigil.archive.digest import Digest
+from pgvigil.archive.manifest import Stored, StoredRows
+from pgvigil.objectstore import ObjectLock
+from pgvigil.partitions.facts import Entry, Name
+from pgvigil.policies.partitions import ObjectLockPolicy
+
+NAME = Name(schema_="public", name="events_2024_01")
+NOW = datetime.now(UTC)
+URI = "s3://a/x.copy.zst"
+RETAINED = ObjectLock(mode="GOVERNANCE", retain_until=NOW + timedelta(days=29))
+HELD = ObjectLock(legal_hold=True)
+
+
+def place(lock: ObjectLockPolicy | None) -> Place:
+    entry = Entry(
+        id=uuid4(), state="fenced", relation=1, name=NAME, parent=2, bound="", condition="", since=NOW
+    )
+    return Place("s3://a/", entry.id, "demo", "shop", NAME, entry, lock)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "is_taken"),
+    [
+        (None, None, True),
+        (HELD, None, True),
+        (RETAINED, ObjectLockPolicy(mode="GOVERNANCE", retain=timedelta(days=30)), True),
+        (RETAINED, ObjectLockPolicy(mode="COMPLIANCE", retain=timedelta(days=30)), False),
+        (None, ObjectLockPolicy(legal_hold=True), False),
+        (HELD, ObjectLockPolicy(legal_hold=True), True),
+    ],
+)
+def test_a_leaf_of_an_earlier_try_is_taken_under_the_lock_that_is_wanted_now(
+    found: ObjectLock | None, wanted: ObjectLockPolicy | None, is_taken: bool
+) -> None:
+    """Where the policy asks for a lock that it was stored without, it is copied again."""
+    rows = StoredRows(uri=URI, version_id=None, sha256="", size=3, text_size=9, lock=found)
+    stored = Stored(rows=rows, digest=Digest(rows=1, value="0"))
+
+    assert is_taken == _is_whole(stored, place(wanted), {URI: 3})
+    assert not _is_whole(stored, place(wanted), {URI: 2})
