@@ -34,7 +34,6 @@ ALL_PLACES = (
     "promoted",
     "pg_amcheck",
     "examined",
-    "pg_checksums",
 )
 PLACES = ALL_PLACES if len(ALL_PLACES) <= ROUNDS else ("hashing", "replaying", "pg_amcheck")
 

@@ -112,6 +112,10 @@ def overwrite(copy: Copy, relation: str, offset: int) -> None:
     """Overwrite some bytes of a relation's first pages on the disk of a promoted copy."""
     with connect_copy(copy, SHOP, "saboteur") as session:
         row = session.execute("SELECT pg_relation_filepath(%s) AS path", (relation,)).fetchone() or {}
+        session.execute(
+            "VACUUM (FREEZE)"
+        )  # hint bits would make the page dirty again, and win
+        session.execute("CHECKPOINT")
     with (copy.place.data / row["path"]).open("r+b") as file:
         file.seek(offset)
         file.write(b"\xa5" * 64)
