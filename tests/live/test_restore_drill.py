@@ -63,12 +63,16 @@ SABOTAGE = (
 
 @pytest.fixture
 def doubled(exercise: Exercise) -> Iterator[None]:
-    """A function and a role of the source."""
+    """A function and a role of the source, where no autovacuum holds a lock that would part the databases."""
+    exercise.sql("ALTER SYSTEM SET autovacuum = off")
+    exercise.sql("SELECT pg_reload_conf()")
     exercise.sql("CREATE FUNCTION public.doubled(n int) RETURNS int LANGUAGE sql AS 'SELECT n * 2'")
     exercise.sql("CREATE ROLE auditor")
     yield
     exercise.sql("DROP FUNCTION public.doubled(int)")
     exercise.sql("DROP ROLE auditor")
+    exercise.sql("ALTER SYSTEM RESET autovacuum")
+    exercise.sql("SELECT pg_reload_conf()")
 
 
 @pytest.mark.usefixtures("doubled")
