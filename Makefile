@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo demo-stop test soak screenshots check bench lock system clean
+.PHONY: help demo demo-stop test long soak screenshots check bench lock system clean
 
 help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
 	@echo 'make demo-stop  remove everything that make demo started'
-	@echo 'make test       the whole suite, on live servers'
+	@echo 'make test       the suite, on live servers: under twelve minutes on two cores'
+	@echo 'make long       its claims that take tens of seconds each: browser, approval, more kills and faults'
 	@echo 'make soak       what must stay silent or outlive a kill, thirty times, and an idle hour'
 	@echo 'make screenshots  pictures of the UI, into docs/screenshots'
 	@echo 'make check      format, lint, types, import contract'
@@ -30,7 +31,12 @@ demo-stop:
 # A live test that was skipped because something is missing has proven nothing: here it fails.
 test: $(VENV)/.dev
 	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
-	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m 'not long'
+
+# The rest of the suite; .ci/run runs both.
+long: $(VENV)/.dev
+	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m long
 
 # The claims about silence and exactness once more, thirty times each and with an idle hour: about two hours.
 soak: $(VENV)/.dev

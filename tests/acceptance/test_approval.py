@@ -20,6 +20,8 @@ from pgvigil.sandbox import Sandbox
 from pgvigil.sandbox.services import is_alive
 from tests.acceptance.conftest import Pgvigil
 
+pytestmark = pytest.mark.long
+
 T = TypeVar("T")
 YES = ("--name", "Ada L.", "--note", "CHG-17")
 
@@ -178,15 +180,24 @@ def test_what_changed_since_is_asked_again_and_a_no_keeps_it(
     assert ["reject"] == [each["decision"] for each in decisions(pgvigil)]
 
 
-def test_a_question_is_asked_once_and_ends_unanswered(client: SyncPrefectClient, table: Table) -> None:
-    """A second run does not ask for the same plan; after the policy's time the first one fails."""
-    table.policy(approve_within="25s")
+def test_a_question_is_asked_once(client: SyncPrefectClient, table: Table) -> None:
+    """A second run does not ask for the same plan while the first one waits."""
     first = asking(client)
 
     second = await_state(client, start(client), question=1)
-    ended = await_state(client, first)
+    client.delete_flow_run(first)
 
     assert second.state_name == "Completed"
+    assert [0, 1, 2, 3, 4] == table.standing
+
+
+def test_a_question_that_nobody_answers_ends(client: SyncPrefectClient, table: Table) -> None:
+    """After the policy's time the run fails, and nothing was dropped."""
+    table.policy(approve_within="2s")
+
+    ended = await_state(client, start(client))
+
+    assert ended.state is not None
     assert ("Failed", "The flow was paused and never resumed.") == (ended.state_name, ended.state.message)
     assert [0, 1, 2, 3, 4] == table.standing
 

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -10,6 +11,7 @@ from tests.acceptance.conftest import Pgvigil
 RUN = ("run", "run-backfill", "demo/shop", "-p", "backfill=cents", "--json")
 
 
+@pytest.mark.long
 def test_a_backfill_is_forecast_run_and_shown(pgvigil: Pgvigil, prefect_sandbox: Sandbox) -> None:
     """A dry run changes nothing; the run is proven; steering is on record; Prefect has few tasks."""
     forecast = json.loads(pgvigil(*RUN, "--dry-run").stdout)

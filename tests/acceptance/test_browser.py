@@ -22,6 +22,8 @@ from pgvigil.lock import hold
 from pgvigil.postgres import connect
 from pgvigil.sandbox import Sandbox
 
+pytestmark = pytest.mark.long
+
 T = TypeVar("T")
 CHROMIUM = "/usr/bin/chromium"
 # Nothing but this host is ever asked for anything.

@@ -190,6 +190,7 @@ def test_a_killed_local_run_leaves_no_server(
     assert list(tmp_path.glob("pgvigil-run-*")) == []
 
 
+@pytest.mark.long
 def test_a_private_server_that_cannot_start_forgets_what_it_began_with(
     pgvigil: Pgvigil, tmp_path: Path
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_terminated_run_ends_properly(
     assert (newest["state"], newest["verdict"]) == ("ended", "inconclusive")
 
 
+@pytest.mark.long
 def test_status_follows_the_proofs(pgvigil: Pgvigil, proven: Done) -> None:
     """A proof that never ran is told with exit code 2, whatever else is verified; here no drill ever ran."""
     assert proven.returncode == 0

@@ -42,6 +42,7 @@ def test_a_second_deploy_changes_nothing(pgvigil: Pgvigil) -> None:
     assert UNCHANGED == pgvigil("deploy").stdout
 
 
+@pytest.mark.long
 def test_a_dry_run_only_tells(
     pgvigil: Pgvigil, client: SyncPrefectClient, deployment: DeploymentResponse
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_dry_run_only_tells(
     assert UNCHANGED == pgvigil("deploy").stdout
 
 
+@pytest.mark.long
 def test_an_operators_pause_outlives_a_deploy(
     pgvigil: Pgvigil, client: SyncPrefectClient, deployment: DeploymentResponse
 ) -> None:

@@ -101,6 +101,7 @@ def run_beside(yard: Yard) -> tuple[threading.Thread, list[BackfillReport]]:
     return thread, found
 
 
+@pytest.mark.long
 @pytest.mark.rounds
 @pytest.mark.parametrize("how", ["backend", "immediate stop"])
 def test_a_server_that_dies_is_waited_for(yard: Yard, how: str) -> None:
@@ -160,6 +161,7 @@ def test_a_runner_that_slept_is_fenced(yard: Yard) -> None:
         assert_exactly_once(yard, report)
 
 
+@pytest.mark.long
 def test_a_second_runner_is_kept_out(yard: Yard) -> None:
     """While one runs, another ends inconclusive and names it."""
     counted(yard)

@@ -140,6 +140,7 @@ def test_a_flow_process_killed_alone_takes_its_backup_along(
     assert any(run.startswith("lost") for run in audited(slow_sandbox))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_that_dies_leaves_no_orphan(
     slow_sandbox: Sandbox, client: SyncPrefectClient, run_in_mid_backup: FlowRun, number: int

@@ -122,6 +122,7 @@ def test_a_roll_killed_at_a_step_is_finished_by_the_next(shop: Shop, step: str) 
     story.assert_done(written[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("finished", [1, 2, 3][:ROUNDS])
 def test_an_archive_of_a_tree_killed_between_leaves_goes_on_with_what_is_left(
     shop: Shop, finished: int
@@ -147,6 +148,7 @@ def test_an_archive_of_a_tree_killed_between_leaves_goes_on_with_what_is_left(
     assert (Verdict.VERIFIED, 400) == (back.verdict, back.rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [(n + 0.5) / ROUNDS for n in range(ROUNDS)])
 def test_a_roll_killed_at_any_call_is_finished_by_the_next(shop: Shop, share: float) -> None:
     """SIGKILL before the n-th statement or S3 call, wherever that is."""

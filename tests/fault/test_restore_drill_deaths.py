@@ -21,21 +21,20 @@ from tests.fixtures.load import ROUNDS
 pytestmark = pytest.mark.rounds
 
 # Each drill dies at the next of these places, between two phases or in the middle of one; with few rounds
-# at three of them: on the source, in recovery, and beside a tool on the running copy.
+# at three of them: on the source, on the recovered copy, and beside a tool on the running copy.
 ALL_PLACES = (
     "claimed",
     "hashing",
     "marked",
     "restoring",
     "restored",
-    "replaying",
     "stopped",
     "comparing",
     "promoted",
     "pg_amcheck",
     "examined",
 )
-PLACES = ALL_PLACES if len(ALL_PLACES) <= ROUNDS else ("hashing", "replaying", "pg_amcheck")
+PLACES = ALL_PLACES if len(ALL_PLACES) <= ROUNDS else ("hashing", "stopped", "pg_amcheck")
 
 DRILL = """
 import os, signal, sys
@@ -59,7 +58,6 @@ exercise = Exercise(
     after_mark=die("marked"),
     on_restore=die("restoring"),
     after_restore=die("restored"),
-    on_replay=die("replaying"),
     at_stop=die("stopped"),
     on_copy=die("comparing"),
     after_promote=die("promoted"),

@@ -49,6 +49,7 @@ def damaged(archive: ObjectStore) -> Iterator[str]:
         archive.put(uri, whole)
 
 
+@pytest.mark.long
 def test_a_drill_brings_an_archived_partition_back(exercise: Exercise, archive: ObjectStore) -> None:
     """The check names partition, rows and manifest; the source is as it was; damage refutes it."""
     before, kept = relations(exercise), objects(archive)

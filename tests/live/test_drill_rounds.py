@@ -15,7 +15,7 @@ from tests.fixtures.load import busy_writer
 from tests.fixtures.reports import codes
 from tests.fixtures.sandbox import reachable_directory
 
-pytestmark = pytest.mark.rounds
+pytestmark = [pytest.mark.long, pytest.mark.rounds]
 
 ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "1"))
 # wal_level, whether the policy names the standby, and the mark that follows from it.

@@ -342,6 +342,7 @@ def wait_until_gone(place: Place) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", ["restore", "replay", "paused"])
 def test_a_killed_drill_leaves_no_process_and_the_reaper_leaves_no_file(drill: Drill, phase: str) -> None:
     """SIGKILL of the run in the middle: its tools and its server end by themselves."""

@@ -74,6 +74,7 @@ def test_an_identity_goes_on_after_its_greatest_value(shop: Shop) -> None:
     assert 43 == row["idn"]
 
 
+@pytest.mark.long
 def test_two_tables_of_one_name_never_meet(shop: Shop) -> None:
     """In two schemas, or where a dot shifts the border of schema and table: each gets its own rows back."""
     year = datetime.now(tz=UTC).year

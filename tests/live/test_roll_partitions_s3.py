@@ -147,6 +147,7 @@ def test_a_slow_store_keeps_nobody_waiting(shop: Shop, road: Road) -> None:
     assert len(looks) >= 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [failed_with_200, done_but_denied], ids=["not done", "done"])
 def test_a_completion_that_failed_with_200_leaves_one_whole_copy(
     shop: Shop, road: Road, fault: Fault
@@ -290,6 +291,7 @@ def test_a_key_that_is_taken_keeps_its_bytes(shop: Shop) -> None:
     assert (b"somebody's", True) == (shop.store.get(taken[0]), count(shop, name) > 0)
 
 
+@pytest.mark.long
 def test_a_legal_hold_beats_each_drop_policy(shop: Shop) -> None:
     """Detached tables with proven copies stay while they are held, and the one that is not goes."""
     policies: list[object] = ["proven", {"after": "1s"}, "approve"]

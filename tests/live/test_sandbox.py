@@ -281,6 +281,7 @@ def test_a_killed_cluster_comes_back_on_its_port(fresh_sandbox: FreshSandbox) ->
     assert value(sandbox.primary_admin_dsn, "SHOW port") == str(sandbox.primary_port)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sign", ["sandbox.json", "primary/PG_VERSION", "run/.s.PGSQL.*.lock", "pgbackrest.conf", "env"]
 )
@@ -309,6 +310,7 @@ def test_a_killed_up_is_told_apart_from_a_sandbox(workplace: Path) -> None:
         up(workplace / "half")
 
 
+@pytest.mark.long
 def test_sandboxes_run_side_by_side(workplace: Path) -> None:
     """Three started at once share no port, and each archives into its own repository."""
     directories = [workplace / name for name in ("one", "two", "three")]
