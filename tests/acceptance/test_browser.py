@@ -18,9 +18,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments import sandbox as deployed
 from pgvigil.lock import hold
 from pgvigil.postgres import connect
-from pgvigil.sandbox import Sandbox
+from pgvigil.sandbox import Sandbox, down
+from tests.fixtures.sandbox import reachable_directory
 
 pytestmark = pytest.mark.long
 
@@ -31,6 +33,15 @@ OFFLINE = ("--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.
 PATIENCE = 90_000
 
 Picture = Callable[[str], object]
+
+
+@pytest.fixture(scope="module")
+def prefect_sandbox() -> Iterator[Sandbox]:
+    """A sandbox of these tests alone: what waits for approval here must not be rolled by others."""
+    directory = reachable_directory()
+    yield deployed.up(directory / "browser")
+    down(directory / "browser")
+    directory.rmdir()
 
 
 @pytest.fixture(scope="module")
