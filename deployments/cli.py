@@ -505,15 +505,15 @@ def deploy(
     """Bring the Prefect server to what prefect.yaml and the fleet file say."""
     from deployments import manifest, show  # noqa: PLC0415
     from deployments.server import require_answer, required_url  # noqa: PLC0415
+    from deployments.steps import Wanted  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
 
     fleet = load_fleet()
-    wanted = manifest.read_manifest(fleet, file)
+    wanted = Wanted(manifest.read_manifest(fleet, file), fleet)
     require_answer(required_url())
     from deployments.deploy import deploy as apply  # noqa: PLC0415
-    from deployments.forms import choices  # noqa: PLC0415
 
-    show.changes(apply(wanted, choices(fleet), dry_run=dry_run), dry_run=dry_run)
+    show.changes(apply(wanted, dry_run=dry_run), dry_run=dry_run)
 
 
 if __name__ == "__main__":

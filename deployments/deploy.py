@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import Flow
@@ -12,52 +11,53 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentU
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 
-from deployments.forms import form
+from deployments.forms import choices, form
+from deployments.steps import Step
 from pgvigil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from prefect.client.schemas.objects import DeploymentSchedule
     from prefect.client.schemas.responses import DeploymentResponse
 
-    from deployments.forms import Choices
-    from deployments.manifest import DeploymentEntry, Manifest, ScheduleEntry
+    from deployments.manifest import DeploymentEntry, ScheduleEntry
+    from deployments.steps import Planner, Wanted
 
 
-@dataclass(frozen=True)
-class Step:
-    """One change that the server needs, as a sentence and as the call that makes it."""
-
-    text: str
-    apply: Callable[[], object]
-
-
-def deploy(manifest: Manifest, choices: Choices, *, dry_run: bool = False) -> tuple[str, ...]:
-    """Make the server as the manifest says and return what was changed, or with `dry_run` would be.
-
-    `choices` are the names that its forms offer.
+def deploy(wanted: Wanted, *, dry_run: bool = False) -> tuple[str, ...]:
+    """Make the server as it is wanted and return what was changed, or with `dry_run` would be.
 
     Idempotent: a second call changes nothing and returns nothing. Never touches whether a schedule or a
     deployment is paused, nor schedules without a slug, which people make in the UI.
     """
     with get_client(sync_client=True) as client:
-        steps = list(_plan(client, manifest, choices))
+        steps = [step for plan in PLANNERS for step in plan(client, wanted)]
         if not dry_run:
             for step in steps:
                 step.apply()
     return tuple(step.text for step in steps)
 
 
-def _plan(client: SyncPrefectClient, manifest: Manifest, choices: Choices) -> Iterator[Step]:
-    for pool in sorted({entry.work_pool.name for entry in manifest.deployments}):
+def plan_pools(client: SyncPrefectClient, wanted: Wanted) -> Iterator[Step]:
+    """Plan the work pools that deployments name and the server lacks."""
+    for pool in sorted({entry.work_pool.name for entry in wanted.manifest.deployments}):
         yield from _plan_pool(client, pool)
-    for entry in manifest.deployments:
+
+
+def plan_deployments(client: SyncPrefectClient, wanted: Wanted) -> Iterator[Step]:
+    """Plan deployments and their schedules."""
+    names = choices(wanted.fleet)
+    for entry in wanted.manifest.deployments:
         flow = load_flow(entry.entrypoint)
-        wanted = _wanted(entry, list(manifest.pull)) | {
-            "parameter_openapi_schema": form(flow, entry.form, choices)
+        fields = _wanted(entry, list(wanted.manifest.pull)) | {
+            "parameter_openapi_schema": form(flow, entry.form, names)
         }
-        yield from _plan_deployment(client, entry, flow, wanted)
+        yield from _plan_deployment(client, entry, flow, fields)
+
+
+# In the order in which their steps are applied: each may rest on what those before it make.
+PLANNERS: tuple[Planner, ...] = (plan_pools, plan_deployments)
 
 
 def load_flow(entrypoint: str) -> Flow[..., Any]:

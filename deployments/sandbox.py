@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deployments.manifest import read_manifest
 from deployments.server import start_in, start_worker
+from deployments.steps import Wanted
 from pgvigil import sandbox as bare
 from pgvigil.errors import DeadlineExceeded
 from pgvigil.fleet import load_fleet
@@ -57,14 +58,13 @@ def _deploy(sandbox: Sandbox, server: StartingServer) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415
 
     from deployments.deploy import deploy  # noqa: PLC0415
-    from deployments.forms import choices  # noqa: PLC0415
 
     fleet = load_fleet(sandbox.fleet_file)
-    manifest = read_manifest(fleet)
+    wanted = Wanted(read_manifest(fleet), fleet)
     server.await_ready()
     with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
-        deploy(manifest, choices(fleet))
-        for pool in sorted({entry.work_pool.name for entry in manifest.deployments}):
+        deploy(wanted)
+        for pool in sorted({entry.work_pool.name for entry in wanted.manifest.deployments}):
             start_worker(sandbox, server.url, pool)
             _await_worker(client, pool)
 
