@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo demo-stop test long soak screenshots check bench lock system clean
+.PHONY: help demo demo-stop test long soak docs screenshots check bench lock system clean
 
 help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test       the suite, on live servers: under twelve minutes on two cores'
 	@echo 'make long       its claims that take tens of seconds each: browser, approval, more kills and faults'
 	@echo 'make soak       what must stay silent or outlive a kill, thirty times, and an idle hour'
+	@echo 'make docs       the reference pages in docs/, from the code'
 	@echo 'make screenshots  pictures of the UI, into docs/screenshots'
 	@echo 'make check      format, lint, types, import contract'
 	@echo 'make bench      what is fast, measured side by side (ONLY=name for one)'
@@ -41,6 +42,9 @@ long: $(VENV)/.dev
 # The claims about silence and exactness once more, thirty times each and with an idle hour: about two hours.
 soak: $(VENV)/.dev
 	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_ROUNDS=30 PGVIGIL_IDLE=3600 $(BIN)/python -m pytest -m rounds
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m deployments.reference docs/reference
 
 screenshots: $(VENV)/.dev
 	PGVIGIL_SCREENSHOTS='$(CURDIR)/docs/screenshots' $(BIN)/python -m pytest tests/acceptance/test_browser.py

@@ -360,9 +360,9 @@ def status(json: Json = False) -> int:
 def fleet_schema() -> None:
     """Print the fleet file's JSON Schema, for editors."""
     from deployments import show  # noqa: PLC0415
-    from pgvigil.fleet import Fleet  # noqa: PLC0415
+    from pgvigil.fleet import fleet_schema as schema  # noqa: PLC0415
 
-    show.as_json(Fleet.model_json_schema())
+    show.as_json(schema())
 
 
 @fleet_app.command("check")

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
 from pgvigil.errors import ConfigError
@@ -17,7 +18,7 @@ from pgvigil.policies.backfills import BackfillPolicy
 from pgvigil.policies.backup import BackupPolicy
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.policies.partitions import PartitionPolicy
-from pgvigil.policies.units import AbsolutePath, Dsn, Duration
+from pgvigil.policies.units import AbsolutePath, Dsn, Duration, write_duration
 from pgvigil.policies.wal import WalPolicy
 from pgvigil.reports import Frozen
 
@@ -40,11 +41,15 @@ class AuditSettings(Frozen):
 class S3Settings(Frozen):
     """How the object store is reached; credentials come from boto3's own chain, never from here."""
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    sse: Literal["aws:kms", "AES256"] | None = None
-    kms_key_id: str | None = None
-    storage_class: str | None = None
+    endpoint_url: str | None = Field(default=None, description="an S3-compatible store; without it, AWS")
+    region: str | None = Field(default=None, description="without it, boto3's own choice")
+    sse: Literal["aws:kms", "AES256"] | None = Field(
+        default=None, description="server-side encryption asked for with every upload"
+    )
+    kms_key_id: str | None = Field(default=None, description="the key of aws:kms; without it, the bucket's")
+    storage_class: str | None = Field(
+        default=None, description="such as STANDARD_IA; without it, the bucket's"
+    )
     ca_file: AbsolutePath | None = Field(
         default=None, description="certificates that the endpoint is checked against"
     )
@@ -53,8 +58,10 @@ class S3Settings(Frozen):
 class PgBackRestSettings(Frozen):
     """How pgBackRest is started for this cluster, on this host or through a command prefix."""
 
-    stanza: str
-    config: AbsolutePath | None = None
+    stanza: str = Field(description="the stanza of this cluster")
+    config: AbsolutePath | None = Field(
+        default=None, description="its pgbackrest.conf, where the command runs; without it the usual"
+    )
     command: tuple[str, ...] = Field(
         default=("pgbackrest",),
         min_length=1,
@@ -73,7 +80,7 @@ class DatabaseSettings(Frozen):
     partitions: tuple[PartitionPolicy, ...] = Field(
         default=(), description="partitioned tables that roll_partitions looks after"
     )
-    backfills: dict[str, BackfillPolicy] = Field(default_factory=dict)
+    backfills: dict[str, BackfillPolicy] = Field(default_factory=dict, description="data migrations, by name")
 
     def backfill(self, name: str) -> BackfillPolicy:
         """Return a backfill, or raise ConfigError with the nearest name."""
@@ -83,12 +90,14 @@ class DatabaseSettings(Frozen):
 class ClusterSettings(Frozen):
     """One PostgreSQL instance with one pgBackRest stanza."""
 
-    dsn: Dsn
+    dsn: Dsn = Field(description="libpq connection string of the cluster, without a password")
     pgbackrest: PgBackRestSettings
     backup: BackupPolicy = BackupPolicy()
     wal: WalPolicy = WalPolicy()
     drill: DrillPolicy = DrillPolicy()
-    databases: dict[str, DatabaseSettings] = Field(default_factory=dict)
+    databases: dict[str, DatabaseSettings] = Field(
+        default_factory=dict, description="the databases with pipelines of their own, by name"
+    )
 
     @property
     def drill_pgbackrest(self) -> PgBackRestSettings:
@@ -102,7 +111,7 @@ class Fleet(Frozen):
 
     audit: AuditSettings
     s3: S3Settings = S3Settings()
-    clusters: dict[str, ClusterSettings] = Field(min_length=1)
+    clusters: dict[str, ClusterSettings] = Field(min_length=1, description="the clusters, by name")
 
     def cluster(self, name: str) -> ClusterSettings:
         """Return a cluster, or raise ConfigError with the nearest name."""
@@ -135,6 +144,19 @@ def _suggest(name: str, known: Any) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"the fleet file has {', '.join(sorted(known)) or 'none'}"
+
+
+class _Schema(GenerateJsonSchema):
+    """Writes defaults as the file does: Pydantic's own word for a duration is one that the file refuses."""
+
+    @override
+    def encode_default(self, dft: Any) -> Any:
+        return write_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
+
+
+def fleet_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the fleet file, for editors and for the reference."""
+    return Fleet.model_json_schema(schema_generator=_Schema)
 
 
 def fleet_path() -> Path:

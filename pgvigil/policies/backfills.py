@@ -19,7 +19,7 @@ class BatchPolicy(Frozen):
     """How much is changed in one transaction; its size follows the target within these limits."""
 
     rows: int = Field(default=1000, ge=1, description="rows of the first batch")
-    most_rows: int = Field(default=50_000, ge=1)
+    most_rows: int = Field(default=50_000, ge=1, description="most rows of a batch")
     target: Duration = Field(default=timedelta(milliseconds=100), description="how long a batch should take")
     longest: ServerWait = Field(
         default=timedelta(seconds=10), description="a batch that takes longer is undone and halved"
@@ -33,9 +33,9 @@ class BatchPolicy(Frozen):
 class SqlSignal(Frozen):
     """A question to the database whose answer, one number, must not be above a limit."""
 
-    name: str = Field(min_length=1)
-    sql: str = Field(min_length=1)
-    most: float
+    name: str = Field(min_length=1, description="how reports and progress call it")
+    sql: str = Field(min_length=1, description="a query of one row with one number")
+    most: float = Field(description="the limit: above it the backfill stops")
 
 
 class Limits(Frozen):
@@ -54,8 +54,10 @@ class Limits(Frozen):
     horizon: int = Field(
         default=100_000_000, ge=1, description="transactions that a slot or prepared one holds VACUUM back"
     )
-    yield_to_autovacuum: bool = True
-    signals: tuple[SqlSignal, ...] = ()
+    yield_to_autovacuum: bool = Field(
+        default=True, description="wait while autovacuum is at work on the table"
+    )
+    signals: tuple[SqlSignal, ...] = Field(default=(), description="questions of your own")
     tries: int = Field(default=3, ge=1, description="a signal unread so often in a row counts as a stop")
 
 
@@ -79,7 +81,7 @@ class BackfillPolicy(Watched):
     )
     search_path: str = Field(default="pg_catalog, public", description="for expressions and triggers")
     force: bool = Field(default=False, description="go on although the next batch cannot be found by index")
-    workers: int = Field(default=1, ge=1, le=32)
+    workers: int = Field(default=1, ge=1, le=32, description="ranges that are walked at the same time")
     batch: BatchPolicy = BatchPolicy()
     limits: Limits = Limits()
     vacuum_after: float | None = Field(

@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 class Retention(Frozen):
     """What is kept at least: so many proven full backups, and every full younger than `days`."""
 
-    fulls: int = Field(default=2, ge=1)
-    days: int = Field(default=0, ge=0)
+    fulls: int = Field(default=2, ge=1, description="newest proven full backups that stay")
+    days: int = Field(default=0, ge=0, description="full backups younger than so many days stay as well")
 
 
 class BackupPolicy(Watched):
     """When which backup type is taken, and what a proof is worth."""
 
-    full_every: Duration = timedelta(days=7)
-    diff_every: Duration | None = None
+    full_every: Duration = Field(
+        default=timedelta(days=7), description="age of the last proven full that calls for a new one"
+    )
+    diff_every: Duration | None = Field(
+        default=None, description="age of the last full or diff that calls for a diff; without it, incr only"
+    )
     max_chain: int = Field(default=14, ge=1, description="backups that may depend on one full")
     wal_ratio: float = Field(
         default=1.0,
@@ -40,7 +44,9 @@ class BackupPolicy(Watched):
     max_ready: int = Field(
         default=64, ge=0, description="WAL files waiting for the archiver that call for a warning"
     )
-    clock_skew: Duration = timedelta(seconds=5)
+    clock_skew: Duration = Field(
+        default=timedelta(seconds=5), description="difference of clocks between hosts that is a finding"
+    )
 
     @override
     def clocks(self) -> Iterator[Clock]:

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 class Assertion(Frozen):
     """A statement about the restored data that must come out true: one row, one boolean column."""
 
-    name: str = Field(min_length=1)
-    database: str
-    sql: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="how the report calls it")
+    database: str = Field(description="the database that it is asked in")
+    sql: str = Field(min_length=1, description="a query of one row with one boolean column")
     role: str | None = Field(default=None, description="the role it is run as, such as the application's")
 
 
 class DrillPgBackRest(Frozen):
     """The pgBackRest of the drill's host, which may have credentials that only read."""
 
-    config: AbsolutePath | None = None
-    command: tuple[str, ...] = Field(default=("pgbackrest",), min_length=1)
+    config: AbsolutePath | None = Field(default=None, description="its pgbackrest.conf; without it the usual")
+    command: tuple[str, ...] = Field(default=("pgbackrest",), min_length=1, description="the program")
     user: str | None = Field(
         default=None, description="user to run as, and the copy's server, when pgvigil itself runs as root"
     )
@@ -63,15 +63,19 @@ class DrillPolicy(Watched):
         default=timedelta(hours=1), description="longest time that hashing may hold a snapshot on the source"
     )
     hash_rate: int | None = Field(default=None, ge=1, description="megabytes per second read on the source")
-    hash_workers: int = Field(default=2, ge=1, le=32)
+    hash_workers: int = Field(
+        default=2, ge=1, le=32, description="sessions that hash at the same time, on each side"
+    )
     archive_wait: Duration = Field(
         default=timedelta(minutes=5), description="how long the mark may take into the repository"
     )
-    shared_buffers_mb: int = Field(default=128, ge=1)
+    shared_buffers_mb: int = Field(default=128, ge=1, description="megabytes of shared_buffers of the copy")
     preload: tuple[str, ...] = Field(
         default=(), description="libraries that the copy needs in shared_preload_libraries"
     )
-    assertions: tuple[Assertion, ...] = ()
+    assertions: tuple[Assertion, ...] = Field(
+        default=(), description="what must be true of the restored data"
+    )
     rto: Duration | None = Field(default=None, description="longest time that a restore may take")
     keep_for: Duration = Field(default=timedelta(hours=24), description="deadline of a copy that is kept")
     deadline: Duration = Field(default=timedelta(hours=24), description="longest time of one phase")

@@ -79,15 +79,17 @@ def _is_archive(address: str) -> str:
 class DropAfter(Frozen):
     """Drop when the table has been detached for so long."""
 
-    after: Duration
+    after: Duration = Field(description="how long the detached table stays")
 
 
 class ObjectLockPolicy(Frozen):
     """What protects the archived object from deletion in the store (Object Lock)."""
 
-    mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = None
+    mode: Literal["GOVERNANCE", "COMPLIANCE"] | None = Field(
+        default=None, description="GOVERNANCE may be lifted with a permission, COMPLIANCE by nobody"
+    )
     retain: Duration | None = Field(default=None, description="how long from the upload on")
-    legal_hold: bool = False
+    legal_hold: bool = Field(default=False, description="put a legal hold on what is archived")
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -138,7 +140,9 @@ class PartitionPolicy(Watched):
     )
     hold: tuple[str, ...] = Field(default=(), description="partitions under legal hold; '*' is every one")
     max_drops: int = Field(default=3, ge=0, description="partitions that one run may take out of the table")
-    detach: Literal["auto", "concurrently", "blocking"] = "auto"
+    detach: Literal["auto", "concurrently", "blocking"] = Field(
+        default="auto", description="auto detaches concurrently where PostgreSQL can, else by a short lock"
+    )
     block: ServerWait = Field(
         default=timedelta(seconds=1), description="longest time that one statement may make others wait"
     )

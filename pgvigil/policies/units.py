@@ -39,15 +39,21 @@ def _require_bounds(value: timedelta) -> timedelta:
     return value
 
 
-def _write_duration(value: timedelta) -> str:
-    return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
+def write_duration(value: timedelta) -> str:
+    """Write a duration as the fleet file does, in the largest unit that leaves no fraction: `26h`, `7d`."""
+    microseconds = value // timedelta(microseconds=1)
+    for unit in ("d", "h", "min", "s", "ms"):
+        size = round(_UNITS[unit] * 1_000_000)
+        if microseconds >= size and microseconds % size == 0:
+            return f"{microseconds // size}{unit}"
+    return f"{microseconds / 1000:.3f}".rstrip("0").rstrip(".") + "ms"
 
 
 Duration = Annotated[
     timedelta,
     BeforeValidator(_read_duration),
     AfterValidator(_require_bounds),
-    PlainSerializer(_write_duration),
+    PlainSerializer(write_duration),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|min|h|d|w)$", "examples": ["7d"]}),
 ]
 

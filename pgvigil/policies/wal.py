@@ -21,10 +21,10 @@ _TYPES = ("full", "diff", "incr")
 class KnownLoss(Frozen):
     """WAL that is known to be lost: told in the report until a day, but no alarm."""
 
-    timeline: int = Field(ge=1)
+    timeline: int = Field(ge=1, description="the timeline of the lost segments")
     first: str = Field(pattern=r"^[0-9A-F]{24}$", description="name of the first lost segment, in quotes")
     last: str = Field(pattern=r"^[0-9A-F]{24}$", description="name of the last lost segment, in quotes")
-    reason: str = Field(min_length=1)
+    reason: str = Field(min_length=1, description="why it is lost, for the report")
     until: date = Field(description="from the day after on it is an alarm again")
     repo: int | None = Field(default=None, description="the repository that lacks it; all, if not given")
 
@@ -73,7 +73,9 @@ class WalPolicy(Watched):
     second_opinion: bool = Field(
         default=True, description="run 'pgbackrest verify' once per prove_every and compare"
     )
-    known_losses: tuple[KnownLoss, ...] = ()
+    known_losses: tuple[KnownLoss, ...] = Field(
+        default=(), description="lost WAL that is told in the report, but no alarm"
+    )
     fresh: Duration = Field(default=timedelta(hours=26), description="older proof is stale in pgvigil status")
 
     @model_validator(mode="after")
