@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, LiteralString, Self
 from uuid import UUID, uuid4, uuid5
 
 from pydantic import BaseModel, Field
@@ -62,10 +62,12 @@ __all__ = [
     "RunIdentity",
     "RunRecord",
     "RunSummary",
+    "Served",
     "install",
     "last_claims",
     "list_runs",
     "redact",
+    "served",
     "show_run",
     "step",
     "sweep",
@@ -209,30 +211,31 @@ class AuditLog:
                     hint="make the directory and its files readable and removable for this user",
                 ) from error
 
-    def read(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Run a named block of audit.sql; raises AuditUnreachable, EvidenceError."""
+    def read(self, statement: LiteralString, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Read what is on record, after what waits in the spool; raises AuditUnreachable, EvidenceError."""
         with self._guard:
-            return self._execute(name, parameters)
+            self.drain()
+            return self._execute(statement, parameters)
 
     def _send(self, document: str) -> Link:
-        (row,) = self._execute("append", (document,))
+        (row,) = self._execute(query("audit", "append"), (document,))
         return Link(seq=row["seq"], hash=row["hash"].hex())
 
-    def _execute(self, name: str, parameters: Any) -> list[dict[str, Any]]:
-        """Run a block; a session that was lost since its last use is opened again, once."""
+    def _execute(self, statement: LiteralString, parameters: Any) -> list[dict[str, Any]]:
+        """Run a statement; a session that was lost since its last use is opened again, once."""
         is_reused = self._connection is not None
         try:
-            return self._try(name, parameters)
+            return self._try(statement, parameters)
         except AuditUnreachable:
             if not is_reused or self._connection is not None:
                 raise
-            return self._try(name, parameters)
+            return self._try(statement, parameters)
 
-    def _try(self, name: str, parameters: Any) -> list[dict[str, Any]]:
+    def _try(self, statement: LiteralString, parameters: Any) -> list[dict[str, Any]]:
         connection = self._connect()
         try:
             with postgres.translated(self.settings.dsn):
-                return connection.execute(query("audit", name), parameters).fetchall()
+                return connection.execute(statement, parameters).fetchall()
         except DatabaseFailed as error:
             # No answer leaves the session in an unknown state, even if the driver still calls it open.
             if connection.closed or error.context.get("unreachable"):
@@ -307,7 +310,7 @@ class AuditLog:
         with self._guard:
             if self._runs:
                 self.drain()
-                self._execute("seen", (list(self._runs),))
+                self._execute(query("audit", "seen"), (list(self._runs),))
 
 
 def _name(event: Event) -> str:
@@ -435,8 +438,7 @@ def sweep(log: AuditLog, quiet: timedelta = QUIET) -> tuple[OpenRun, ...]:
 
 
 def _open_runs(log: AuditLog, quiet: timedelta) -> list[OpenRun]:
-    log.drain()
-    return [OpenRun(**row) for row in log.read("open_runs", {"quiet": quiet})]
+    return [OpenRun(**row) for row in log.read(query("audit", "open_runs"), {"quiet": quiet})]
 
 
 def _is_gone(run: OpenRun, here: str) -> bool:
@@ -524,6 +526,37 @@ def show_run(connection: Connection, run_id: UUID) -> RunRecord:
 def last_claims(connection: Connection) -> tuple[Claim, ...]:
     """Read the newest claim per subject, flow, proof and verdict for `status.assess`, without dry runs."""
     return tuple(Claim(**row) for row in connection.execute(query("audit", "last_claims")))
+
+
+class Served(Frozen):
+    """A run that a schedule started, and the slot that it was for."""
+
+    run_id: UUID
+    started_at: datetime
+    slot: datetime
+
+
+def served(  # noqa: PLR0913 - what a slot is of
+    connection: Connection,
+    flow: str,
+    subject: str,
+    slot: datetime,
+    parameters: Mapping[str, Any],
+    but: UUID,
+) -> Served | None:
+    """Return the newest run of a schedule for this slot or a later one, with the same parameters.
+
+    `but` is the Prefect run that asks. A run that was lost has served nobody.
+    """
+    wanted = {
+        "flow": flow,
+        "subject": subject,
+        "slot": slot,
+        "parameters": json.dumps(_plain(dict(parameters), redact)),
+        "prefect_flow_run": str(but),
+    }
+    row = connection.execute(query("audit", "served"), wanted).fetchone()
+    return Served(**row) if row else None
 
 
 # --- installation -------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     from pgvigil.reports import Check, Finding, Report
 
-_MARK = {Verdict.VERIFIED: "✅", Verdict.REFUTED: "❌", Verdict.INCONCLUSIVE: "❓"}
+MARK = {Verdict.VERIFIED: "✅", Verdict.REFUTED: "❌", Verdict.INCONCLUSIVE: "❓"}
 _LOUD = {Severity.INFO: "ℹ️", Severity.WARNING: "⚠️", Severity.ERROR: "🛑"}  # noqa: RUF001 - the sign itself
 
 
 def markdown(report: Report) -> str:
     """Render a report: verdict and reason first, then findings with cures, the flow's own part, checks."""
     parts = [
-        f"# {_MARK[report.verdict]} {report.verdict.upper()}: {report.flow} on {cell(report.subject)}",
+        f"# {MARK[report.verdict]} {report.verdict.upper()}: {report.flow} on {cell(report.subject)}",
         cell(headline(report)) + (" — **dry run: nothing was changed**" if report.dry_run else ""),
         _findings(report.findings),
         report.section(),
@@ -59,7 +59,7 @@ def _checks(checks: Sequence[Check]) -> str:
     if not checks:
         return "## Checks\n\nNone was run."
     # What was found stands before what was expected: on a narrow page the last column is out of sight.
-    rows = ((f"{_MARK[c.verdict]} {c.verdict}", c.id, c.actual or c.detail, c.expected) for c in checks)
+    rows = ((f"{MARK[c.verdict]} {c.verdict}", c.id, c.actual or c.detail, c.expected) for c in checks)
     return "## Checks\n\n" + table(("verdict", "check", "found", "expected"), rows)
 
 

@@ -141,6 +141,10 @@ class Held:
         """Tell whether the server has not ended by itself, or lost its keeper."""
         return self._tool.listen()
 
+    def conclude(self) -> Completed:
+        """Tell how it ended, once it runs no more; raises as `run` does."""
+        return self._tool.conclude()
+
 
 @contextmanager
 def hold(command: Command, transcript: Path) -> Iterator[Held]:

@@ -86,6 +86,10 @@ class Report(Frozen):
     proofs: tuple[Proof, ...] = ()
     dry_run: bool = False
 
+    def summary(self) -> str:
+        """Say the reason for the verdict in one line, where that is more than one of the checks."""
+        return ""
+
     def section(self) -> str:
         """Render what is this flow's own, as Markdown for the report's page."""
         return ""
@@ -119,6 +123,8 @@ def to_json(report: Report) -> str:
 
 def headline(report: Report) -> str:
     """Say the verdict's reason in one line: what refuted, else what could not be done, else the count."""
+    if report.summary():
+        return report.summary()
     for check in report.checks:
         if check.verdict is Verdict.REFUTED:
             return f"{check.id}: expected {check.expected}, found {check.actual}"

@@ -75,27 +75,33 @@ class Run:
             yield noted
 
 
+def _cluster_of(fleet: Fleet, subject: str) -> object:
+    return fleet.cluster(subject.partition("/")[0])
+
+
 def conduct(  # noqa: PLR0913 - what a run is, and nothing else
     kind: type[ReportType],
     flow: str,
     subject: str,
     steps: Callable[[Run], None],
     *,
+    known: Callable[[Fleet, str], object] = _cluster_of,
     dry_run: bool = False,
     context: Mapping[str, Any] | None = None,
 ) -> ReportType:
     """Run the steps and return the report, whatever became of them.
 
     Any PgvigilError, also one of fleet file or audit store, becomes an inconclusive report that names it.
-    A subject whose cluster is unknown leaves no trace in audit log and report store: nothing was touched;
-    only cancellation and defects leave as exceptions, after the audit log has them.
+    A subject that is not `known` to the fleet file, by default as a cluster or within one, leaves no trace in
+    audit log and report store: nothing was touched. Only cancellation and defects leave as exceptions, after
+    the audit log has them.
     """
     identity = RunIdentity(run_id=uuid4(), flow=flow, subject=subject, actor=actor())
     started = datetime.now(tz=UTC)
     redact = redactor()
     try:
         fleet = load_fleet()
-        fleet.cluster(subject.partition("/")[0])
+        known(fleet, subject)
         with _run_directory(fleet, identity) as directory, _audit_log(fleet, identity, redact) as log:
             run = Run(identity, fleet, log, directory)
             return _conduct(kind, run, steps, started, dry_run=dry_run, context=context or {})

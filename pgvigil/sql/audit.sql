@@ -92,3 +92,14 @@ SELECT DISTINCT ON (subject, flow, proof, verdict)
 FROM claims
 WHERE verdict IN ('verified', 'refuted', 'inconclusive')
 ORDER BY subject, flow, proof, verdict, happened_at DESC, seq DESC
+
+-- served: the newest run that a schedule started for a slot or a later one, with the same parameters
+SELECT s.run_id, s.happened_at AS started_at, (s.detail ->> 'slot')::timestamptz AS slot
+FROM pgvigil.audit AS s
+WHERE s.kind = 'run_started' AND s.flow = %(flow)s AND s.subject = %(subject)s
+    AND (s.detail ->> 'slot')::timestamptz >= %(slot)s
+    AND s.detail -> 'parameters' = %(parameters)s::jsonb
+    AND s.detail ->> 'prefect_flow_run' IS DISTINCT FROM %(prefect_flow_run)s
+    AND NOT EXISTS (SELECT FROM pgvigil.audit AS e WHERE e.run_id = s.run_id AND e.kind = 'run_lost')
+ORDER BY s.seq DESC
+LIMIT 1

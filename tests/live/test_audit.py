@@ -21,6 +21,7 @@ from pgvigil import audit, postgres
 from pgvigil.audit import AuditLog, Event, Head, Kind, RunIdentity, step, sweep, verify
 from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, VersionUnsupported
 from pgvigil.fleet import AuditSettings
+from pgvigil.sql import query
 from pgvigil.status import Claim, Expectation, State, assess
 
 if TYPE_CHECKING:
@@ -534,7 +535,7 @@ def test_an_unreachable_store_is_waited_for_once(store: AuditStore) -> None:
     with opened(store, dsn=NOTHING_LISTENS) as log:
         log.append(identity().event(Kind.INTENT, "1"))
         with pytest.raises(AuditUnreachable, match="tried again within 30 seconds"):
-            log.read("open_runs", {"quiet": timedelta()})
+            log.read(query("audit", "open_runs"), {"quiet": timedelta()})
 
 
 def test_a_resent_event_keeps_its_link(store: AuditStore) -> None:
