@@ -6,21 +6,27 @@ import difflib
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
 from pgvigil.errors import ConfigError
 from pgvigil.policies.backfills import BackfillPolicy
 from pgvigil.policies.backup import BackupPolicy
+from pgvigil.policies.clocks import duties_of
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.policies.partitions import PartitionPolicy
+from pgvigil.policies.schedule import Schedule
 from pgvigil.policies.units import AbsolutePath, Dsn, Duration, write_duration
 from pgvigil.policies.wal import WalPolicy
+from pgvigil.policies.waves import WavePolicy, covers
 from pgvigil.reports import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 Item = TypeVar("Item")
 
@@ -74,7 +80,24 @@ class PgBackRestSettings(Frozen):
     )
 
 
-class DatabaseSettings(Frozen):
+class SubjectSettings(Frozen):
+    """What a cluster and a database have in common: how waves find them, or leave them out."""
+
+    tags: tuple[str, ...] = Field(default=(), description="words that a wave may select by")
+    schedules: dict[str, Schedule] = Field(
+        default_factory=dict,
+        description="by pipeline, a time of its own: the fleet's wave then leaves this one out",
+    )
+
+    @model_validator(mode="after")
+    def _schedule_duties_only(self) -> Self:
+        for pipeline in self.schedules:
+            if pipeline not in duties_of(self):
+                raise ValueError(f"schedules.{pipeline}: {_no_pipeline(pipeline, duties_of(self))}")
+        return self
+
+
+class DatabaseSettings(SubjectSettings):
     """One database of a cluster; its pipelines add their own keys here."""
 
     partitions: tuple[PartitionPolicy, ...] = Field(
@@ -87,7 +110,7 @@ class DatabaseSettings(Frozen):
         return _pick(self.backfills, name, "backfill")
 
 
-class ClusterSettings(Frozen):
+class ClusterSettings(SubjectSettings):
     """One PostgreSQL instance with one pgBackRest stanza."""
 
     dsn: Dsn = Field(description="libpq connection string of the cluster, without a password")
@@ -112,6 +135,49 @@ class Fleet(Frozen):
     audit: AuditSettings
     s3: S3Settings = S3Settings()
     clusters: dict[str, ClusterSettings] = Field(min_length=1, description="the clusters, by name")
+    waves: dict[str, WavePolicy] = Field(
+        default_factory=dict, description="by pipeline, how its scheduled run goes over the fleet"
+    )
+
+    @model_validator(mode="after")
+    def _waves_mean_somebody(self) -> Self:
+        """Refuse a wave whose words mean nobody: a typo there would leave a database unwatched."""
+        for pipeline, policy in self.waves.items():
+            subjects = [subject for subject, settings in self.subjects() if pipeline in duties_of(settings)]
+            if not subjects:
+                raise ValueError(f"waves.{pipeline}: {_no_pipeline(pipeline, self.pipelines())}")
+            for pattern in (*policy.names, *policy.leave_out):
+                if not any(covers(pattern, subject) for subject in subjects):
+                    raise ValueError(f"waves.{pipeline}: '{pattern}' means none of {', '.join(subjects)}")
+            for tag in policy.tags:
+                if not any(tag in self.tags(subject) for subject in subjects):
+                    raise ValueError(f"waves.{pipeline}.tags: nobody has the tag '{tag}'")
+        return self
+
+    def subjects(self) -> Iterator[tuple[str, ClusterSettings | DatabaseSettings]]:
+        """Yield every cluster and every database of it, by the name that flows are given."""
+        for name, cluster in self.clusters.items():
+            yield name, cluster
+            for database, settings in cluster.databases.items():
+                yield f"{name}/{database}", settings
+
+    def tags(self, subject: str) -> frozenset[str]:
+        """Return a subject's tags; a database has those of its cluster as well."""
+        cluster, _, database = subject.partition("/")
+        settings = self.clusters[cluster]
+        own = settings.databases[database].tags if database else ()
+        return frozenset((*settings.tags, *own))
+
+    def pipelines(self) -> tuple[str, ...]:
+        """Name what is run unattended for anybody in the fleet."""
+        return tuple(dict.fromkeys(name for _, settings in self.subjects() for name in duties_of(settings)))
+
+    def wave(self, pipeline: str) -> WavePolicy:
+        """Return how a pipeline goes over the fleet, or raise ConfigError with the nearest name."""
+        known = self.pipelines()
+        if pipeline not in known:
+            raise ConfigError(_no_pipeline(pipeline, known), hint=_suggest(pipeline, known))
+        return self.waves.get(pipeline, WavePolicy())
 
     def cluster(self, name: str) -> ClusterSettings:
         """Return a cluster, or raise ConfigError with the nearest name."""
@@ -126,6 +192,10 @@ class Fleet(Frozen):
             )
         settings = self.cluster(cluster)
         return settings, database, _pick(settings.databases, database, f"database of cluster '{cluster}'")
+
+
+def _no_pipeline(name: str, known: Iterable[str]) -> str:
+    return f"nothing here runs '{name}' unattended; known: {', '.join(known) or 'none'}"
 
 
 def _databases_hint(fleet: Fleet) -> str:
@@ -242,7 +312,8 @@ def _fault(location: tuple[int | str, ...], kind: str, message: str) -> str:
         known = _fields_at(location[:-1])
         return f"{path} is unknown" + (f"; {_suggest(str(location[-1]), known)}" if known else "")
     told = message.removeprefix("Value error, ")
-    return f"{path}: {told[0].lower()}{told[1:]}"
+    told = f"{told[0].lower()}{told[1:]}"
+    return f"{path}: {told}" if path else told
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

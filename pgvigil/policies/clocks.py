@@ -1,9 +1,14 @@
-"""What a policy wants proven, and how fresh: each pipeline's policy tells it, `pgvigil status` asks all."""
+"""What a policy wants proven, how fresh, and by which runs: each pipeline's policy tells it.
+
+`pgvigil status` asks all of them for their clocks, a wave over the fleet for their duties.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from pgvigil.reports import Frozen
 
@@ -37,12 +42,29 @@ class Clock(Frozen):
         return self.max_age * repositories if self.takes_turns and self.per_repository else self.max_age
 
 
+class Duty(Frozen):
+    """A flow that is run unattended, and the parameters that it is given beside its subject."""
+
+    flow: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> str:
+        """The flow's name as people write it."""
+        return self.flow.replace("_", "-")
+
+
 class Watched(Frozen):
     """A policy whose pipeline gives proofs."""
 
     def clocks(self) -> Iterator[Clock]:
         """Yield every proof that is wanted under this policy."""
         raise NotImplementedError
+
+    def duties(self) -> Iterator[Duty]:
+        """Yield what is run unattended under this policy: whatever gives its proofs, but no person's work."""
+        for flow in dict.fromkeys(clock.flow for clock in self.clocks() if not clock.begun):
+            yield Duty(flow=flow)
 
 
 def clocks_of(settings: Frozen) -> Iterator[Clock]:
@@ -54,6 +76,12 @@ def clocks_of(settings: Frozen) -> Iterator[Clock]:
         for name, policy in _policies(getattr(settings, field)):
             for clock in policy.clocks():
                 yield clock if clock.detail else clock.model_copy(update={"detail": name})
+
+
+def duties_of(settings: Frozen) -> dict[str, Duty]:
+    """Return by pipeline what is run unattended for a cluster or a database, once each."""
+    policies = (each for field in type(settings).model_fields for each in _policies(getattr(settings, field)))
+    return {duty.pipeline: duty for _, policy in policies for duty in policy.duties()}
 
 
 def _policies(value: object) -> Iterable[tuple[str, Watched]]:

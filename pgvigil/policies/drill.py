@@ -10,7 +10,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from pgvigil.drill.facts import TargetKind
-from pgvigil.policies.clocks import Clock, Watched
+from pgvigil.policies.clocks import Clock, Duty, Watched
 from pgvigil.policies.units import AbsolutePath, Dsn, Duration, ServerWait
 from pgvigil.reports import Frozen
 
@@ -92,3 +92,8 @@ class DrillPolicy(Watched):
         yield turn
         for kind in kinds:
             yield turn.model_copy(update={"detail": kind, "max_age": self.fresh * len(kinds)})
+
+    @override
+    def duties(self) -> Iterator[Duty]:
+        yield from super().duties()
+        yield Duty(flow="reap_drills")

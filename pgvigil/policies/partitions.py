@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import zoneinfo
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 from typing_extensions import override
 
-from pgvigil.policies.clocks import Clock, Watched
+from pgvigil.policies.clocks import Clock, Duty, Watched
+from pgvigil.policies.schedule import Zone
 from pgvigil.policies.units import Duration, ServerWait
 from pgvigil.reports import Frozen
 
@@ -64,12 +64,6 @@ Width = Annotated[
 ]
 
 
-def _known_zone(name: str) -> str:
-    if name not in zoneinfo.available_timezones():
-        raise ValueError(f"'{name}' is no IANA time zone such as Europe/Berlin or UTC")
-    return name
-
-
 def _is_archive(address: str) -> str:
     if not _ADDRESS.fullmatch(address):
         raise ValueError(f"'{address}' is no address in an object store: write s3://bucket/prefix")
@@ -119,9 +113,7 @@ class PartitionPolicy(Watched):
     epoch: Literal["s", "ms", "us"] | None = Field(
         default=None, description="an integer key that counts time since 1970 in this unit"
     )
-    zone: Annotated[str, AfterValidator(_known_zone)] = Field(
-        default="UTC", description="time zone in which days, weeks, months and years begin"
-    )
+    zone: Zone = Field(default="UTC", description="time zone in which days, weeks, months and years begin")
     ahead: int = Field(default=4, ge=1, le=1000, description="partitions that must exist after the current")
     keep: Width | None = Field(
         default=None, description="what stays in the table; older partitions leave. Without it, all stay"
@@ -181,3 +173,9 @@ class PartitionPolicy(Watched):
             max_age=self.fresh,
             per_repository=False,
         )
+
+    @override
+    def duties(self) -> Iterator[Duty]:
+        yield from super().duties()
+        if self.archive:
+            yield Duty(flow="restore_partition", parameters={"keep": False})  # its drill: nothing stays

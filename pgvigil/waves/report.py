@@ -1,0 +1,99 @@
+"""What a wave proved: every subject's outcome, worst first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+from typing_extensions import override
+
+from pgvigil.pages import MARK, cell, table
+from pgvigil.reports import Check, Frozen, Report, Verdict
+from pgvigil.waves.selection import LeftOut
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_WORST_FIRST = (Verdict.REFUTED, Verdict.INCONCLUSIVE, Verdict.VERIFIED)
+
+
+class Outcome(Frozen):
+    """How a subject came out of a wave.
+
+    `ended` has the verdict of its run; `at work` was not waited for; `left` did not begin. `earlier` ended in
+    a run of the same wave before this one. `run_id` leads into the audit log, `where` to the run in Prefect.
+    """
+
+    subject: str
+    state: Literal["ended", "at work", "left"] = "ended"
+    verdict: Verdict = Verdict.INCONCLUSIVE
+    said: str = ""
+    run_id: UUID | None = None
+    where: str = ""
+    earlier: bool = False
+
+    def check(self) -> Check:
+        """Be one check of the wave."""
+        return Check(
+            id=self.subject,
+            verdict=self.verdict,
+            expected="verified",
+            actual=self.said,
+            detail=f"run {self.run_id}" if self.run_id else "",
+        )
+
+
+class WaveReport(Report):
+    """The report of watch_fleet; `wave` is the same for every run that goes on with it."""
+
+    wave: str = ""
+    due: datetime | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    stopped: str = ""
+
+    @override
+    def summary(self) -> str:
+        if not self.outcomes:
+            return ""
+        said = f"{counted(self.outcomes)} of {len(self.outcomes)} subjects"
+        worst = self.outcomes[0]
+        if worst.verdict is Verdict.VERIFIED:
+            return said
+        return f"{said}; {worst.subject}: {worst.said}" + (f"; {self.stopped}" if self.stopped else "")
+
+    @override
+    def section(self) -> str:
+        parts = [f"## Wave `{self.wave}`"] if self.wave else []
+        if self.stopped:
+            parts.append(
+                f"**It was ended early: {cell(self.stopped)}.** The next run goes on with what is left."
+            )
+        if self.outcomes:
+            parts.append(table(("verdict", "subject", "what", "run"), map(_row, self.outcomes)))
+        if self.left_out:
+            parts.append("### Not in this wave")
+            parts.append(table(("subject", "why"), ((each.subject, each.reason) for each in self.left_out)))
+        return "\n\n".join(parts)
+
+
+def worst_first(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    """Order outcomes: refuted, then unknown, then verified; each by name."""
+    return tuple(sorted(outcomes, key=lambda each: (_WORST_FIRST.index(each.verdict), each.subject)))
+
+
+def counted(outcomes: Iterable[Outcome]) -> str:
+    """Count outcomes by verdict, worst first; what did not begin is no verdict of a run."""
+    found = Counter(each.state if each.state != "ended" else str(each.verdict) for each in outcomes)
+    kinds = [str(verdict) for verdict in _WORST_FIRST]
+    kinds[2:2] = ["at work", "left"]
+    return ", ".join(f"{found[kind]} {kind}" for kind in kinds if found[kind]) or "none ended"
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    shown = outcome.state if outcome.state != "ended" else str(outcome.verdict)
+    run = outcome.where or (str(outcome.run_id) if outcome.run_id else "")
+    said = f"{outcome.said} (in an earlier run of this wave)" if outcome.earlier else outcome.said
+    return f"{MARK[outcome.verdict]} {shown}", outcome.subject, said, run
