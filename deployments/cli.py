@@ -185,6 +185,9 @@ def run_flow(  # noqa: PLR0913 - one per option
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="KEY=VALUE", help="A parameter.")
     ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="A tag of the run in Prefect.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and plan; change nothing.")] = False,
     local: Annotated[bool, typer.Option("--local", help="On a Prefect server of its own.")] = False,
     json: Json = False,
@@ -195,7 +198,7 @@ def run_flow(  # noqa: PLR0913 - one per option
     from pgvigil.reports import to_json  # noqa: PLC0415
 
     with _only_the_document():
-        report = run(flow, subject, parameter or (), dry_run=dry_run, local=local)
+        report = run(flow, subject, parameter or (), tags=tag or (), dry_run=dry_run, local=local)
     if json:
         typer.echo(to_json(report))
     else:
@@ -510,6 +513,8 @@ def deploy(
 
     fleet = load_fleet()
     wanted = Wanted(manifest.read_manifest(fleet, file), fleet)
+    for peril in manifest.perils(wanted.manifest):
+        typer.echo(f"warning: {peril}", err=True)
     require_answer(required_url())
     from deployments.deploy import deploy as apply  # noqa: PLC0415
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 
@@ -16,7 +17,7 @@ from deployments.steps import Step
 from pgvigil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prefect.client.schemas.objects import DeploymentSchedule
     from prefect.client.schemas.responses import DeploymentResponse
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from deployments.steps import Planner, Wanted
 
 
+MADE = "deploy:"  # begins the tag of what a deploy made; the name in prefect.yaml follows
+
+
 def deploy(wanted: Wanted, *, dry_run: bool = False) -> tuple[str, ...]:
     """Make the server as it is wanted and return what was changed, or with `dry_run` would be.
 
     Idempotent: a second call changes nothing and returns nothing. Never touches whether a schedule or a
-    deployment is paused, nor schedules without a slug, which people make in the UI.
+    deployment is paused, nor what people made: deployments without its tag, schedules without a slug.
     """
     with get_client(sync_client=True) as client:
         steps = [step for plan in PLANNERS for step in plan(client, wanted)]
@@ -46,14 +50,16 @@ def plan_pools(client: SyncPrefectClient, wanted: Wanted) -> Iterator[Step]:
 
 
 def plan_deployments(client: SyncPrefectClient, wanted: Wanted) -> Iterator[Step]:
-    """Plan deployments and their schedules."""
+    """Plan deployments and their schedules, and the end of those that prefect.yaml no longer has."""
     names = choices(wanted.fleet)
+    mark = MADE + wanted.manifest.name
     for entry in wanted.manifest.deployments:
         flow = load_flow(entry.entrypoint)
-        fields = _wanted(entry, list(wanted.manifest.pull)) | {
+        fields = _wanted(entry, list(wanted.manifest.pull), mark) | {
             "parameter_openapi_schema": form(flow, entry.form, names)
         }
         yield from _plan_deployment(client, entry, flow, fields)
+    yield from _plan_removals(client, mark, {entry.name for entry in wanted.manifest.deployments})
 
 
 # In the order in which their steps are applied: each may rest on what those before it make.
@@ -82,10 +88,28 @@ def _plan_pool(client: SyncPrefectClient, name: str) -> Iterator[Step]:
         yield Step(f"create work pool '{name}' of type process", lambda: client.create_work_pool(wanted))
 
 
-def _wanted(entry: DeploymentEntry, pull: list[dict[str, Any]]) -> dict[str, Any]:
+def _plan_removals(client: SyncPrefectClient, mark: str, names: set[str]) -> Iterator[Step]:
+    """Plan the end of deployments that a deploy of this manifest made; what people made has no such tag."""
+    made = DeploymentFilter(tags=DeploymentFilterTags(all_=[mark]))
+    for found in _pages(lambda offset: client.read_deployments(deployment_filter=made, offset=offset)):
+        if found.name not in names:
+            yield Step(
+                f"delete deployment '{found.name}', which prefect.yaml no longer has",
+                lambda gone=found.id: client.delete_deployment(gone),  # type: ignore[misc]
+            )
+
+
+def _pages(read: Callable[[int], list[DeploymentResponse]]) -> list[DeploymentResponse]:
+    found: list[DeploymentResponse] = []
+    while page := read(len(found)):
+        found += page
+    return found
+
+
+def _wanted(entry: DeploymentEntry, pull: list[dict[str, Any]], mark: str) -> dict[str, Any]:
     return {
         "description": entry.description,
-        "tags": list(entry.tags),
+        "tags": [*entry.tags, mark],
         "parameters": entry.parameters,
         "work_pool_name": entry.work_pool.name,
         "entrypoint": entry.entrypoint,
@@ -128,8 +152,9 @@ def _creation(
     return Step(f"create deployment '{entry.name}' of {entry.entrypoint}, {when}", create)
 
 
-def _when(schedule: ScheduleEntry) -> str:
-    return f"schedule '{schedule.slug}' at '{schedule.cron}' {schedule.timezone}"
+def _when(schedule: ScheduleEntry, deployment: str = "") -> str:
+    of = f" of '{deployment}'" if deployment else ""
+    return f"schedule '{schedule.slug}'{of} at '{schedule.cron}' {schedule.timezone}"
 
 
 def _schedule(entry: ScheduleEntry) -> DeploymentScheduleCreate:
@@ -169,12 +194,12 @@ def _plan_schedule(
     cron = _cron(wanted)
     if known is None:
         yield Step(
-            f"create {_when(wanted)}",
+            f"create {_when(wanted, deployment.name)}",
             lambda: client.create_deployment_schedules(deployment.id, [_schedule(wanted)]),
         )
     elif (known.schedule, known.parameters) != (cron, wanted.parameters):
         yield Step(
-            f"update {_when(wanted)}",
+            f"update {_when(wanted, deployment.name)}",
             lambda: client.update_deployment_schedule(
                 deployment.id, known.id, schedule=cron, parameters=wanted.parameters
             ),

@@ -5,40 +5,33 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import zoneinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pgvigil.errors import ConfigError
+from pgvigil.policies.clocks import duties_of
+from pgvigil.policies.schedule import Schedule
 from pgvigil.reports import Frozen
+from pgvigil.waves.selection import Member, select
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
     from pgvigil.fleet import Fleet
 
 FILE = Path(__file__).resolve().parents[1] / "prefect.yaml"
-CLUSTER = "PGVIGIL_CLUSTER"
-DATABASE = "PGVIGIL_DATABASE"
 Kind = Literal["clusters", "partitioned databases", "partitioned tables", "migrated databases", "backfills"]
 _PLACE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
+_WAVE = "flows.watch_fleet:watch_fleet"
 
 
-def _known_zone(name: str) -> str:
-    if name not in zoneinfo.available_timezones():
-        raise ValueError(f"'{name}' is no IANA time zone such as Europe/Berlin or Etc/UTC")
-    return name
-
-
-class ScheduleEntry(Frozen):
+class ScheduleEntry(Schedule):
     """One schedule; its slug is its identity, and whether it is paused is the operator's alone."""
 
     slug: str = Field(min_length=1)
-    cron: str
-    timezone: Annotated[str, AfterValidator(_known_zone)]
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -68,6 +61,11 @@ class DeploymentEntry(Frozen):
     enforce_parameter_schema: bool = True
     form: dict[str, FormField] = Field(default_factory=dict)
 
+    @property
+    def wave(self) -> str:
+        """The pipeline that it takes over the fleet; empty for every other deployment."""
+        return str(self.parameters.get("pipeline", "")) if self.entrypoint == _WAVE else ""
+
 
 class Manifest(Frozen):
     """The whole of prefect.yaml; `definitions` hold anchors only."""
@@ -79,18 +77,10 @@ class Manifest(Frozen):
     deployments: tuple[DeploymentEntry, ...]
 
 
-def load_manifest(clusters: Iterable[str], file: Path = FILE, databases: Iterable[str] = ()) -> Manifest:
-    """Read prefect.yaml, checked and with every place filled in; raises ConfigError naming the key.
-
-    `databases` are written cluster/database: those whose partitions the fleet file has a policy for.
-    """
-    subjects = {CLUSTER: tuple(clusters), DATABASE: tuple(databases)}
+def load_manifest(file: Path = FILE) -> Manifest:
+    """Read prefect.yaml, checked and with every place filled in; raises ConfigError naming the key."""
     document = _read(file)
     home = os.environ.get("PGVIGIL_HOME") or str(file.resolve().parent)
-    for deployment in document.get("deployments") or ():
-        if isinstance(deployment, dict) and isinstance(deployment.get("schedules"), list):
-            deployment["schedules"] = _per_subject(deployment["schedules"], subjects)
-            _share_only_parameters(deployment)
     try:
         return Manifest.model_validate(fill(document, {**os.environ, "PGVIGIL_HOME": home}))
     except ValidationError as error:
@@ -99,14 +89,49 @@ def load_manifest(clusters: Iterable[str], file: Path = FILE, databases: Iterabl
 
 
 def read_manifest(fleet: Fleet, file: Path | None = None) -> Manifest:
-    """Read prefect.yaml for the clusters and databases of a fleet file."""
-    rolled = [
-        f"{cluster}/{database}"
-        for cluster, settings in fleet.clusters.items()
-        for database, own in settings.databases.items()
-        if own.partitions
-    ]
-    return load_manifest(fleet.clusters, file or FILE, rolled)
+    """Read prefect.yaml and give its deployments the schedules that the fleet file asks for.
+
+    A wave has a schedule as long as it has members: its own of the fleet file, or that of prefect.yaml. A
+    pipeline has one for every subject with a time of its own.
+    """
+    found = load_manifest(file or FILE)
+    deployments = tuple(_scheduled(entry, fleet) for entry in found.deployments)
+    return found.model_copy(update={"deployments": deployments})
+
+
+def perils(manifest: Manifest) -> tuple[str, ...]:
+    """Say which schedules daylight saving would skip or double."""
+    return tuple(
+        f"{entry.name}: schedule '{schedule.slug}' at '{schedule.cron}': {schedule.peril}; "
+        "choose another hour, or Etc/UTC"
+        for entry in manifest.deployments
+        for schedule in entry.schedules
+        if schedule.peril
+    )
+
+
+def _scheduled(entry: DeploymentEntry, fleet: Fleet) -> DeploymentEntry:
+    if entry.wave:
+        schedules = _wave_schedules(entry, fleet) if entry.wave in fleet.pipelines() else ()
+    else:
+        schedules = (*entry.schedules, *_own_schedules(entry.name, fleet))
+    return _share_only_parameters(entry.model_copy(update={"schedules": schedules}))
+
+
+def _wave_schedules(entry: DeploymentEntry, fleet: Fleet) -> tuple[ScheduleEntry, ...]:
+    if not select(fleet, entry.wave).members:
+        return ()
+    wanted = fleet.wave(entry.wave).schedule
+    return tuple(each.model_copy(update=dict(wanted or {})) for each in entry.schedules)
+
+
+def _own_schedules(pipeline: str, fleet: Fleet) -> Iterator[ScheduleEntry]:
+    for subject, settings in fleet.subjects():
+        own = settings.schedules.get(pipeline)
+        if own:
+            duty = duties_of(settings)[pipeline]
+            given = Member(subject=subject, parameters=duty.parameters).arguments
+            yield ScheduleEntry(slug=f"own-{subject}", parameters=given, **dict(own))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -122,25 +147,15 @@ def _read(file: Path) -> dict[str, Any]:
     return document
 
 
-def _per_subject(schedules: list[Any], subjects: Mapping[str, tuple[str, ...]]) -> list[Any]:
-    """Repeat each schedule that names a cluster or a database for every one of them."""
-    repeated = []
-    for schedule in schedules:
-        place = next((place for place in subjects if place in str(schedule)), None)
-        names = subjects[place] if place else ("",)
-        repeated += [fill(schedule, {place or "": name}) for name in names]
-    return repeated
-
-
-def _share_only_parameters(deployment: dict[str, Any]) -> None:
+def _share_only_parameters(entry: DeploymentEntry) -> DeploymentEntry:
     """Give a deployment with one schedule that schedule's parameters as well.
 
     They fill its form, and they stand when Prefect's server drops the schedule's own: 3.8.8 does that to
     every schedule that is paused and resumed by itself.
     """
-    schedules = deployment["schedules"]
-    if len(schedules) == 1 and isinstance(schedules[0], dict) and "parameters" not in deployment:
-        deployment["parameters"] = dict(schedules[0].get("parameters") or {})
+    if len(entry.schedules) != 1 or entry.parameters:
+        return entry
+    return entry.model_copy(update={"parameters": dict(entry.schedules[0].parameters)})
 
 
 def fill(value: Any, names: Mapping[str, str]) -> Any:

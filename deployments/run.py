@@ -28,23 +28,34 @@ def known_flows() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(flows.__path__))
 
 
-def run(name: str, subject: str, pairs: Sequence[str], *, dry_run: bool, local: bool) -> Report:
+def run(  # noqa: PLR0913 - one per option
+    name: str,
+    subject: str,
+    pairs: Sequence[str],
+    *,
+    tags: Sequence[str] = (),
+    dry_run: bool,
+    local: bool,
+) -> Report:
     """Run the flow of this name and return its report, whatever the verdict.
 
-    `pairs` are KEY=VALUE. It runs on the server of PREFECT_API_URL; without one, or with `local`, on a
-    server of its own. Raises ConfigError for a wrong flow or parameter and for a server that is away.
+    `pairs` are KEY=VALUE, `tags` those of the run in Prefect. It runs on the server of PREFECT_API_URL;
+    without one, or with `local`, on a server of its own. Raises ConfigError for a wrong flow or parameter
+    and for a server that is away.
     """
     module = _module(name)
     values = _split(pairs)
     url = os.environ.get("PREFECT_API_URL")
     if local or not url:
-        return _run_alone(module, subject, values, dry_run=dry_run)
+        return _run_alone(module, subject, values, tags, dry_run=dry_run)
     require_answer(url)
     flow = _load(module)
-    return _call(flow, _arguments(flow, name, subject, values, dry_run=dry_run))
+    return _call(flow, _arguments(flow, name, subject, values, dry_run=dry_run), tags)
 
 
-def _run_alone(module: str, subject: str, values: dict[str, str], *, dry_run: bool) -> Report:
+def _run_alone(
+    module: str, subject: str, values: dict[str, str], tags: Sequence[str], *, dry_run: bool
+) -> Report:
     with private_server() as server:
         # Prefect reads its settings when it is imported, which `_load` does while the server starts.
         home = str(server.log.parent)
@@ -52,7 +63,7 @@ def _run_alone(module: str, subject: str, values: dict[str, str], *, dry_run: bo
         flow = _load(module)
         arguments = _arguments(flow, module, subject, values, dry_run=dry_run)
         server.await_ready()
-        return _call(flow, arguments)
+        return _call(flow, arguments, tags)
 
 
 def _module(name: str) -> str:
@@ -72,8 +83,11 @@ def _load(module: str) -> Callable[..., Any]:
     return flow
 
 
-def _call(flow: Callable[..., Any], arguments: dict[str, Any]) -> Report:
-    report: Report = flow(**arguments)
+def _call(flow: Callable[..., Any], arguments: dict[str, Any], tags: Sequence[str]) -> Report:
+    from prefect import tags as tagged  # noqa: PLC0415 - Prefect is there once the flow is loaded
+
+    with tagged(*tags):
+        report: Report = flow(**arguments)
     return report
 
 

@@ -18,11 +18,14 @@ from rich.console import Console
 from pgvigil.errors import PgvigilError
 from pgvigil.pages import markdown
 from pgvigil.reports import Report, Verdict, headline
+from tasks.schedule import served_by, slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefect import State
+
+WAVE = "wave:"  # begins the tag of a run that belongs to a wave over the fleet
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Report)
@@ -52,13 +55,20 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
     """Make a flow of a function that returns a report."""
 
     def decorate(function: Callable[P, R]) -> Pipeline[P, R]:
+        signature = inspect.signature(function, eval_str=True)
+
         @wraps(function)
         def conclude(*args: P.args, **kwargs: P.kwargs) -> Any:
             outlive_the_worker()
-            return to_state(function(*args, **kwargs))
+            subject = next(iter(signature.bind(*args, **kwargs).arguments.values()))
+            served = served_by(options["name"], str(subject))
+            # Its slot is served, so nothing is wrong; and nothing was proven, so no clock is set back.
+            return (
+                Completed(name="Skipped", message=served) if served else to_state(function(*args, **kwargs))
+            )
 
         # Prefect reads types where the wrapper lives; they must be resolved where the function lives.
-        conclude.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+        conclude.__signature__ = signature  # type: ignore[attr-defined]
         conclude.__annotations__ = inspect.get_annotations(function, eval_str=True)
         # Prefect stores the description as the flow's page and its Args as the form's help texts.
         return Pipeline(conclude, description=inspect.getdoc(function), **options)
@@ -115,4 +125,11 @@ def context() -> dict[str, Any]:
     """Tell the audit log which Prefect run this is, and who or what started it as far as Prefect knows."""
     if FlowRunContext.get() is None:
         return {}
-    return {"prefect_flow_run": flow_run.id, "prefect_deployment": deployment.name}
+    wave = next((tag.removeprefix(WAVE) for tag in flow_run.tags or () if tag.startswith(WAVE)), None)
+    due = slot()
+    return {
+        "prefect_flow_run": flow_run.id,
+        "prefect_deployment": deployment.name,
+        **({"wave": wave} if wave else {}),
+        **({"slot": due.isoformat(), "parameters": flow_run.parameters} if due else {}),
+    }

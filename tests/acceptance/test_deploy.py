@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pgvigil.sandbox import Sandbox
 from tests.acceptance.conftest import Pgvigil
 
+WAVE = "watch_fleet/fleet-nightly-backup"
 NAME = "nightly_backup/nightly-backup"
 UNCHANGED = "nothing to change: the server is as prefect.yaml and the fleet file say\n"
 
@@ -28,13 +29,19 @@ def deployment(client: SyncPrefectClient) -> DeploymentResponse:
     return client.read_deployment_by_name(NAME)
 
 
-def test_the_schedule_makes_runs(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
-    """The server's scheduler plans the coming nights, each with its cluster."""
+@pytest.fixture
+def wave(client: SyncPrefectClient) -> DeploymentResponse:
+    """The deployment that takes the nightly backup over the fleet."""
+    return client.read_deployment_by_name(WAVE)
+
+
+def test_the_schedule_makes_runs(client: SyncPrefectClient, wave: DeploymentResponse) -> None:
+    """The server's scheduler plans the coming nights, each with its pipeline."""
     planned = _await(
-        lambda: [r for r in client.read_flow_runs() if r.auto_scheduled and r.deployment_id == deployment.id]
+        lambda: [r for r in client.read_flow_runs() if r.auto_scheduled and r.deployment_id == wave.id]
     )
 
-    assert {str(run.parameters) for run in planned} == {"{'cluster': 'demo'}"}
+    assert {str(run.parameters) for run in planned} == {"{'pipeline': 'nightly-backup'}"}
 
 
 def test_a_second_deploy_changes_nothing(pgvigil: Pgvigil) -> None:
@@ -43,33 +50,16 @@ def test_a_second_deploy_changes_nothing(pgvigil: Pgvigil) -> None:
 
 
 @pytest.mark.long
-def test_a_dry_run_only_tells(
-    pgvigil: Pgvigil, client: SyncPrefectClient, deployment: DeploymentResponse
-) -> None:
+def test_a_dry_run_only_tells(pgvigil: Pgvigil, client: SyncPrefectClient, wave: DeploymentResponse) -> None:
     """A schedule that somebody deleted is announced, not made; the deploy after it makes it."""
-    client.delete_deployment_schedule(deployment.id, deployment.schedules[0].id)
+    client.delete_deployment_schedule(wave.id, wave.schedules[0].id)
 
     told = pgvigil("deploy", "--dry-run").stdout
 
-    assert told == "would create schedule 'nightly-demo' at '30 3 * * *' Etc/UTC\n"
-    assert client.read_deployment_by_name(NAME).schedules == []
+    assert told == "would create schedule 'wave' of 'fleet-nightly-backup' at '30 3 * * *' Etc/UTC\n"
+    assert client.read_deployment_by_name(WAVE).schedules == []
     assert pgvigil("deploy").stdout == told.replace("would", "done:")
     assert UNCHANGED == pgvigil("deploy").stdout
-
-
-@pytest.mark.long
-def test_an_operators_pause_outlives_a_deploy(
-    pgvigil: Pgvigil, client: SyncPrefectClient, deployment: DeploymentResponse
-) -> None:
-    """A paused schedule stays paused, and gets back the parameters that Prefect drops when it is paused."""
-    schedule = client.read_deployment_schedules(deployment.id)[0]
-    client.update_deployment_schedule(deployment.id, schedule.id, active=False)
-
-    assert pgvigil("deploy").returncode == 0
-
-    (after,) = client.read_deployment_schedules(deployment.id)
-    assert (after.active, after.parameters) == (False, {"cluster": "demo"})
-    client.update_deployment_schedule(deployment.id, schedule.id, active=True, parameters=after.parameters)
 
 
 def test_every_field_of_the_form_explains_itself(deployment: DeploymentResponse) -> None:

@@ -21,7 +21,7 @@ FLEET = Fleet.model_validate(
 )
 DEPLOYED = {
     entry.name: form(load_flow(entry.entrypoint), entry.form, choices(FLEET))
-    for entry in load_manifest(FLEET.clusters, databases=["one/shop"]).deployments
+    for entry in load_manifest().deployments
 }
 
 
@@ -72,7 +72,7 @@ def test_without_a_name_to_choose_any_text_goes() -> None:
 @pytest.mark.parametrize("name", ["roll-partitions", "restore-partition", "run-backfill", "reap-drills"])
 def test_what_changes_data_is_a_dry_run_in_the_form_alone(name: str) -> None:
     """The form has it on; the flow itself, and so every schedule, has it off."""
-    entry = next(each for each in load_manifest(["one"]).deployments if each.name == name)
+    entry = next(each for each in load_manifest().deployments if each.name == name)
 
     assert fields(name)["dry_run"]["default"] is True
     assert load_flow(entry.entrypoint).parameters.properties["dry_run"]["default"] is False
