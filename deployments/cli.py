@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from pgvigil import __version__
 from pgvigil.errors import PgvigilError
-from pgvigil.processes import redactor
+from pgvigil.redaction import redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import re
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from pgvigil.errors import (
     PreconditionFailed,
     VersionUnsupported,
 )
+from pgvigil.redaction import MASK, is_secret, redact
 from pgvigil.reports import Frozen, Verdict
 from pgvigil.spool import Spool
 from pgvigil.sql import query
@@ -66,7 +66,6 @@ __all__ = [
     "install",
     "last_claims",
     "list_runs",
-    "redact",
     "served",
     "show_run",
     "step",
@@ -127,19 +126,6 @@ class RunIdentity(Frozen):
             step=step,
             detail=dict(detail or {}),
         )
-
-
-_URL_PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s/]*@")
-_SECRET_NAME = "(?:password|passwd|passphrase|secret|cipher[-_]pass|access[-_]key|session[-_]token)"  # noqa: S105
-_SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
-_ASSIGNED_SECRET = re.compile(
-    rf"""({_SECRET_NAME}\w*["']?\s*[=:]\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s&;,'"]+)""", re.IGNORECASE
-)
-
-
-def redact(text: str) -> str:
-    """Mask passwords in connection strings and in `name=value` pairs whose name is that of a secret."""
-    return _ASSIGNED_SECRET.sub(r"\1***", _URL_PASSWORD.sub(r"\1***@", text))
 
 
 # --- writing ------------------------------------------------------------------------------------------
@@ -357,7 +343,7 @@ def _plain(value: Any, redact: Callable[[str], str]) -> Any:
         return _plain(dict(value), redact)
     if isinstance(value, dict):
         return {
-            _storable(str(key)): "***" if _SECRET_KEY.search(str(key)) else _plain(item, redact)
+            _storable(str(key)): MASK if is_secret(str(key)) else _plain(item, redact)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):

@@ -11,7 +11,6 @@ import ast
 import marshal
 import os
 import pwd
-import re
 import selectors
 import shlex
 import signal
@@ -37,6 +36,7 @@ from pgvigil.errors import (
     Stalled,
     ToolFailed,
 )
+from pgvigil.redaction import LONGEST_SECRET, redactor
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
@@ -352,7 +352,9 @@ class _Tool:
     def _take_lines(self, name: str, chunk: bytes) -> None:
         *lines, rest = (self.partial[name] + chunk).split(b"\n")
         if len(rest) > LONGEST_LINE:
-            lines, rest = [*lines, rest], b""
+            # Masked before it is broken, and its end kept back: a secret may stand there, or have half come.
+            rest = self._mask(rest)
+            lines, rest = [*lines, rest[:-LONGEST_SECRET]], rest[-LONGEST_SECRET:]
         self.partial[name] = rest
         for raw in lines:
             line = self.redact(raw.decode(errors="replace").rstrip("\r"))
@@ -361,6 +363,9 @@ class _Tool:
                 self._keep(self.transcript, line)
             if self.on_line:
                 self.on_line(line)
+
+    def _mask(self, raw: bytes) -> bytes:
+        return self.redact(raw.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
     def _keep(self, transcript: IO[str], line: str) -> None:
         try:
@@ -396,7 +401,7 @@ class _Tool:
                 "they belong to another user or hang in the kernel; run pgvigil as root or as that user",
             )
         if "signal" in word or word.get("reason"):
-            how = signal.Signals(word["signal"]).name if "signal" in word else word["reason"]
+            how = _signal_name(word["signal"]) if "signal" in word else word["reason"]
             raise self._error(
                 ProcessKilled,
                 f"{self._name} was ended by {how}, its work is not finished",
@@ -514,30 +519,11 @@ def _inherited(command: Command) -> dict[str, str]:
     return {**inherited, **command.env}
 
 
-_SECRET_NAME = re.compile(r"KEY|SECRET|PASS|TOKEN|CIPHER|CREDENTIAL", re.IGNORECASE)
-_SECRET_TEXT = re.compile(
-    r"(?P<lead>://[^\s:/@]*:)[^\s/]*(?P<end>@)|(?P<name>\bpassword\s*=\s*)[^\s'\"]+", re.IGNORECASE
-)
-_NO_SECRETS = frozenset({TOKEN, "PGPASSFILE"})
-
-
-def redactor(env: dict[str, str] | None = None) -> Callable[[str], str]:
-    """Return a function that masks secrets: values of secret-looking variables, passwords in URLs."""
-    source = os.environ if env is None else env
-    values = sorted(
-        {v for k, v in source.items() if _SECRET_NAME.search(k) and k not in _NO_SECRETS and len(v) >= 6},
-        key=len,
-        reverse=True,
-    )
-
-    def redact(text: str) -> str:
-        for value in values:
-            text = text.replace(value, "***")
-        return _SECRET_TEXT.sub(
-            lambda match: f"{match['lead'] or match['name']}***{match['end'] or ''}", text
-        )
-
-    return redact
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals between the two that have names
+        return f"signal {number}"
 
 
 def _span(span: timedelta) -> str:

@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
-from pgvigil import audit
 from pgvigil.audit import AuditLog, Kind, Link, OpenRun, RunIdentity, step, sweep
 from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, PgvigilError
 from pgvigil.fleet import Fleet, load_fleet
 from pgvigil.pages import markdown
-from pgvigil.processes import redactor
+from pgvigil.redaction import redactor
 from pgvigil.reports import (
     Check,
     Finding,
@@ -123,10 +122,14 @@ def _conduct(  # noqa: PLR0913 - the parts of `conduct`
     try:
         steps(run)
     except PgvigilError as error:
-        run.findings.append(finding_of(error, run.identity.subject))
+        finding = finding_of(error, run.identity.subject)
+        run.findings.append(finding)
         run.checks.append(
             Check(
-                id="completed", verdict=Verdict.INCONCLUSIVE, expected="every step done", actual=error.message
+                id="completed",
+                verdict=Verdict.INCONCLUSIVE,
+                expected="every step done",
+                actual=finding.message,
             )
         )
     except BaseException as error:
@@ -277,7 +280,7 @@ def finding_of(error: PgvigilError, subject: str, severity: Severity = Severity.
 
 
 def _audit_log(fleet: Fleet, identity: RunIdentity, redact: Callable[[str], str]) -> AuditLog:
-    return AuditLog(fleet.audit, f"pgvigil audit {identity.run_id}", lambda text: audit.redact(redact(text)))
+    return AuditLog(fleet.audit, f"pgvigil audit {identity.run_id}", redact)
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pgvigil.audit import redact
 from pgvigil.errors import Busy, PgvigilError, PreconditionFailed
-from pgvigil.processes import redactor
+from pgvigil.redaction import redactor
 from pgvigil.reports import Check, Frozen, Verdict, conclude
 
 if TYPE_CHECKING:
@@ -92,8 +91,8 @@ def told(
         id=line,
         subject=subject,
         verdict=Verdict.REFUTED if is_broken else Verdict.INCONCLUSIVE,
-        message=redact(mask(error.message)),
-        hint=redact(mask(error.hint)) or _NO_CURE,
+        message=mask(error.message),
+        hint=mask(error.hint) or _NO_CURE,
         required=required or is_broken,
     )
 

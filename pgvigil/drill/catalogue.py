@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 from pgvigil.drill.judgement import Judgement, listed, passed, refuted, unknown
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql, translated
-from pgvigil.processes import redactor
+from pgvigil.redaction import redactor
 from pgvigil.reports import Check, Finding, Frozen, Severity
 from pgvigil.sql import query
 

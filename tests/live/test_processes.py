@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pgvigil.errors import CommandNotFound, DeadlineExceeded, ProcessKilled, ProcessLost, Stalled, ToolFailed
-from pgvigil.processes import TOKEN, Command, hold, marked_processes, run
+from pgvigil.processes import LONGEST_LINE, TOKEN, Command, hold, marked_processes, run
 
 # A tool as nasty as they come: children in its own group, in sessions of their own, deaf to SIGTERM.
 NASTY = (
@@ -153,6 +153,12 @@ def test_the_workers_of_a_main_process_killed_alone_are_ended(mark: str) -> None
     assert [] == alive(mark)
 
 
+def test_a_signal_without_a_name_is_a_killed_tool_as_well() -> None:
+    """Real-time signals have numbers only."""
+    with pytest.raises(ProcessKilled, match="signal 40"):
+        run(Command(argv=("sh", "-c", "kill -40 $$")))
+
+
 def test_an_exit_code_is_told_only_when_no_process_is_left(mark: str) -> None:
     """A worker that outlives its main process is ended before the exit code is reported, and counted."""
     completed = run(Command(argv=("sh", "-c", "setsid sleep 600 & exit 3"), env={"MARK": mark}))
@@ -238,6 +244,23 @@ def test_secrets_reach_no_line_no_transcript_and_no_error(tmp_path: Path) -> Non
     assert "planted-secret" not in text
     assert "hunter22" not in text
     assert "key=***" in text
+
+
+def test_a_secret_that_stands_where_a_long_line_breaks_is_masked() -> None:
+    """What has no line end is broken, but never within a secret, however its bytes arrive."""
+    script = (
+        "import sys, time\n"
+        f"sys.stdout.write('x' * {LONGEST_LINE} + 'planted')\n"
+        "sys.stdout.flush()\n"
+        "time.sleep(0.2)  # so that the second half is read by itself\n"
+        f"sys.stdout.write('-secret ' + 'y' * {LONGEST_LINE - 4} + 'planted-secret' + 'z' * {LONGEST_LINE})"
+    )
+    seen: list[str] = []
+
+    run(Command(argv=(sys.executable, "-c", script), env={"A_SECRET": "planted-secret"}), on_line=seen.append)
+
+    text = "".join(seen)
+    assert [3 * LONGEST_LINE - 4, 2] == [len(text.replace("***", "").replace(" ", "")), text.count("***")]
 
 
 def test_a_secret_of_the_order_is_not_in_the_process_list(mark: str) -> None:

@@ -1,0 +1,51 @@
+"""Secrets are masked wherever text leaves the program: by their values, and by the names before them."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MASK = "***"
+LONGEST_SECRET = 8192  # bytes; what is cut into pieces keeps as much back, or it would cut a secret in two
+
+_NAME = "(?:password|passwd|passphrase|secret|cipher[-_]pass|access[-_]key|session[-_]token)"
+_KEY = re.compile(_NAME, re.IGNORECASE)
+_URL = re.compile(r"(://[^\s:/@]*:)[^\s/]*@")
+_ASSIGNED = re.compile(
+    rf"""({_NAME}\w*["']?\s*[=:]\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s&;,'"]+)""", re.IGNORECASE
+)
+_VARIABLE = re.compile(r"KEY|SECRET|PASS|TOKEN|CIPHER|CREDENTIAL", re.IGNORECASE)
+_NO_SECRETS = frozenset({"PGVIGIL_PROCESS", "PGPASSFILE"})
+_SHORTEST = 6  # characters; less would mask half of every sentence
+
+
+def is_secret(key: str) -> bool:
+    """Tell whether what stands under this key is a secret, by its name."""
+    return bool(_KEY.search(key))
+
+
+def redact(text: str) -> str:
+    """Mask passwords in connection strings and in `name=value` pairs whose name is that of a secret."""
+    return _ASSIGNED.sub(rf"\1{MASK}", _URL.sub(rf"\1{MASK}@", text))
+
+
+def redactor(env: dict[str, str] | None = None) -> Callable[[str], str]:
+    """Return `redact` that masks the values of secret-looking variables as well, each line of them alone too.
+
+    `env` is this process's environment unless given.
+    """
+    source = os.environ if env is None else env
+    held = [value for name, value in source.items() if _VARIABLE.search(name) and name not in _NO_SECRETS]
+    parts = {part for value in held for part in (value, *value.splitlines()) if len(part) >= _SHORTEST}
+    values = sorted(parts, key=len, reverse=True)
+
+    def mask(text: str) -> str:
+        for value in values:
+            text = text.replace(value, MASK)
+        return redact(text)
+
+    return mask

@@ -1,0 +1,48 @@
+import pytest
+
+from pgvigil.redaction import is_secret, redact, redactor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://me:s3cr3t@host/db",
+        "host=x password=s3cr3t port=1",
+        "password = 's3cr3t and s3cr3t'",
+        'conninfo "password":"s3cr3t"',
+        "PGPASSWORD=s3cr3t psql",
+        "--repo1-cipher-pass=s3cr3t",
+        "aws_secret_access_key: s3cr3t",
+    ],
+)
+def test_what_a_secrets_name_introduces_is_masked(text: str) -> None:
+    """However it is quoted or separated."""
+    assert "s3cr3t" not in redact(text)
+    assert "***" in redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "put the password into the password file (PGPASSFILE)",
+        "postgresql://me@host:5432/db",
+        "s3://bucket/key",
+    ],
+)
+def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
+    """Messages must stay readable."""
+    assert text == redact(text)
+
+
+def test_a_variable_of_several_lines_is_masked_line_by_line() -> None:
+    """A tool's output comes in lines, so a private key would pass if only the whole of it were known."""
+    mask = redactor({"TLS_KEY": "-----BEGIN-----\nbG9uZyBhbmQgc2VjcmV0\n", "HOME": "/home/me"})
+
+    assert "line *** of /home/me" == mask("line bG9uZyBhbmQgc2VjcmV0 of /home/me")
+
+
+def test_a_secret_is_known_by_its_key() -> None:
+    """Where a document has keys, the value alone says nothing."""
+    assert ["repo1-cipher-pass", "PASSWORD"] == [
+        k for k in ("repo1-cipher-pass", "PASSWORD", "label") if is_secret(k)
+    ]
