@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 CLOCK_REFUSED = timedelta(hours=1)
 
 # The first pgbackrest that supports a PostgreSQL major, from its release notes.
-_FIRST_SUPPORT = {16: (2, 48), 17: (2, 54), 18: (2, 55)}
+_FIRST_SUPPORT = {16: (2, 48), 17: (2, 53), 18: (2, 55)}
 
 
 def read_server(dsn: str, application_name: str) -> ServerFacts:

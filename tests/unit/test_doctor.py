@@ -150,7 +150,8 @@ def test_the_verdict_of_lines_is_that_of_a_report() -> None:
         (15, (2, 45), True),
         (16, (2, 47), False),
         (16, (2, 48), True),
-        (17, (2, 53), False),
+        (17, (2, 52), False),
+        (17, (2, 53), True),
         (18, (2, 55), True),
     ],
 )
