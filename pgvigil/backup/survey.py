@@ -390,18 +390,20 @@ def _check_free(stanza: str, repo: int, path: Path, info: StanzaInfo) -> list[Fi
     ]
 
 
-def read_options(settings: PgBackRestSettings) -> dict[str, str]:
-    """Read what pgbackrest.conf says for the stanza; raises ConfigError where this process cannot see it."""
+def read_options(settings: PgBackRestSettings, etc: Path = Path("/etc")) -> dict[str, str]:
+    """Read what pgbackrest.conf says for the stanza; raises ConfigError where this process cannot see it.
+
+    Without a configuration of its own a stanza has that of the host, as pgBackRest finds it below `etc`.
+    """
     if len(settings.command) > 1:
         raise ConfigError(
             f"pgbackrest runs behind '{settings.command[0]}', its configuration is not on this host",
             hint="on that host compare pg1-user's rights with infra/roles.sql, and watch disks",
         )
-    candidates = [settings.config] if settings.config else _DEFAULT_CONFIGS
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     try:
-        file = next((path for path in candidates if path.exists()), candidates[0])
-        parser.read_string(file.read_text(encoding="utf-8"))
+        for file in [settings.config] if settings.config else _host_configurations(etc):
+            parser.read_string(file.read_text(encoding="utf-8"))
     except (OSError, configparser.Error, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read pgbackrest's configuration: {error}",
@@ -422,7 +424,10 @@ def posix_repositories(options: dict[str, str]) -> dict[int, Path]:
     return found
 
 
-_DEFAULT_CONFIGS = [Path("/etc/pgbackrest/pgbackrest.conf"), Path("/etc/pgbackrest.conf")]
+def _host_configurations(etc: Path) -> list[Path]:
+    main = [etc / "pgbackrest" / "pgbackrest.conf", etc / "pgbackrest.conf"]
+    included = sorted((etc / "pgbackrest" / "conf.d").glob("*.conf"))
+    return [*[path for path in main if path.exists()][:1], *included] or main[:1]
 
 
 def require_started(pgbackrest: PgBackRest, stanza: StanzaInfo) -> None:

@@ -293,6 +293,20 @@ def test_a_configuration_out_of_sight_is_told(
     assert not survey.check_space(settings, Survey(server=server(), stanza=stanza(), version=(2, 45)))
 
 
+@pytest.mark.parametrize("main", ["pgbackrest/pgbackrest.conf", "pgbackrest.conf", ""])
+def test_the_hosts_configuration_may_lie_in_several_files(tmp_path: Path, main: str) -> None:
+    """As pgBackRest reads them: the first of two places, and whatever is beside it in conf.d."""
+    parts = {"pgbackrest/conf.d/repo.conf": "[global]\nrepo1-type=s3\n"}
+    parts |= {main: "[demo]\npg1-user=me\n"} if main else {}
+    for name, text in parts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    options = survey.read_options(PgBackRestSettings(stanza="demo"), tmp_path)
+
+    assert {"repo1-type": "s3"} | ({"pg1-user": "me"} if main else {}) == options
+
+
 def test_only_directories_of_this_host_are_posix_repositories(tmp_path: Path) -> None:
     """Object stores and repositories behind a repository host are not measured here."""
     options = {
