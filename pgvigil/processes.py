@@ -46,15 +46,34 @@ KEEPER = Path(__file__).with_name("keeper.py")
 TOKEN = "PGVIGIL_PROCESS"  # noqa: S105 - the variable that marks every process of one tool run
 TAIL_LINES = 40
 LONGEST_LINE = 65536  # bytes; what is longer is broken, so that no tool fills memory without a line end
+BEAT = timedelta(seconds=10)  # between two looks at what a tool on another host has computed
 LAST_WORD_PATIENCE = 30.0  # seconds beyond the grace in which a keeper must have ended the tree
 
 # The shell says its own process id before it becomes the program, whose output goes elsewhere.
 _ANNOUNCE = 'echo $$; exec "$@" >&2'
 
 # Runs on the tool's host: when standard input ends, so does the tool, with its group and whatever else
-# carries its token; and when the tool ends, nothing of it is left before its exit code is passed on.
+# carries its token; and when the tool ends, nothing of it is left before its exit code is passed on. Where a
+# stalled tool is to be noticed, its token on standard error says that it computes: that cannot be seen here.
 _LIFELINE = """
 exec 3<&0
+computed() {{
+    t=0
+    for f in /proc/[0-9]*/stat; do
+        {{ read -r line <"$f"; }} 2>/dev/null || continue
+        set -- ${{line##*) }}
+        [ "$3" = "$p" ] && t=$((t+${{12}}+${{13}}))
+    done
+    echo $t
+}}
+beat() {{
+    trap 'kill $s; exit' TERM
+    while sleep {beat} 2>/dev/null & s=$!; wait $s; kill -0 $p 2>/dev/null; do
+        now=$(computed)
+        [ "$now" = "$before" ] || echo {token} >&2
+        before=$now
+    done
+}}
 sweep() {{
     kill -KILL $g$p
     for e in $(grep -ls {token} /proc/[0-9]*/environ); do e=${{e#/proc/}}; kill -KILL ${{e%/environ}}; done
@@ -73,9 +92,11 @@ fi
 p=$!
 watch <&3 >/dev/null 2>&1 & w=$!
 exec 3<&-
+if [ {beat} -gt 0 ]; then beat </dev/null >/dev/null & b=$!; fi
 wait $p
 r=$?
-kill $w 2>/dev/null
+kill $w $b 2>/dev/null
+[ -z "$b" ] || wait $b
 sweep >/dev/null 2>&1
 exit $r
 """.strip()
@@ -227,6 +248,7 @@ class _Tool:
         self.sink = sink
         self.transcript = transcript
         self.token = uuid.uuid4().hex
+        self.sign_of_life = _mark_there(self.token).encode()
         self.argv = reach(command, self.token)
         self.env = _environment(command, self.token)
         self.redact = redactor(self.env)
@@ -357,7 +379,10 @@ class _Tool:
             lines, rest = [*lines, rest[:-LONGEST_SECRET]], rest[-LONGEST_SECRET:]
         self.partial[name] = rest
         for raw in lines:
-            line = self.redact(raw.decode(errors="replace").rstrip("\r"))
+            told = raw.removesuffix(self.sign_of_life)
+            if raw and not told:
+                continue
+            line = self.redact(told.decode(errors="replace").rstrip("\r"))
             self.tail.append(line)
             if self.transcript:
                 self._keep(self.transcript, line)
@@ -485,14 +510,23 @@ def reach(command: Command, token: str) -> list[str]:
     """Build the argv that runs the tool where it lives: as it is, or behind a prefix with a lifeline."""
     if not command.prefix:
         return list(command.argv)
-    mark = f"{TOKEN}={token}-there"  # not the local mark: "another host" may be this one
-    script = _LIFELINE.format(grace=int(command.grace.total_seconds()), token=mark)
+    mark = _mark_there(token)
+    script = _LIFELINE.format(grace=int(command.grace.total_seconds()), token=mark, beat=_beat(command.stall))
     variables = [mark, *(f"{name}={value}" for name, value in command.env.items())]
     remote = ["sh", "-c", script, "pgvigil", *variables, *command.argv]
     if Path(command.prefix[0]).name == "ssh":
         # ssh joins its arguments with blanks and hands the line to a shell on the other side.
         return [*command.prefix, " ".join(shlex.quote(word) for word in remote)]
     return [*command.prefix, *remote]
+
+
+def _mark_there(token: str) -> str:
+    return f"{TOKEN}={token}-there"  # not the local mark: "another host" may be this one
+
+
+def _beat(stall: timedelta | None) -> int:
+    """Return the seconds between two signs of life: several within the bound, 0 for none."""
+    return max(1, int(min(BEAT, stall / 3).total_seconds())) if stall else 0
 
 
 def marked_processes(mark: str) -> list[int]:

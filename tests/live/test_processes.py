@@ -19,6 +19,9 @@ NASTY = (
     "(trap '' TERM; setsid sh -c 'sleep 600; :') & echo up; sleep 600; :"
 )
 
+# Works without a word for longer than a bound on silence.
+BUSY = "import time\nend = time.monotonic() + 6\nwhile time.monotonic() < end: pass\nprint('done')"
+
 RUNNER = """
 import sys, os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us with & has it ignored
@@ -190,9 +193,7 @@ def test_a_tool_that_does_nothing_is_stalled(mark: str) -> None:
 
 def test_a_silent_tool_that_computes_is_not_stalled() -> None:
     """Work without a word is work."""
-    busy = "import time\nend = time.monotonic() + 6\nwhile time.monotonic() < end: pass"
-
-    completed = run(Command(argv=(sys.executable, "-c", busy), stall=timedelta(seconds=4)))
+    completed = run(Command(argv=(sys.executable, "-c", BUSY), stall=timedelta(seconds=4)))
 
     assert 0 == completed.exit_code
 
@@ -331,6 +332,28 @@ def test_a_tool_on_another_host_dies_with_the_run(mark: str, ssh_prefix: tuple[s
 
     assert wait_until(lambda: not alive(mark))
     close(process)
+
+
+@HAS_SSH
+def test_a_silent_tool_on_another_host_that_computes_is_not_stalled(ssh_prefix: tuple[str, ...]) -> None:
+    """What it does there cannot be seen from here, so it says so; and that is no output of the tool."""
+    seen: list[str] = []
+    busy = Command(argv=(sys.executable, "-c", BUSY), prefix=ssh_prefix, stall=timedelta(seconds=4))
+
+    completed = run(busy, on_line=seen.append)
+
+    assert (0, ["done"]) == (completed.exit_code, seen)
+
+
+@HAS_SSH
+def test_a_tool_on_another_host_that_does_nothing_is_stalled(mark: str, ssh_prefix: tuple[str, ...]) -> None:
+    """Its host's silence about it is noticed as that of a tool here is, and it is ended there."""
+    asleep = Command(argv=("sleep", "600"), env={"MARK": mark}, prefix=ssh_prefix, stall=timedelta(seconds=4))
+
+    with pytest.raises(Stalled, match="no output"):
+        run(asleep)
+
+    assert wait_until(lambda: not alive(mark))
 
 
 @HAS_SSH
