@@ -276,9 +276,7 @@ def sandbox_down(
     from pgvigil.sandbox import down  # noqa: PLC0415
 
     place = directory or default_directory()
-    existed = place.exists()
-    down(place)
-    typer.echo(f"the sandbox in {place} is gone" if existed else f"there is no sandbox in {place}")
+    typer.echo(f"the sandbox in {place} is gone" if down(place) else f"there is no sandbox in {place}")
 
 
 @audit_app.command("init")

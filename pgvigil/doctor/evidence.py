@@ -80,7 +80,8 @@ def _require_writable(directory: Path, hint: str) -> None:
 
 def _nearest(path: Path) -> Path:
     """Return the path itself, or the nearest above it that exists."""
-    return next(candidate for candidate in (path.absolute(), *path.absolute().parents) if candidate.exists())
+    candidates = (path.absolute(), *path.absolute().parents)
+    return next(place for place in candidates if os.path.exists(place))  # noqa: PTH110 - Path.exists raises where we may not look
 
 
 def reports_writable(fleet: Fleet) -> str:

@@ -40,17 +40,28 @@ def check_name(directory: Path) -> None:
 
 def check_vacant(directory: Path) -> None:
     """Raise ConfigError unless the directory is absent or empty, so that nobody's files are touched."""
-    if (directory / MARKER).exists():
+    found = entries(directory) or set()
+    if MARKER in found:
         raise ConfigError(
             f"a sandbox is already in '{directory}'",
             hint=f"end it with 'pgvigil sandbox down --dir {directory}', or choose another --dir",
         )
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"'{directory}' is not a directory", hint="choose another --dir")
-    if directory.is_dir() and any(directory.iterdir()):
+    if found:
         raise ConfigError(
             f"directory '{directory}' is not empty and not a sandbox", hint="choose a new or empty --dir"
         )
+
+
+def entries(directory: Path) -> set[str] | None:
+    """Return the names in a directory, None without one; raises ConfigError where we may not look."""
+    try:
+        return {entry.name for entry in directory.iterdir()}
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # a file, or closed to this user
+        raise ConfigError(
+            f"cannot look into sandbox directory '{directory}': {error.strerror}", hint="choose another --dir"
+        ) from error
 
 
 def claim(directory: Path) -> None:

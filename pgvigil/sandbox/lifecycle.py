@@ -82,26 +82,30 @@ def _make_directory(directory: Path) -> None:
         )
 
 
-def down(directory: Path) -> None:
-    """End every process of a sandbox and remove its directory; without one, do nothing.
+def down(directory: Path) -> bool:
+    """End every process of a sandbox and remove its directory; tell whether there was one.
 
     Works on whatever a killed `up` or `down` has left. Raises ConfigError for a directory that is not a
     sandbox, and Busy while another `up` or `down` works on it.
     """
     directory = directory.resolve()
-    if not directory.exists():
-        return
-    _check_ours(directory)
+    if not _is_ours(directory):
+        return False
     with place.locked(directory, _PATIENCE):
-        if directory.exists():
-            _check_ours(directory)
+        if _is_ours(directory):
             _clear(directory)
+    return True
 
 
-def _check_ours(directory: Path) -> None:
-    """Raise ConfigError unless the directory has the marker, or is empty: killed before or after it."""
-    marker = directory / place.MARKER
-    if not directory.is_dir() or (not marker.is_file() and any(directory.iterdir())):
+def _is_ours(directory: Path) -> bool:
+    """Tell whether a directory is there; raises ConfigError unless it has the marker and is this user's.
+
+    One that is empty is a sandbox as well: `up` or `down` was killed before or after the marker.
+    """
+    found = place.entries(directory)
+    if found is None:
+        return False
+    if found and place.MARKER not in found:
         raise ConfigError(
             f"'{directory}' is not a sandbox: it has no {place.MARKER}; nothing was removed",
             hint="name the directory that 'pgvigil sandbox up' was given",
@@ -111,6 +115,7 @@ def _check_ours(directory: Path) -> None:
             f"the sandbox in '{directory}' belongs to another user",
             hint="run 'pgvigil sandbox down' as the user who started it",
         )
+    return True
 
 
 def _clear(directory: Path) -> None:

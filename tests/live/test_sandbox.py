@@ -356,6 +356,28 @@ def test_a_foreign_directory_is_left_alone(workplace: Path, act: Callable[[Path]
     assert [entry.name for entry in workplace.iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("act", ["up", "down"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_directory_that_we_may_not_see_is_refused(workplace: Path, act: str) -> None:
+    """Whose place it is, an ordinary user cannot know: one message, and no word of a sandbox that is gone."""
+    closed = workplace / "closed"
+    closed.mkdir(mode=0o700)
+    interpreter, path = ordinary_interpreter(workplace)
+    script = f"from pathlib import Path; from pgvigil.sandbox import {act}; {act}(Path('{closed}/box'))"
+    env = os.environ | {"PYTHONPATH": path}
+
+    done = subprocess.run(
+        ["runuser", "-u", "nobody", "--", interpreter, "-c", script],
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+
+    assert "ConfigError: cannot look into sandbox directory" in done.stderr
+
+
 def test_a_running_sandbox_is_not_built_over(sandbox: Sandbox) -> None:
     """A second `up` in the same directory is refused and the first goes on."""
     with pytest.raises(ConfigError, match="sandbox down"):
