@@ -14,8 +14,9 @@ from tasks.progress import ProgressBar, ToolLog
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
+    from pgvigil.backup.facts import BackupChoice, ExpirePlan, Line, Proven, Survey
     from pgvigil.backup.operation import Stanza
+    from pgvigil.pgbackrest import RepositoryStatus
     from pgvigil.runs import Run
 
 
@@ -33,13 +34,12 @@ def look(stanza: Stanza) -> Survey:
     return operation.look(stanza)
 
 
-@task(name="plan", **READ)
-def plan(stanza: Stanza, world: Survey, backup_type: BackupChoice) -> tuple[Line, ...]:
-    """Decide what is taken in each repository."""
-    lines = operation.plan(stanza, world, backup_type)
-    for line in lines:
-        get_run_logger().info("repository %s: %s, because %s", line.repo, line.type, line.reason)
-    return lines
+@task(name="plan", task_run_name="plan repository {repository.key}", **READ)
+def plan(stanza: Stanza, world: Survey, repository: RepositoryStatus, backup_type: BackupChoice) -> Line:
+    """Decide what is taken in one repository."""
+    line = operation.plan(stanza, world, repository, backup_type)
+    get_run_logger().info("repository %s: %s, because %s", line.repo, line.type, line.reason)
+    return line
 
 
 @task(name="take", task_run_name="take {line.type} in repository {line.repo}", **CHANGE)
@@ -53,6 +53,12 @@ def take(stanza: Stanza, line: Line) -> operation.Taken:
 def prove(stanza: Stanza, world: Survey, taken: operation.Taken) -> Proven:
     """Read the repository back and judge the backup."""
     return operation.prove(stanza, world, taken)
+
+
+@task(name="plan expire", task_run_name="plan expire in repository {repo}", **READ)
+def plan_expire(stanza: Stanza, repo: int) -> ExpirePlan | None:
+    """Say what the policy no longer keeps."""
+    return operation.plan_expire(stanza, repo)
 
 
 @task(name="expire", task_run_name="expire in repository {repo}", **CHANGE)

@@ -93,9 +93,11 @@ def find_broken(pgbackrest: PgBackRest, stanza: StanzaInfo, repo: int) -> dict[s
         return {}
     last = backups[-1]
     full = next((b for b in reversed(backups) if b.type == "full"), last)
-    broken = {b.label: "it has page checksum errors" for b in backups if b.error}
-    broken |= {b.label: "it was taken offline, without WAL" for b in backups if not b.archive.stop}
-    for label in sorted({*(last.reference or ()), last.label, full.label}):
+    chain = {*(last.reference or ()), last.label, full.label}
+    parents = [b for b in backups if b.label in chain]
+    broken = {b.label: "it has page checksum errors" for b in parents if b.error}
+    broken |= {b.label: "it was taken offline, without WAL" for b in parents if not b.archive.stop}
+    for label in sorted(chain):
         missing = missing_manifests(pgbackrest, repo, label)
         if missing:
             broken[label] = f"{missing} is missing in the repository"

@@ -105,7 +105,7 @@ class BackupReport(Report):
                     ((line.repo, line.type, line.reason, line.base or "none") for line in self.plan),
                 ),
                 *(_backup_section(backup) for backup in self.backups),
-                *(_expire_section(plan, self.expired) for plan in self.expire),
+                *(_expire_section(plan, self.expired, dry_run=self.dry_run) for plan in self.expire),
             ]
         )
 
@@ -131,11 +131,12 @@ def draw_chain(chain: Sequence[str]) -> str:
     return "\n".join("   " * depth + ("└─ " if depth else "") + label for depth, label in enumerate(chain))
 
 
-def _expire_section(plan: ExpirePlan, expired: Sequence[str]) -> str:
-    gone = ", ".join(expired) or "nothing"
+def _expire_section(plan: ExpirePlan, expired: Sequence[str], *, dry_run: bool) -> str:
+    gone = plan.expire if dry_run else [label for label in expired if label.split("_")[0] in plan.expire]
     return (
         f"## Retention in repository {plan.repo}\n\n{cell(plan.reason)}; "
-        f"expired: {cell(gone)}; fulls kept: {cell(', '.join(plan.keep) or 'none')}"
+        f"{'would expire now' if dry_run else 'expired'}: {cell(', '.join(gone) or 'nothing')}; "
+        f"fulls kept: {cell(', '.join(plan.keep) or 'none')}"
     )
 
 

@@ -18,10 +18,11 @@ from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.runs import finding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from pgvigil.backup.facts import BackupChoice, Line, Proven, Survey
+    from pgvigil.backup.facts import BackupChoice, ExpirePlan, Line, Proven, Survey
     from pgvigil.fleet import ClusterSettings
+    from pgvigil.pgbackrest import RepositoryStatus
     from pgvigil.runs import Run
 
 
@@ -77,17 +78,6 @@ def _passed(run: Run, name: str, expected: str, actual: str) -> None:
     run.checks.append(Check(id=name, verdict=Verdict.VERIFIED, expected=expected, actual=actual))
 
 
-def plan(stanza: Stanza, world: Survey, choice: BackupChoice) -> tuple[Line, ...]:
-    """Decide the backup of each usable repository; one that is not is told and leaves the others alone."""
-    lines = []
-    for repository in world.stanza.repo:
-        with alone(stanza, repository.key):
-            survey.require_usable(world, repository)
-            lines.append(_plan_line(stanza, world, repository.key, choice))
-    stanza.run.facts["plan"] = tuple(lines)
-    return tuple(lines)
-
-
 @contextmanager
 def alone(stanza: Stanza, repo: int) -> Iterator[None]:
     """Keep the failure of one repository from the others: it becomes that repository's inconclusive proof.
@@ -99,13 +89,16 @@ def alone(stanza: Stanza, repo: int) -> Iterator[None]:
     except PgvigilError as error:
         if isinstance(error, EvidenceError) or _is_lock_lost(error):
             raise
-        run, name = stanza.run, f"repo{repo}.completed"
+        run, finding = stanza.run, finding_of(error, stanza.run.identity.subject)
         run.checks.append(
             Check(
-                id=name, verdict=Verdict.INCONCLUSIVE, expected="backed up and proven", actual=error.message
+                id=f"repo{repo}.completed",
+                verdict=Verdict.INCONCLUSIVE,
+                expected="backed up and proven",
+                actual=finding.message,
             )
         )
-        run.findings.append(finding_of(error, stanza.run.identity.subject))
+        run.findings.append(finding)
         run.proofs.append(Proof(name=f"backup repo{repo}", verdict=Verdict.INCONCLUSIVE))
 
 
@@ -114,21 +107,30 @@ def _is_lock_lost(error: PgvigilError) -> bool:
     return isinstance(error, Busy) and "exit_code" not in error.context
 
 
-def _plan_line(stanza: Stanza, world: Survey, repo: int, choice: BackupChoice) -> Line:
+def plan(stanza: Stanza, world: Survey, repository: RepositoryStatus, choice: BackupChoice) -> Line:
+    """Decide the backup of one repository and note why; raises PreconditionFailed where none can be."""
+    survey.require_usable(world, repository)
+    run, repo = stanza.run, repository.key
     broken = decide.find_broken(stanza.pgbackrest, world.stanza, repo)
-    stanza.run.findings += [
+    line = decide.decide(world, repo, stanza.settings.backup, choice, broken)
+    run.findings += _broken_findings(line, broken)
+    _passed(run, f"repo{repo}.usable", "repository and stanza usable", f"plan: {line.type}")
+    run.facts["plan"] = (*run.facts.get("plan", ()), line)
+    return line
+
+
+def _broken_findings(line: Line, broken: Mapping[str, str]) -> list[Finding]:
+    cure = "a new full is taken now" if line.type == "full" else "take a full: -p backup_type=full"
+    return [
         Finding(
             code="parent-broken",
             severity=Severity.ERROR,
-            message=f"{label} cannot be restored, nor built upon: {fault}",
-            hint="a new full is taken now; see that nobody deletes in the repository by hand",
+            message=f"{label} is nothing to build upon: {fault}",
+            hint=f"{cure}; see that nobody deletes in the repository by hand",
             subject=label,
         )
         for label, fault in broken.items()
     ]
-    line = decide.decide(world, repo, stanza.settings.backup, choice, broken)
-    _passed(stanza.run, f"repo{repo}.usable", "repository and stanza usable", f"plan: {line.type}")
-    return line
 
 
 def take(
@@ -195,8 +197,8 @@ def _not_marked(label: str, error: PgvigilError) -> Finding:
     )
 
 
-def expire(stanza: Stanza, repo: int) -> None:
-    """Expire by policy after the proof; without a policy, or when it fails, a finding says so."""
+def plan_expire(stanza: Stanza, repo: int) -> ExpirePlan | None:
+    """Say by policy what goes now, and note it in the report; without a policy a finding says so."""
     run, retention = stanza.run, stanza.settings.backup.retention
     if retention is None:
         run.findings.append(
@@ -208,13 +210,24 @@ def expire(stanza: Stanza, repo: int) -> None:
                 subject=stanza.name,
             )
         )
-        return
+        return None
+    info = stanza.pgbackrest.info()
+    now = survey.read_server(stanza.settings.dsn, run.name).now
+    chosen = expiry.plan_expire(info.backups(repo), repo, retention, now)
+    run.facts["expire"] = (*run.facts.get("expire", ()), chosen)
+    return chosen
+
+
+def expire(stanza: Stanza, repo: int) -> None:
+    """Expire by policy after the proof; when that fails the backup stands, and a finding says so."""
     try:
-        _expire(stanza, repo)
+        chosen = plan_expire(stanza, repo)
+        if chosen and chosen.expire:
+            _expire(stanza, chosen)
     except PgvigilError as error:
         if isinstance(error, EvidenceError) or _is_lock_lost(error):
             raise
-        run.findings.append(
+        stanza.run.findings.append(
             Finding(
                 code="expire-failed",
                 severity=Severity.WARNING,
@@ -225,15 +238,8 @@ def expire(stanza: Stanza, repo: int) -> None:
         )
 
 
-def _expire(stanza: Stanza, repo: int) -> None:
-    run, retention = stanza.run, stanza.settings.backup.retention
-    assert retention is not None  # noqa: S101 - the caller looked
-    info = stanza.pgbackrest.info()
-    now = survey.read_server(stanza.settings.dsn, run.name).now
-    chosen = expiry.plan_expire(info.backups(repo), repo, retention, now)
-    run.facts["expire"] = (*run.facts.get("expire", ()), chosen)
-    if not chosen.expire:
-        return
+def _expire(stanza: Stanza, chosen: ExpirePlan) -> None:
+    run = stanza.run
     stanza.lock.check()
     with run.step("expire", chosen.model_dump(mode="json")) as noted:
         gone = expiry.apply_expire(stanza.pgbackrest, chosen)

@@ -98,7 +98,7 @@ def annotate(target: Target, repo: int, label: str, annotations: Mapping[str, st
     return _command(target, "annotate", f"--repo={repo}", f"--set={label}", *pairs)
 
 
-def expire(target: Target, repo: int, label: str, keep_fulls: int, *, dry_run: bool = False) -> list[str]:
+def expire(target: Target, repo: int, label: str, keep_fulls: int) -> list[str]:
     """Expire one backup with all that depends on it, and the WAL that no kept full needs."""
     return _command(
         target,
@@ -107,7 +107,6 @@ def expire(target: Target, repo: int, label: str, keep_fulls: int, *, dry_run: b
         f"--set={label}",
         f"--repo{repo}-retention-full={keep_fulls}",
         f"--repo{repo}-retention-full-type=count",
-        *(["--dry-run"] if dry_run else []),
         console="info",
     )
 

@@ -101,9 +101,9 @@ class PgBackRest:
         """Write annotations; the same ones again change nothing."""
         self._run(f"annotate {label}", argv.annotate(self.target, repo, label, annotations))
 
-    def expire(self, repo: int, label: str, keep_fulls: int, *, dry_run: bool = False) -> tuple[str, ...]:
+    def expire(self, repo: int, label: str, keep_fulls: int) -> tuple[str, ...]:
         """Expire one backup with its dependants; returns pgBackRest's own lines."""
-        command = argv.expire(self.target, repo, label, keep_fulls, dry_run=dry_run)
+        command = argv.expire(self.target, repo, label, keep_fulls)
         return self._run(f"expire {label}", command, on_line=lambda _: None).tail
 
     def restore(

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 class Retention(Frozen):
-    """What is kept at least: so many proven full backups, and every full younger than `days`."""
+    """What is kept at least, whatever the ages."""
 
     fulls: int = Field(default=2, ge=1, description="newest proven full backups that stay")
-    days: int = Field(default=0, ge=0, description="full backups younger than so many days stay as well")
+    days: int = Field(
+        default=0, ge=0, description="each moment of so many days stays restorable, from the full before it"
+    )
 
 
 class BackupPolicy(Watched):

@@ -171,6 +171,29 @@ def test_the_same_run_goes_without_the_server(pgvigil: Pgvigil) -> None:
     assert done.returncode == 0
 
 
+def test_a_fault_that_passes_while_planning_is_tried_again(
+    pgvigil: Pgvigil, prefect_sandbox: Sandbox, proven: Done, workplace: Path
+) -> None:
+    """The repository's host is away once: the step is repeated, and the run is none the worse for it."""
+    assert proven.returncode == 0
+    program, gone = workplace / "pgbackrest", workplace / "gone"
+    fail_once = f'case "$*" in *repo-ls*) mkdir {gone} 2>/dev/null && exit 49;; esac'
+    program.write_text(f'#!/bin/sh\n{fail_once}\nexec pgbackrest "$@"\n')
+    program.chmod(0o755)
+    workplace.chmod(0o777)
+    fleet = yaml.safe_load(prefect_sandbox.fleet_file.read_text(encoding="utf-8"))
+    fleet["clusters"]["demo"]["pgbackrest"]["command"] = [str(program)]
+    file = workplace / "fleet.yaml"
+    file.write_text(yaml.safe_dump(fleet), encoding="utf-8")
+
+    done = pgvigil("run", "nightly-backup", "demo", "--dry-run", "--json", PGVIGIL_FLEET=str(file))
+
+    report = json.loads(done.stdout)
+    assert gone.is_dir()
+    assert (report["verdict"], report["findings"]) == ("verified", [])
+    assert [check["id"] for check in report["checks"]].count("repo1.usable") == 1
+
+
 def test_a_killed_local_run_leaves_no_server(
     command: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,4 @@
 import os
-import shlex
-import signal
 import socket
 import subprocess
 import time
@@ -20,6 +18,7 @@ from pgvigil.objectstore import connect as open_store
 from pgvigil.postgres import connect
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox
+from tests.fixtures.backup import orphan
 
 TEST = "test_doctor"
 LINES = 30
@@ -541,24 +540,6 @@ def test_a_stop_file_is_named(in_sandbox: Sandbox, fleet: Fleet) -> None:
 
     assert fault.id == "stanza.started"
     assert "pgbackrest start" in fault.hint
-
-
-@contextmanager
-def orphan(place: Path, *options: str) -> Iterator[int]:
-    """Keep a process alive that looks like a backup worker and that nobody waits for; yields its id."""
-    note = place / "pid"
-    os.mkfifo(place / "never")
-    words = " ".join(shlex.quote(option) for option in options)
-    script = f'echo $$ >{note}; exec -a pgbackrest sh -c "read _ <>{place}/never" sh {words} backup:local'
-    subprocess.run(["bash", "-c", f"setsid bash -c {shlex.quote(script)} >/dev/null 2>&1 &"], check=True)
-    until(lambda: note.exists() and note.read_text().strip())
-    pid = int(note.read_text())
-    try:
-        until(lambda: b"pgbackrest" == Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
-        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == "1")
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_worker_that_lost_its_starter_is_named_and_left_alone(

@@ -12,8 +12,9 @@ import yaml
 
 from pgvigil.backup import operation
 from pgvigil.backup.facts import PROOF_NOTE, RUN_NOTE
+from pgvigil.processes import TOKEN
 from pgvigil.reports import Verdict
-from tests.fixtures.backup import Night, main_process, processes_of
+from tests.fixtures.backup import Night, main_process, orphan, processes_of
 from tests.fixtures.reports import codes, found, refuted
 
 
@@ -164,6 +165,21 @@ def test_a_corrupt_page_in_the_source_refutes_the_backup(night: Night) -> None:
     assert path in found(report, "repo1.pages")
 
 
+def test_damage_is_told_until_a_full_has_replaced_it_and_no_night_longer(night: Night) -> None:
+    """Who asks for an incr upon it is told to take a full; what is out of the newest chain is history."""
+    first = night.backup().backups[0].label
+    for path in night.find(f"/{first}/backup.manifest"):
+        path.unlink()
+
+    asked = night.backup("incr")
+    night.backup("full")
+    after = night.backup()
+
+    assert "parent-broken" in codes(asked)
+    assert "-p backup_type=full" in asked.findings[0].hint
+    assert (Verdict.VERIFIED, "incr", []) == (after.verdict, after.backups[0].type, codes(after))
+
+
 def test_a_main_process_killed_alone_leaves_no_worker_and_no_half_backup(night: Night) -> None:
     """Killed in mid-file, the run is inconclusive; the next one begins anew and its backup restores."""
     night.sql(
@@ -186,3 +202,111 @@ def test_a_main_process_killed_alone_leaves_no_worker_and_no_half_backup(night: 
     assert "SIGKILL" in first.findings[0].message
     assert Verdict.VERIFIED is second.verdict
     assert "status: ok" in night.pgbackrest("verify", "--output=text", "--verbose", "--log-level-console=off")
+
+
+def test_an_incr_that_became_a_full_is_named(night: Night) -> None:
+    """Without a parent pgBackRest takes a full and ends well; the report says what was asked for."""
+    report = night.backup("incr")
+
+    assert (Verdict.VERIFIED, ["backup-promoted"]) == (report.verdict, codes(report))
+    assert ("incr", "full") == (report.backups[0].requested, report.backups[0].type)
+
+
+def test_a_backup_that_left_the_list_is_refuted(night: Night) -> None:
+    """What somebody expires behind our back is not listed, whatever pgBackRest said when it was taken."""
+    night.backup()
+    night.after_take = lambda taken: night.pgbackrest(
+        f"--set={taken.backup.label}", "--repo1-retention-full=9", "expire"
+    )
+
+    report = night.backup("incr")
+
+    assert {"repo1.listed", "repo1.chain", "repo1.files"} <= set(refuted(report))
+    assert "it is not listed" in found(report, "repo1.listed")
+
+
+def test_a_manifest_that_differs_from_its_copy_refutes_the_backup(night: Night) -> None:
+    """Both are there and can be read, and one of them is wrong: also about the range of WAL."""
+
+    def alter(taken: operation.Taken) -> None:
+        path = manifest_of(night, taken.backup.label)
+        start = taken.backup.archive.start or ""
+        path.write_text(path.read_text().replace(f'"{start}"', '"000000010000000000000001"'))
+
+    night.after_take = alter
+
+    report = night.backup()
+
+    assert {"repo1.files", "repo1.wal"} <= set(refuted(report))
+    assert "differs from its copy" in found(report, "repo1.files")
+    assert "the manifest 000000010000000000000001" in found(report, "repo1.wal")
+
+
+def stand_in(night: Night, workplace: Path, script: str) -> None:
+    """Put a shell script before pgBackRest; what it does not end goes on to the program."""
+    program = workplace / "pgbackrest"
+    program.write_text(f'#!/bin/sh\n{script}\nexec pgbackrest "$@"\n')
+    program.chmod(0o755)
+    data = yaml.safe_load(night.sandbox.fleet_file.read_text())
+    data["clusters"]["demo"]["pgbackrest"]["command"] = [str(program)]
+    night.sandbox.fleet_file.write_text(yaml.safe_dump(data))
+
+
+def test_a_success_without_a_backup_is_not_believed(night: Night, workplace: Path) -> None:
+    """Exit code 0, and the repository lists nothing of this run."""
+    stand_in(night, workplace, 'case "$*" in *" backup") exit 0;; esac')
+
+    report = night.backup()
+
+    assert Verdict.INCONCLUSIVE is report.verdict
+    assert "lists no backup of this run" in report.findings[0].message
+
+
+def test_a_failure_after_the_backup_was_listed_costs_no_second_one(night: Night, workplace: Path) -> None:
+    """The repository decides, not the exit code: what is there is proven and kept."""
+    stand_in(night, workplace, 'case "$*" in *" backup") pgbackrest "$@"; exit 56;; esac')
+
+    report = night.backup()
+
+    assert Verdict.VERIFIED is report.verdict
+    assert 1 == len(yaml.safe_load(night.pgbackrest("info", "--output=json"))[0]["backup"])
+
+
+def test_another_pgbackrest_at_work_is_waited_for_and_left_alone(night: Night, workplace: Path) -> None:
+    """Its lock on the stanza stands after the bounded wait: could not run, and nothing was begun."""
+    stand_in(
+        night,
+        workplace,
+        'case "$*" in *" info") pgbackrest "$@" | sed "s/\\"held\\":false/\\"held\\":true/"; exit;; esac',
+    )
+    night.edit_fleet(wait="1s")
+
+    report = night.backup()
+
+    assert (Verdict.INCONCLUSIVE, ["PGV-201"]) == (report.verdict, codes(report))
+    assert "another pgbackrest works on stanza 'demo' for more than 1 s" in report.findings[0].message
+    assert [] == night.find("backup.manifest")
+
+
+def test_what_a_killed_run_left_at_work_is_ended_and_told(night: Night, workplace: Path) -> None:
+    """A worker that carries a run's mark, under the stanza's lock, is of a run that died."""
+    options = (f"--config={night.sandbox.pgbackrest_conf}", "--stanza=demo")
+    with orphan(workplace, *options, env={TOKEN: "of a run that died"}) as worker:
+        report = night.backup()
+
+        assert not Path(f"/proc/{worker}").exists()
+
+    assert (Verdict.VERIFIED, ["leftover-ended"]) == (report.verdict, codes(report))
+    assert f"process {worker}" in report.findings[0].message
+
+
+def test_what_somebody_else_left_at_work_forbids_a_backup(night: Night, workplace: Path) -> None:
+    """A worker without a run's mark and without a starter is named, and not ours to end."""
+    options = (f"--config={night.sandbox.pgbackrest_conf}", "--stanza=demo")
+    with orphan(workplace, *options) as worker:
+        report = night.backup()
+
+        assert Path(f"/proc/{worker}").exists()
+
+    assert (Verdict.INCONCLUSIVE, ["PGV-201"]) == (report.verdict, codes(report))
+    assert f"ps -fp {worker}" in report.findings[0].hint

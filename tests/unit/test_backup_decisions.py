@@ -133,7 +133,7 @@ def test_a_parameter_overrides_the_policy() -> None:
 def test_expiry_never_takes_the_proof_away(
     ages: list[float], proven: list[bool], fulls: int, days: int
 ) -> None:
-    """Whatever the ages: the newest proven fulls stay, nothing newer or young goes, none is lost sight of."""
+    """Whatever the ages: the newest proven fulls stay, and one from which each moment of `days` comes."""
     backups = [
         backup(age, annotation={PROOF_NOTE: "x"} if good else None)
         for age, good in zip(ages, proven, strict=False)
@@ -148,7 +148,14 @@ def test_expiry_never_takes_the_proof_away(
         assert len(kept_proven) >= fulls
         oldest = sorted(by_label[label].timestamp.stop for label in kept_proven)[-fulls]
         assert all(by_label[label].timestamp.stop < oldest for label in plan.expire)
-        assert all(NOW - by_label[label].timestamp.stop > timedelta(days=days) for label in plan.expire)
+        assert any(NOW - by_label[label].timestamp.stop >= timedelta(days=days) for label in kept_proven)
+
+
+def test_the_full_that_the_first_day_is_restored_from_stays() -> None:
+    """With weekly fulls and 10 days, the one of 12 days is needed for the moments before the next one."""
+    fulls = [backup(age, annotation={PROOF_NOTE: "x"}) for age in (19, 12, 5)]
+
+    assert (fulls[0].label,) == plan_expire(fulls, 1, Retention(fulls=1, days=10), NOW).expire
 
 
 def test_a_full_with_page_errors_is_no_proof_for_expiry() -> None:
