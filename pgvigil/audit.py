@@ -554,6 +554,19 @@ def install(dsn: str) -> int:
     Idempotent. The admin is a superuser, or may create roles and has CREATE on the database. Raises
     DatabaseFailed, PreconditionFailed (encoding), VersionUnsupported (made by a newer pgvigil).
     """
+    try:
+        return _install(dsn)
+    except DatabaseFailed as error:
+        if error.sqlstate != "42501":
+            raise
+        raise DatabaseFailed(
+            error.message,
+            hint="name an admin's session with --dsn: a superuser, or who may create roles and schemas there",
+            **error.context,
+        ) from error
+
+
+def _install(dsn: str) -> int:
     with postgres.connect(dsn, "pgvigil audit init") as connection, connection.transaction():
         connection.execute(query("audit_schema", "serialize"))
         _require_utf8(connection)

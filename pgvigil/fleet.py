@@ -6,7 +6,7 @@ import difflib
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -20,7 +20,7 @@ from pgvigil.policies.clocks import duties_of
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.policies.partitions import PartitionPolicy
 from pgvigil.policies.schedule import Schedule
-from pgvigil.policies.units import AbsolutePath, Dsn, Duration, write_duration
+from pgvigil.policies.units import AbsolutePath, Dsn, Duration, Name, ReportStoreUri, write_duration
 from pgvigil.policies.wal import WalPolicy
 from pgvigil.policies.waves import WavePolicy, covers
 from pgvigil.reports import Frozen
@@ -37,7 +37,7 @@ class AuditSettings(Frozen):
     """Where evidence lives: a database other than those operated on, a report store, and a spool."""
 
     dsn: Dsn = Field(description="libpq connection string of the audit store, without a password")
-    reports: str = Field(description="s3://bucket/prefix or file:///path of the report store")
+    reports: ReportStoreUri = Field(description="s3://bucket/prefix or file:///path of the report store")
     spool: AbsolutePath = Field(
         default=Path("/var/lib/pgvigil/spool"),
         description="directory that takes audit events while the audit store is away",
@@ -64,11 +64,11 @@ class S3Settings(Frozen):
 class PgBackRestSettings(Frozen):
     """How pgBackRest is started for this cluster, on this host or through a command prefix."""
 
-    stanza: str = Field(description="the stanza of this cluster")
+    stanza: Name = Field(description="the stanza of this cluster")
     config: AbsolutePath | None = Field(
         default=None, description="its pgbackrest.conf, where the command runs; without it the usual"
     )
-    command: tuple[str, ...] = Field(
+    command: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=("pgbackrest",),
         min_length=1,
         description="the program, after ssh, docker exec -i or kubectl exec -i where it runs elsewhere",
@@ -134,7 +134,7 @@ class Fleet(Frozen):
 
     audit: AuditSettings
     s3: S3Settings = S3Settings()
-    clusters: dict[str, ClusterSettings] = Field(min_length=1, description="the clusters, by name")
+    clusters: dict[Name, ClusterSettings] = Field(min_length=1, description="the clusters, by name")
     waves: dict[str, WavePolicy] = Field(
         default_factory=dict, description="by pipeline, how its scheduled run goes over the fleet"
     )
@@ -243,10 +243,16 @@ def load_fleet(path: Path | None = None) -> Fleet:
         raise ConfigError(
             f"no fleet file at '{file}'", hint="set PGVIGIL_FLEET, or write one: see 'pgvigil fleet schema'"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
         raise ConfigError(
-            f"cannot read fleet file '{file}': {error}", hint="check its owner, mode and encoding (UTF-8)"
+            f"fleet file '{file}' is a directory", hint="name the file in it: PGVIGIL_FLEET=DIR/fleet.yaml"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read fleet file '{file}': {error.strerror}", hint="check its owner and mode"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"fleet file '{file}' is not UTF-8: {error}", hint="save it as UTF-8") from error
     data = _parse(file, text)
     if not isinstance(data, dict):
         raise ConfigError(
@@ -256,7 +262,10 @@ def load_fleet(path: Path | None = None) -> Fleet:
     try:
         return Fleet.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(*_explain(file, error)) from None  # it quotes its input, which may be a password
+        # Without its cause, which quotes its input, and that may be a password.
+        raise ConfigError(
+            _explain(file, error), hint="correct it there; 'pgvigil fleet schema' has what each key takes"
+        ) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -299,19 +308,29 @@ def _parse(file: Path, text: str) -> object:
         ) from None
 
 
-def _explain(file: Path, error: ValidationError) -> tuple[str]:
+def _explain(file: Path, error: ValidationError) -> str:
     faults = [_fault(item["loc"], item["type"], item["msg"]) for item in error.errors()]
-    return (f"fleet file '{file}': " + "; ".join(faults),)
+    return f"fleet file '{file}': " + "; ".join(faults)
+
+
+_SAID = {
+    "string_type": "must be text: quote it",
+    "model_type": "must be keys with values",
+    "dict_type": "must be keys with values",
+    "tuple_type": "must be a list",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
 
 
 def _fault(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    path = ".".join(str(part) for part in location)
+    path = ".".join(str(part) for part in location if part != "[key]")
     if kind == "missing":
         return f"{path} is missing"
     if kind == "extra_forbidden":
         known = _fields_at(location[:-1])
         return f"{path} is unknown" + (f"; {_suggest(str(location[-1]), known)}" if known else "")
-    told = message.removeprefix("Value error, ")
+    told = _SAID.get(kind) or message.removeprefix("Value error, ")
     told = f"{told[0].lower()}{told[1:]}"
     return f"{path}: {told}" if path else told
 

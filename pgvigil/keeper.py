@@ -96,7 +96,7 @@ class _Keeper:
                     os._exit(1)
                 os.execvpe(self.order["argv"][0], self.order["argv"], self.order["env"])  # noqa: S606
             except BaseException as error:
-                os.write(failed_write, f"{type(error).__name__}: {error}".encode())
+                os.write(failed_write, _reason(error, self.order).encode(errors="replace"))
                 os._exit(127)
         os.close(failed_write)
         os.close(child_stdin)
@@ -215,6 +215,17 @@ def _restore_signals() -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _reason(error: BaseException, order: dict[str, Any]) -> str:
+    """Say in words of the host why a tool could not be started."""
+    program = order["argv"][0]
+    folders = order["env"].get("PATH", os.defpath).split(os.pathsep)
+    if isinstance(error, LookupError):
+        return f"there is no user '{order['user']}' on this host"
+    if "/" not in program and not any(os.path.exists(os.path.join(folder, program)) for folder in folders):
+        return "no such program in PATH"
+    return str(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
 
 
 def _become(user: str | None, env: dict[str, str]) -> None:

@@ -230,6 +230,11 @@ def describe(dsn: str) -> str:
     return f"postgresql {host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
+def is_readable(dsn: str) -> bool:
+    """Tell whether libpq can read a connection string."""
+    return describe(dsn) != UNREADABLE
+
+
 def has_password(dsn: str) -> bool:
     """Tell whether a secret stands in a connection string; one that libpq cannot read has none to use."""
     try:

@@ -14,6 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed
 from rich.console import Console
+from typing_extensions import override
 
 from pgvigil.errors import PgvigilError
 from pgvigil.pages import markdown
@@ -60,6 +61,7 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
         @wraps(function)
         def conclude(*args: P.args, **kwargs: P.kwargs) -> Any:
             outlive_the_worker()
+            speak_plainly()
             subject = next(iter(signature.bind(*args, **kwargs).arguments.values()))
             served = served_by(options["name"], str(subject))
             # Its slot is served, so nothing is wrong; and nothing was proven, so no clock is set back.
@@ -84,6 +86,25 @@ def outlive_the_worker() -> None:
             if isinstance(console, Console):
                 # Rich ends the whole process at the first line that nobody reads.
                 console.on_broken_pipe = partial(_fall_silent, console)  # type: ignore[method-assign]
+
+
+class _Plainly(logging.Filter):
+    """Leaves the stack trace of an expected error out: its message has what happened and what to do."""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], PgvigilError):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+_PLAINLY = _Plainly()
+
+
+def speak_plainly() -> None:
+    """Keep stack traces out of Prefect's log when a step was tried again in vain."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_PLAINLY)
 
 
 def _fall_silent(console: Console) -> None:

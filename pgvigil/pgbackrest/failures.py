@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pgvigil.errors import (
     Busy,
     CommandNotFound,
+    ConfigError,
     PgBackRestFailed,
     PgvigilError,
     PreconditionFailed,
@@ -87,12 +88,24 @@ def failure(action: str, completed: Completed) -> PgvigilError:
             hint="run the prefix by hand: host name, key, container",
         )
     name, hint = _CODES.get(code, ("unknown", "see pgbackrest's own log"))
+    if _is_of_configuration(completed, told):
+        return ConfigError(
+            f"pgbackrest could not {action}: [{code:03}] {name}: {told}",
+            hint="correct pgbackrest.config in the fleet file, or let the user that it runs as read it",
+            exit_code=code,
+        )
     message = f"pgbackrest could not {action}: [{code:03}] {name}: {told}"
     if code == LOCK_HELD:
         return Busy(message, hint=hint, exit_code=code)
     if code == STOP_FILE:
         return PreconditionFailed(message, hint=hint, exit_code=code)
     return PgBackRestFailed(message, hint=hint, exit_code=code, tail=list(completed.tail[-10:]))
+
+
+def _is_of_configuration(completed: Completed, told: str) -> bool:
+    """Tell whether the file that could not be opened is the configuration that we named."""
+    named = [word.removeprefix("--config=") for word in completed.argv if word.startswith("--config=")]
+    return completed.exit_code in {41, 55} and any(f"'{file}'" in told for file in named)
 
 
 def _told(tail: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Durations, paths and connection strings as the fleet file writes them."""
+"""Durations, names, paths and addresses as the fleet file writes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
-from pgvigil.postgres import has_password
+from pgvigil.postgres import has_password, is_readable
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$")
 _UNITS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -73,9 +73,25 @@ def _require_absolute(value: Path) -> Path:
 def _refuse_password(value: str) -> str:
     if has_password(value):
         raise ValueError("it holds a password; put that into the password file (PGPASSFILE) or service file")
+    if not is_readable(value):  # unspoken: what libpq cannot read may hold a password as well
+        raise ValueError("libpq cannot read it; write postgresql://role@host:port/database")
+    return value
+
+
+def _require_name(value: str) -> str:
+    if not value.strip() or "/" in value:
+        raise ValueError("a name is not empty and has no '/'")
+    return value
+
+
+def _require_report_store(value: str) -> str:
+    if not value.startswith(("s3://", "file:///")):
+        raise ValueError("write s3://bucket/prefix or file:///directory")
     return value
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_require_absolute)]
 Dsn = Annotated[str, AfterValidator(_refuse_password)]
+Name = Annotated[str, AfterValidator(_require_name)]
+ReportStoreUri = Annotated[str, AfterValidator(_require_report_store)]
 ServerWait = Annotated[Duration, AfterValidator(_require_server_timeout)]

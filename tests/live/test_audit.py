@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 
 from pgvigil import audit, postgres
 from pgvigil.audit import AuditLog, Event, Head, Kind, RunIdentity, step, sweep, verify
-from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, VersionUnsupported
+from pgvigil.errors import AuditUnreachable, ConfigError, DatabaseFailed, EvidenceError, VersionUnsupported
 from pgvigil.fleet import AuditSettings
 from pgvigil.sql import query
 from pgvigil.status import Claim, Expectation, State, assess
@@ -822,6 +822,12 @@ def test_installing_again_changes_nothing(store: AuditStore) -> None:
 
     assert audit.install(store.admin) == 1
     assert verify(store.admin, heads).ok
+
+
+def test_who_may_not_install_is_told_to_name_an_admin(store: AuditStore) -> None:
+    """The role that writes the log cannot make it, and no grant of the operated cluster would help."""
+    with pytest.raises(DatabaseFailed, match="--dsn"):
+        audit.install(store.settings.dsn)
 
 
 def test_a_schema_of_a_newer_release_is_left_alone(store: AuditStore) -> None:

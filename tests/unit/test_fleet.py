@@ -145,6 +145,37 @@ def test_a_wrong_type_is_named(tmp_path: Path) -> None:
     assert "clusters.orders-1.backup.full_every" in refusal(tmp_path, GOOD.replace("7d", "soon"))
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "told"),
+    [
+        ("stanza: orders", "stanza: 1", "clusters.orders-1.pgbackrest.stanza: must be text: quote it"),
+        ("stanza: orders", "stanza: ''", "pgbackrest.stanza: a name is not empty"),
+        ("stanza: orders", "stanza: ../orders", "pgbackrest.stanza: a name is not empty and has no '/'"),
+        ("  orders-1:", "  orders/1:", "clusters.orders/1: a name is not empty and has no '/'"),
+        ("[ssh, postgres@orders-1, pgbackrest]", "[]", "pgbackrest.command: must not be empty"),
+        ("[ssh, postgres@orders-1, pgbackrest]", "['']", "pgbackrest.command.0: must not be empty"),
+        ("[ssh, postgres@orders-1, pgbackrest]", "pgbackrest", "pgbackrest.command: must be a list"),
+        ("{full_every: 7d}", "7d", "clusters.orders-1.backup: must be keys with values"),
+        ("s3://acme-dba/reports", "/var/reports", "audit.reports: write s3://bucket/prefix"),
+        ("dsn: postgresql://pgvigil@orders-1:5432/postgres", "dsn: orders 1", "dsn: libpq cannot read it"),
+    ],
+)
+def test_a_value_that_no_run_could_use_is_refused_with_its_path(
+    tmp_path: Path, good: str, bad: str, told: str
+) -> None:
+    """It is told when the file is read, in words of the file, and with a cure."""
+    message = refusal(tmp_path, GOOD.replace(good, bad))
+
+    assert told in message
+    assert "hint:" in message
+
+
+def test_a_directory_is_no_fleet_file(tmp_path: Path) -> None:
+    """The message says what it is, and the hint what to name."""
+    with pytest.raises(ConfigError, match=r"is a directory .*PGVIGIL_FLEET="):
+        load_fleet(tmp_path)
+
+
 def test_bad_yaml_names_line_and_column(tmp_path: Path) -> None:
     """A syntax error says where it is."""
     assert "line 3" in refusal(tmp_path, "audit:\n  dsn: [unclosed\n bad")

@@ -99,6 +99,19 @@ user="postgres"
     } == stored_objects(read_manifest(text))
 
 
+@pytest.mark.parametrize("code", [41, 55])
+def test_a_configuration_that_cannot_be_read_is_no_fault_of_the_repository(code: int) -> None:
+    """The file that the fleet file names: the cure is there, and trying again is none."""
+    told = f"ERROR: [{code:03}]: unable to open file '/etc/pgbackrest.conf' for read"
+    argv = ("pgbackrest", "--config=/etc/pgbackrest.conf", "info")
+
+    error = failure("read the list", Completed(argv=argv, exit_code=code, tail=(told,), seconds=1.0))
+
+    assert "pgbackrest.config in the fleet file" in error.hint
+    assert not is_transient(error)
+    assert is_transient(failure("read the list", ended(41, "ERROR: [041]: unable to open '/repo/x'")))
+
+
 def ended(code: int, *tail: str) -> Completed:
     return Completed(argv=("pgbackrest",), exit_code=code, tail=tail, seconds=1.0)
 
