@@ -23,7 +23,7 @@ from pgvigil.archive.shape import (
     keys,
     renamed,
 )
-from pgvigil.archive.stream import Rows, column_list
+from pgvigil.archive.stream import Rows, column_list, read_back
 from pgvigil.archive.tree import attachments
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.postgres import copy_in, copy_out, translated
@@ -32,7 +32,7 @@ from pgvigil.reports import Check, Verdict, conclude
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pgvigil.archive.manifest import Manifest, Node
+    from pgvigil.archive.manifest import Manifest, Node, Stored
     from pgvigil.archive.shape import Column, Shape
     from pgvigil.objectstore import ObjectStore
     from pgvigil.postgres import Connection
@@ -134,7 +134,12 @@ def _fill(
     rows = Rows(store, stored.rows.uri, stored.digest.blocks)
     columns = column_list(shape)
     load = sql.SQL("COPY {} ({}) FROM STDIN").format(shape.table, columns)
-    count = copy_in(session, load, _counted(rows, on_progress))
+    try:
+        with translated(session.info.dsn):
+            count = copy_in(session, load, _counted(rows, on_progress))
+    except DatabaseFailed as error:
+        _require_as_archived(store, stored, mark, error)
+        raise
     for column in shape.columns:
         if column.identity:
             session.execute(_go_on(shape, column))
@@ -150,6 +155,20 @@ def _fill(
     if conclude(found) is not Verdict.VERIFIED:
         raise NotAsArchivedError(found)
     return found
+
+
+def _require_as_archived(store: ObjectStore, stored: Stored, mark: str, error: DatabaseFailed) -> None:
+    """Tell a row that the server refuses from a copy that is not what was stored: cut short within a row."""
+    if error.transient:
+        return
+    got = read_back(store, stored.rows.uri, _unheard, stored.digest.blocks)
+    check = _equal(f"{mark}content.sha256", stored.rows.sha256, got.sha256)
+    if check.verdict is not Verdict.VERIFIED:
+        raise NotAsArchivedError([check.model_copy(update={"detail": error.message})]) from error
+
+
+def _unheard(_: int) -> None:
+    """Tell nobody."""
 
 
 def _go_on(shape: Shape, column: Column) -> sql.Composed:
