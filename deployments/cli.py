@@ -497,6 +497,40 @@ def doctor(
     return 0 if verdicts == {Verdict.VERIFIED} else COULD_NOT_RUN
 
 
+@app.command("alarm-test")
+@answers
+def alarm_test(
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this damage; may be repeated.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="On a scratch copy of this cluster's repository, never on itself.")
+    ] = None,
+    scratch: Annotated[Path | None, typer.Option(help="With --cluster: a directory for the copy.")] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the damages; do nothing.")] = False,
+    json: Json = False,
+) -> int:
+    """Do every known damage to a copy and see that the flows notice; exit 1 if one is missed."""
+    from deployments import show  # noqa: PLC0415
+    from pgvigil import alarmtest  # noqa: PLC0415
+    from pgvigil.fleet import load_fleet  # noqa: PLC0415
+
+    damages = alarmtest.choose(only or ())
+    if show_list:
+        (show.as_json if json else show.damages)([damage.listed() for damage in damages])
+        return 0
+    with _only_the_document():
+        stage = (
+            alarmtest.borrowed_stage(load_fleet(), cluster, scratch)
+            if cluster
+            else alarmtest.sandbox_stage(scratch)
+        )
+        with stage as place:
+            found = alarmtest.rehearse(place, damages, show.outcome)
+    (show.as_json if json else show.rehearsal)(found)
+    return found.verdict.exit_code
+
+
 @app.command()
 @answers
 def deploy(

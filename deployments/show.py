@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from deployments.approval import Waiting
+    from pgvigil.alarmtest import Outcome, Rehearsal
     from pgvigil.audit import ChainReport, RunRecord, RunSummary
     from pgvigil.backfill.steering import Shown
     from pgvigil.doctor import Diagnosis
@@ -36,6 +38,11 @@ _COLOUR = {
     "stale": "yellow",
     "unproven": "yellow",
     "never": "yellow",
+    "found": "green",
+    "silent": "green",
+    "missed": "red",
+    "alarmed": "red",
+    "unknown": "yellow",
     "lost": "yellow",
 }
 
@@ -120,6 +127,29 @@ def diagnoses(found: Sequence[Diagnosis]) -> None:
         ("verdict", "subject", "what", "found", "what to do"),
         ((_mark(d.verdict), d.subject, d.id, d.message, d.hint) for d in found),
     )
+
+
+def damages(found: Sequence[dict[str, str]]) -> None:
+    """Print each damage that the alarm test knows."""
+    keys = ("name", "what", "flow", "expected")
+    _print(("name", "damage", "flow", "expected"), (tuple(each[key] for key in keys) for each in found))
+
+
+def outcome(found: Outcome) -> None:
+    """Print one case as it ends, for who waits."""
+    print(f"{found.state}: {found.name} ({found.flow}), {found.seconds} s", flush=True)  # noqa: T201 - as above
+
+
+def rehearsal(found: Rehearsal) -> None:
+    """Print what was tried: damage, expected finding, what was told, time; then the verdict."""
+    rows = (
+        (_mark(o.state), o.name, o.what, o.flow, o.expected or "silence", o.told, f"{o.seconds:.1f} s")
+        for o in found.outcomes
+    )
+    _print(("result", "name", "damage", "flow", "expected", "told", "time"), rows)
+    counted = Counter(outcome.state for outcome in found.outcomes)
+    told = ", ".join(f"{count} {state}" for state, count in counted.items())
+    print(f"{found.verdict} on {found.subject}: {told}")  # noqa: T201 - as above
 
 
 def backfill(found: Shown) -> None:

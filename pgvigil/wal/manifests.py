@@ -56,10 +56,15 @@ class ManifestSum:
         """Say what is wrong with what was fed; nothing when it is whole."""
         if self._rest or not self.told:
             return "it is cut off"
+        found = self.sha1
+        return f"its content has sha1 {found}, it says {self.told}" if found != self.told else ""
+
+    @property
+    def sha1(self) -> str:
+        """The checksum that a file of this content must tell."""
         whole = self._hash.copy()
         whole.update(b"}}")
-        found = whole.hexdigest()
-        return f"its content has sha1 {found}, it says {self.told}" if found != self.told else ""
+        return whole.hexdigest()
 
     def _take(self, line: bytes) -> None:
         if line.startswith(b"["):

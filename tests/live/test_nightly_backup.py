@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pgvigil.alarmtest.of_wal import double
+from pgvigil.alarmtest.repository import cut, empty, flip
 from pgvigil.backup import operation
 from pgvigil.backup.facts import PROOF_NOTE, RUN_NOTE
 from pgvigil.processes import TOKEN
@@ -54,30 +55,12 @@ def middle_segment(night: Night, taken: operation.Taken) -> Path:
     return path
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def double(path: Path) -> None:
-    shutil.copy(path, path.with_name(re.sub(r"-[0-9a-f]{40}", "-" + "0" * 40, path.name)))
-
-
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
         (Path.unlink, "missing"),
         (flip, "sha1|decompressed"),
-        (truncate, "cut off"),
+        (cut, "cut off"),
         (empty, "no content"),
         (double, "2 times"),
     ],
@@ -137,7 +120,7 @@ def test_a_broken_parent_calls_for_a_full(night: Night) -> None:
     assert full in report.plan[0].reason
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, truncate])
+@pytest.mark.parametrize("damage", [Path.unlink, cut])
 def test_a_damaged_data_file_in_the_repository_refutes_the_backup(
     night: Night, damage: Callable[[Path], None]
 ) -> None:

@@ -1,10 +1,14 @@
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 
+from pgvigil.alarmtest.of_rows import without_last_row
+from pgvigil.alarmtest.repository import flipped, shortened
 from pgvigil.archive.shape import Shape, read_shape
 from pgvigil.reports import Verdict
 from tests.fixtures.partitions import Shop, make_awkward, quote, run
+from tests.fixtures.reports import refuted
 
 NAMES = ['Mixed.Case "quoted"; --', "表" * 20, ".."]
 
@@ -171,16 +175,27 @@ def test_a_drill_proves_and_leaves_nothing(shop: Shop) -> None:
     assert (before, objects) == (shop.sql(listed), shop.objects())
 
 
-def test_a_copy_whose_bytes_changed_is_refuted(shop: Shop) -> None:
-    """One bit in the stored object: nothing comes back, and the report says which proof failed."""
+@pytest.mark.parametrize("damage", [flipped, shortened])
+def test_a_copy_whose_bytes_changed_is_refuted(shop: Shop, damage: Callable[[bytes], bytes]) -> None:
+    """One bit in the stored object, or its end is missing within a row: refuted, and nothing comes back."""
     name = archived(shop)
     (uri,) = shop.objects(".copy.zst")
-    data = bytearray(shop.store.get(uri))
-    data[len(data) // 2] ^= 1
-    shop.store.put(uri, bytes(data))
+    shop.store.put(uri, damage(shop.store.get(uri)))
     report = shop.restore(name)
 
     assert Verdict.REFUTED == report.verdict
+    assert [{"r": None}] == shop.sql(f"SELECT to_regclass('{name}')::text AS r")
+
+
+def test_a_copy_with_other_rows_is_refuted(shop: Shop) -> None:
+    """It is whole and loads well, only a row is missing: the table is undone, and the digests are told."""
+    name = archived(shop)
+    (uri,) = shop.objects(".copy.zst")
+    shop.store.put(uri, without_last_row(shop.store.get(uri)))
+    report = shop.restore(name)
+
+    assert Verdict.REFUTED == report.verdict
+    assert {"content.sha256", "content.digest", "content.rows", "table.digest"} == set(refuted(report))
     assert [{"r": None}] == shop.sql(f"SELECT to_regclass('{name}')::text AS r")
 
 

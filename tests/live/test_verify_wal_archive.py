@@ -1,13 +1,14 @@
 """Each fault of a WAL archive alone and exactly, and none where there is none, on live servers."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pgvigil.alarmtest.of_wal import double, exchange
+from pgvigil.alarmtest.repository import cut, empty, flip
 from pgvigil.reports import Verdict
 from tests.fixtures.reports import codes
 from tests.fixtures.wal import Vault
@@ -31,36 +32,14 @@ def first(vault: Vault) -> Path:
     return vault.segments()[0]
 
 
-def delete(path: Path) -> None:
-    path.unlink()
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(bytes(data))
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def double(path: Path) -> None:
-    path.with_name(re.sub(r"-[0-9a-f]{40}", "-" + "0" * 40, path.name)).write_bytes(path.read_bytes())
-
-
 @pytest.mark.parametrize("where", [between_backups, of_a_backup])
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
-        (delete, "wal-missing"),
+        (Path.unlink, "wal-missing"),
         (flip, "wal-corrupt"),
         (empty, "wal-empty"),
-        (truncate, "wal-truncated"),
+        (cut, "wal-truncated"),
         (double, "wal-duplicate"),
     ],
 )
@@ -94,6 +73,17 @@ def test_an_unreadable_first_segment_ends_nothing(vault: Vault) -> None:
 
     assert (Verdict.REFUTED, ["wal-empty"]) == (report.verdict, codes(report)), report.findings
     assert len(vault.segments()) == report.repositories[0].read_now
+
+
+def test_a_segment_that_holds_other_wal_is_corrupt(vault: Vault) -> None:
+    """It is whole, and of this cluster; only the sha1 in its name tells."""
+    path = between_backups(vault)
+    exchange(path)
+
+    report = vault.prove()
+
+    assert (Verdict.REFUTED, ["wal-corrupt"]) == (report.verdict, codes(report))
+    assert f"its name says {path.name[25:65]}" in report.findings[0].message
 
 
 def test_several_lost_segments_in_a_row_are_one_finding(vault: Vault) -> None:
@@ -173,7 +163,8 @@ def test_a_known_loss_does_not_bring_back_what_it_lost(vault: Vault) -> None:
 def test_a_second_run_reads_only_what_is_new_or_changed(vault: Vault) -> None:
     """What was proven is remembered in the report store; a changed file is read at once."""
     reports = [vault.prove(), vault.prove()]
-    flip(between_backups(vault))
+    flip(changed := between_backups(vault))
+    os.utime(changed)  # what a disk does unseen is found when it is read again
     reports += [vault.prove(), vault.prove()]
 
     assert [len(vault.segments()), 0, 1, 1] == [r.repositories[0].read_now for r in reports]

@@ -1,6 +1,5 @@
 """What lies in a repository, file by file: read as pgBackRest reads it, and nothing odd ends the proof."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -9,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-import zstandard
 
+from pgvigil.alarmtest.of_wal import lose_page, misplace
+from pgvigil.alarmtest.repository import cut, flip, lengthen
 from pgvigil.reports import Severity, Verdict
 from pgvigil.sandbox import postgres as servers
 from pgvigil.sandbox import services
@@ -20,15 +20,6 @@ from tests.fixtures.wal import Vault
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root could read what pgBackRest may not")
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def flip(path: Path) -> None:
-    """Damage a file and keep its times, as a disk does."""
-    times = path.stat()
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(bytes(data))
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def lock_up(path: Path) -> None:
@@ -49,23 +40,12 @@ def cut_a_byte(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def append_a_byte(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"x")
-
-
-def hold_the_one_before(path: Path) -> None:
-    """Put the content of the segment before under this one's name, with the sha1 of that content."""
-    before = max(other for other in path.parent.glob("*-*") if other.name < path.name)
-    path.write_bytes(before.read_bytes())
-    path.rename(path.with_name(path.name[:24] + before.name[24:]))
-
-
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
         (cut_a_byte, "wal-truncated"),
-        (append_a_byte, "wal-corrupt"),
-        (hold_the_one_before, "wal-misplaced"),
+        (lengthen, "wal-corrupt"),
+        (misplace, "wal-misplaced"),
     ],
 )
 def test_a_segment_at_which_a_restore_would_stop_is_never_proven(
@@ -192,10 +172,6 @@ def test_empty_manifests_are_missing_ones(vault: Vault) -> None:
     assert "it is empty" in report.findings[0].message
 
 
-def shorten(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-30])
-
-
 def lock_folder(path: Path) -> None:
     lock_up(path.parent)
 
@@ -204,7 +180,7 @@ def lock_folder(path: Path) -> None:
     ("damage", "code"),
     [
         (flip, "manifest-corrupt"),
-        (shorten, "manifest-corrupt"),
+        (cut, "manifest-corrupt"),
         pytest.param(lock_up, "manifest-unreadable", marks=needs_root),
         pytest.param(lock_folder, "manifest-unreadable", marks=needs_root),
     ],
@@ -227,7 +203,7 @@ def test_manifests_by_which_nothing_can_be_restored_refute(
 def test_one_damaged_manifest_is_a_warning(vault: Vault) -> None:
     """Pgbackrest restores by the copy; a manifest that was proven is read again when it changed."""
     whole = vault.prove()
-    shorten(vault.repository / "backup" / "demo" / vault.labels()[0] / "backup.manifest")
+    cut(vault.repository / "backup" / "demo" / vault.labels()[0] / "backup.manifest")
 
     report = vault.prove()
 
@@ -247,19 +223,10 @@ def test_any_name_in_a_manifest_counts_for_its_checksum(own_vault: Vault) -> Non
     assert (Verdict.VERIFIED, ()) == healthy(own_vault.prove())
 
 
-def lose_a_page(path: Path) -> None:
-    """Store a segment as a server would whose disk had lost one page of it: its sha1 is right."""
-    content = bytearray(zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()))
-    content[8192:16384] = bytes(8192)
-    sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    path.unlink()
-    path.with_name(f"{path.name[:24]}-{sha1}.zst").write_bytes(zstandard.compress(bytes(content)))
-
-
 def test_a_page_that_the_server_lost_before_it_archived_is_damage(vault: Vault) -> None:
     """Hash and name agree, and pgbackrest verify is content; recovery would stop there."""
     path = of_many_pages(vault)
-    lose_a_page(path)
+    lose_page(path)
 
     report = vault.prove()
 
