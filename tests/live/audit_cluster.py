@@ -41,6 +41,7 @@ class Cluster:
     def start(self) -> None:
         """Start the server and wait until it takes sessions."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        options += " -c max_connections=230"
         self.run("pg_ctl", "-w", "-l", str(self.directory / "log"), "-o", options, "start")
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -387,18 +388,22 @@ def test_a_change_that_keeps_the_chain_whole_is_found_through_a_head(
     assert what in fault.what
 
 
-def test_fifty_writers_make_one_gapless_chain(store: AuditStore) -> None:
-    """Concurrent sessions take their turn, and none forks the chain."""
+def test_two_hundred_writers_make_one_gapless_chain(store: AuditStore) -> None:
+    """Concurrent sessions take their turn, all at once, and none forks the chain."""
+    start = threading.Barrier(200)
 
     def write(number: int) -> list[Head | None]:
         with opened(store) as log:
-            return [log.append(identity().event(Kind.INTENT, f"{number}.{turn}")) for turn in range(4)]
+            first = log.append(identity().event(Kind.INTENT, f"{number}.0"))
+            start.wait()  # every session is open now
+            return [first, log.append(identity().event(Kind.INTENT, f"{number}.1"))]
 
-    with ThreadPoolExecutor(50) as pool:
-        links = [link for links in pool.map(write, range(50)) for link in links if link]
+    with ThreadPoolExecutor(200) as pool:
+        links = [link for links in pool.map(write, range(200)) for link in links if link]
 
     report = verify(store.admin, links)
-    assert (report.ok, report.length, report.anchors) == (True, 200, 200)
+    assert (report.ok, report.length, report.anchors) == (True, 400, 400)
+    assert {f"{number}.{turn}" for number in range(200) for turn in range(2)} == set(steps(store))
 
 
 def test_one_log_may_be_shared_by_threads(store: AuditStore) -> None:
