@@ -175,6 +175,27 @@ def test_a_range_that_a_lost_answer_left_behind_is_done(yard: Yard) -> None:
     assert done(yard) == 1000
 
 
+def test_rows_whose_cursor_cannot_move_are_not_changed(yard: Yard) -> None:
+    """Cursor and rows are one transaction: where the one fails at the batch's end, the others never were."""
+    payments(yard, 300)
+    yard.define(table="public.payments", **CENTS)
+    yard.sql(
+        "CREATE FUNCTION public.stay() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'the cursor cannot move'; END $$;"
+        "CREATE TRIGGER stay BEFORE UPDATE OF reached ON pgvigil.backfill_range"
+        " FOR EACH ROW EXECUTE FUNCTION public.stay()",
+        None,
+    )
+    try:
+        report = yard.run()
+    finally:
+        yard.sql("DROP FUNCTION public.stay() CASCADE", None)
+
+    assert report.verdict == "inconclusive", told(report)
+    assert "the cursor cannot move" in report.findings[-1].message
+    assert done(yard) == 0
+
+
 def test_it_ends_under_inserts(yard: Yard) -> None:
     """Rows that keep coming undone never make it endless: it ends, and says what would help."""
     payments(yard, 500)

@@ -65,6 +65,16 @@ def test_a_lost_lock_stops_the_run_before_it_changes_anything(night: Night) -> N
     assert [] == night.find("backup.manifest")
 
 
+def test_a_lock_that_was_let_go_stops_the_run(night: Night) -> None:
+    """The session lives on without it, as a pooler between us may arrange; nothing is changed any more."""
+    night.after_look = lambda stanza: stanza.lock.connection.execute("SELECT pg_advisory_unlock_all()")
+
+    report = night.backup()
+
+    assert (Verdict.INCONCLUSIVE, ["PGV-201"]) == (report.verdict, codes(report))
+    assert [] == night.find("backup.manifest")
+
+
 @contextmanager
 def ops_down(night: Night) -> Iterator[None]:
     """Stop the audit store, and start it again."""
