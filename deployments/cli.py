@@ -21,7 +21,7 @@ import typer
 from typing_extensions import override
 
 from pgvigil import __version__
-from pgvigil.errors import PgvigilError
+from pgvigil.errors import ConfigError, PgvigilError
 from pgvigil.redaction import redactor
 
 if TYPE_CHECKING:
@@ -346,14 +346,38 @@ def audit_verify(json: Json = False) -> int:
 
 @app.command()
 @answers
-def status(json: Json = False) -> int:
+def status(
+    json: Json = False,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Print it as metrics in Prometheus' text format.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="With --prometheus: replace this file, such as a textfile collector's."),
+    ] = None,
+) -> int:
     """Show how fresh each proof is, worst first."""
-    from deployments import show, watch  # noqa: PLC0415
+    from deployments import show  # noqa: PLC0415
+    from pgvigil import metrics  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
+    from pgvigil.watch import proofs  # noqa: PLC0415
 
-    found = watch.read_status(load_fleet())
-    (show.as_json if json else show.statuses)(found)
-    return watch.exit_code(found)
+    _require_one_format(json=json, prometheus=prometheus, to_file=output is not None)
+    found = proofs.read_status(load_fleet())
+    if output:
+        metrics.replace(output, metrics.exposition(found))
+    elif prometheus:
+        typer.echo(metrics.exposition(found), nl=False)
+    else:
+        (show.as_json if json else show.statuses)(found)
+    return proofs.exit_code(found)
+
+
+def _require_one_format(*, json: bool, prometheus: bool, to_file: bool) -> None:
+    if to_file and not prometheus:
+        raise ConfigError("--output takes metrics only", hint="add --prometheus, or redirect the output")
+    if json and prometheus:
+        raise ConfigError("--json and --prometheus exclude each other", hint="leave out one of them")
 
 
 @fleet_app.command("schema")

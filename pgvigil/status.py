@@ -50,7 +50,10 @@ class Claim(Frozen):
 
 
 class ProofStatus(Frozen):
-    """One line of `pgvigil status`; `age` counts from the last time the proof was verified."""
+    """One line of `pgvigil status`; `age` counts from the last time the proof was verified.
+
+    `max_age` is the age at which it is too old, None for a proof that does not age.
+    """
 
     subject: str
     flow: str
@@ -59,9 +62,15 @@ class ProofStatus(Frozen):
     reason: str
     verified_at: datetime | None = None
     age: timedelta | None = None
+    max_age: timedelta | None = None
     last_run_at: datetime | None = None
     last_verdict: Verdict | None = None
     run_id: UUID | None = None
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the proof stands and is young enough."""
+        return self.state is State.VERIFIED
 
 
 def assess(claims: Iterable[Claim], expectations: Iterable[Expectation], now: datetime) -> list[ProofStatus]:
@@ -97,6 +106,7 @@ def _status(claims: list[Claim], wanted: Expectation, now: datetime) -> ProofSta
         reason=_reason(state, wanted, last, decisive),
         verified_at=verified.at if verified else None,
         age=age,
+        max_age=None if wanted.max_age == timedelta.max else wanted.max_age,
         last_run_at=last.at if last else None,
         last_verdict=last.verdict if last else None,
         run_id=last.run_id if last else None,

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from pgvigil.processes import marked_processes
 from pgvigil.sandbox import Sandbox
@@ -282,6 +285,50 @@ def test_status_follows_the_proofs(pgvigil: Pgvigil, proven: Done) -> None:
     assert states[1] == states[0] | drills | {"wal repo1": "verified", events: "verified"}
     assert set(drills.values()) == {"never"}
     assert (before.returncode, after.returncode) == (2, 2)
+
+
+def test_alert_rules_and_dashboard_ask_for_what_the_metrics_have(
+    pgvigil: Pgvigil, proven: Done, tmp_path: Path
+) -> None:
+    """Every metric and label that infra/ names stands in the real output, and every metric is used."""
+    assert proven.returncode == 0
+    file = tmp_path / "pgvigil.prom"
+    done = pgvigil("status", "--prometheus", "--output", str(file))
+    families = list(text_string_to_metric_families(file.read_text(encoding="utf-8")))
+    given = {family.name: {label for s in family.samples for label in s.labels} for family in families}
+
+    asked = [named(query) for query in queries()]
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert all(family.samples for family in families)
+    assert set(given) - {"pgvigil_proof_age_seconds", "pgvigil_last_run_timestamp_seconds"} == (
+        set().union(*(metrics for metrics, _ in asked))
+    )
+    for metrics, labels in asked:
+        assert labels <= set().union(*(given[metric] for metric in metrics)), (metrics, labels)
+
+
+def queries() -> list[str]:
+    """Return every query of the alert rules and the dashboard, with the labels that its words name."""
+    infra = Path(__file__).parents[2] / "infra"
+    groups = yaml.safe_load((infra / "prometheus" / "pgvigil.rules.yaml").read_text(encoding="utf-8"))[
+        "groups"
+    ]
+    rules = [rule for group in groups for rule in group["rules"]]
+    told = [rule["expr"] + " ".join(rule["annotations"].values()) for rule in rules]
+    board = json.loads((infra / "grafana" / "pgvigil.json").read_text(encoding="utf-8"))
+    drawn = [t["expr"] + " " + t["legendFormat"] for panel in board["panels"] for t in panel["targets"]]
+    chosen = [each["query"]["query"] for each in board["templating"]["list"] if each["type"] == "query"]
+    return told + drawn + chosen
+
+
+def named(query: str) -> tuple[set[str], set[str]]:
+    """Find the metrics and the labels that a query names."""
+    matched = [re.findall(r"(\w+)\s*[=!]~?\s*\"", inner) for inner in re.findall(r"\{([^{}]*)\}", query)]
+    grouped = [re.split(r"\W+", inner) for inner in re.findall(r"(?:by|on)\s*\(([^)]*)\)", query)]
+    said = re.findall(r"\$labels\.(\w+)", query) + re.findall(r"\{\{(\w+)\}\}", query)
+    listed = re.findall(r"label_values\(\w+, (\w+)\)", query)
+    return set(re.findall(r"\bpgvigil_\w+", query)), {*chain(*matched, *grouped), *said, *listed}
 
 
 def test_the_audit_log_is_verified_against_its_anchors(pgvigil: Pgvigil) -> None:

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from deployments.watch import read_status
 from pgvigil.backfill import steering
 from pgvigil.doctor import Diagnosis, examine
 from pgvigil.fleet import load_fleet
 from pgvigil.reports import Verdict
+from pgvigil.watch.proofs import read_status
 from tests.fixtures.backfill import Yard
 
 CENTS: dict[str, Any] = {"set": {"cents": "(100 / (amount - 7))::bigint"}, "where": "cents IS NULL"}

@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 import yaml
 
-from deployments.watch import read_status
 from pgvigil import postgres
 from pgvigil.audit import Kind, show_run
 from pgvigil.backup.survey import read_server
@@ -25,6 +24,7 @@ from pgvigil.reports import Check, Proof, Verdict
 from pgvigil.runs import Run, conduct
 from pgvigil.sandbox import Sandbox
 from pgvigil.status import State
+from pgvigil.watch.proofs import read_status
 from tests.fixtures.drill_report import drill_report
 from tests.fixtures.wal import Vault, fresh_vault
 

@@ -4,11 +4,11 @@ from uuid import uuid4
 
 import pytest
 
-from deployments.watch import exit_code, expectations
 from pgvigil.fleet import Fleet
 from pgvigil.policies.clocks import Clock, Watched, clocks_of
 from pgvigil.reports import Frozen, Verdict
 from pgvigil.status import Claim, ProofStatus, State, assess
+from pgvigil.watch.proofs import exit_code, expectations
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 FLEET = Fleet.model_validate(
