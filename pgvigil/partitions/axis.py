@@ -96,6 +96,16 @@ class Axis(Frozen):
             moment = moment.astimezone(ZoneInfo(self.zone)).replace(tzinfo=UTC)
         return (moment - EPOCH) // MICROSECOND
 
+    def moment(self, position: int) -> datetime | None:
+        """Return the moment at a position, None where the axis does not tell time or the calendar ends."""
+        if self.kind == "integer":
+            return None
+        try:
+            moment = EPOCH + position * MICROSECOND
+        except OverflowError:
+            return None
+        return moment.replace(tzinfo=ZoneInfo(self.zone)) if self.kind in {"wall", "date"} else moment
+
     def slots(self, position: int, ahead: int) -> Iterator[Range]:
         """Give the slot that holds a position and so many after it, without gap or overlap."""
         index = self._index(position)

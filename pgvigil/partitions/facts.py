@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from pydantic import Field
+from typing_extensions import override
 
 from pgvigil.approval import Question
 from pgvigil.archive.manifest import Manifest, Stored
@@ -235,6 +236,14 @@ class Outcome(Frozen):
     detail: str = ""
 
 
+class Horizon(Frozen):
+    """How far a table's partitions reach without a gap, and how long one of them is on the average."""
+
+    table: str
+    ends_at: datetime
+    partition_seconds: float
+
+
 class RollReport(Report):
     """What `roll_partitions` returns."""
 
@@ -243,6 +252,11 @@ class RollReport(Report):
     outcomes: tuple[Outcome, ...] = ()
     manifests: tuple[Manifest, ...] = ()
     questions: tuple[Question, ...] = ()
+    horizons: tuple[Horizon, ...] = ()
+
+    @override
+    def remembered(self) -> dict[str, Any]:
+        return {"horizons": list(self.horizons)} if self.horizons else {}
 
     def section(self) -> str:
         """Render the plans and what was done."""

@@ -36,7 +36,7 @@ from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import identifier, read_drift, read_entries, read_table
 from pgvigil.partitions.envelope import bounded, explain_wait
 from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
-from pgvigil.partitions.plan import draw, missing
+from pgvigil.partitions.plan import draw, horizon, missing
 from pgvigil.partitions.question import ask
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.runs import finding_of
@@ -561,6 +561,8 @@ def conclude_table(managed: Managed, made: Plan) -> None:
     verdict = Verdict.REFUTED if holes else Verdict.VERIFIED
     actual = f"no partition for {_ranges(axis, holes)}" if holes else "every one is there"
     _note(run, f"{name}.horizon", verdict, f"the current partition and {managed.policy.ahead} ahead", actual)
+    if reach := horizon(table, axis, managed.policy):
+        run.facts["horizons"] = (*run.facts.get("horizons", ()), reach)
     pending = [str(each.name) for each in table.partitions if each.is_pending]
     verdict = Verdict.INCONCLUSIVE if pending else Verdict.VERIFIED
     _note(run, f"{name}.pending", verdict, "no detach is unfinished", ", ".join(pending) or "none")

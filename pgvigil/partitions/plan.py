@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC
 from typing import TYPE_CHECKING, Literal
 
 from pgvigil.partitions.axis import Range
-from pgvigil.partitions.facts import Creation, Departure, Name, Plan, Step
+from pgvigil.partitions.facts import Creation, Departure, Horizon, Name, Plan, Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -56,6 +57,24 @@ def missing(table: Table, axis: Axis, policy: PartitionPolicy) -> list[Range]:
         here = min(lows, default=0)
     covered = [each.range for each in table.partitions if each.range and not each.is_pending]
     return [piece for slot in axis.slots(here, policy.ahead) for piece in _uncovered(slot, covered)]
+
+
+def horizon(table: Table, axis: Axis, policy: PartitionPolicy) -> Horizon | None:
+    """Tell how far the partitions reach from now on; None where the key tells no time, or they never end."""
+    here = table.position
+    if here is None or axis.kind == "integer":
+        return None
+    lengths = [slot.upper or 0 for slot in axis.slots(here, policy.ahead)]
+    covered = [each.range for each in table.partitions if each.range and not each.is_pending]
+    while found := next((each for each in covered if each.covers(here)), None):
+        if found.upper is None:
+            return None
+        here = found.upper
+    ends_at = axis.moment(here)
+    if ends_at is None:
+        return None
+    seconds = (lengths[-1] - lengths[0]) / policy.ahead / 1_000_000
+    return Horizon(table=policy.table, ends_at=ends_at.astimezone(UTC), partition_seconds=seconds)
 
 
 def _uncovered(slot: Range, covered: list[Range]) -> Iterator[Range]:

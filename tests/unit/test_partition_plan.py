@@ -12,7 +12,7 @@ from pgvigil.archive.place import folder
 from pgvigil.errors import ConfigError
 from pgvigil.partitions.axis import EPOCH, Axis, Range, make_axis
 from pgvigil.partitions.facts import Entry, Member, Name, Partition, Table
-from pgvigil.partitions.plan import draw
+from pgvigil.partitions.plan import draw, horizon
 from pgvigil.policies.partitions import PartitionPolicy
 
 ZONES = ("UTC", "Europe/Berlin", "America/Sao_Paulo", "Asia/Kathmandu", "Australia/Lord_Howe")
@@ -152,6 +152,29 @@ def actions(found: Table, **changes: object) -> list[str]:
 def test_a_converged_table_plans_nothing() -> None:
     """All of it is there, and nothing is older than what stays."""
     assert [] == actions(table(*WHOLE), keep="12 months")
+
+
+def test_the_horizon_is_where_the_first_gap_begins() -> None:
+    """Partitions behind a gap take no row of the time before it; a month is 30 days and a half."""
+    found = horizon(table(month(5), month(6), month(7), month(9)), axis(), policy(ahead=4))
+
+    assert found is not None
+    assert datetime(2025, 8, 1, tzinfo=UTC) == found.ends_at
+    assert 30 < found.partition_seconds / 86400 < 31
+
+
+@pytest.mark.parametrize("partitions", [[], [8]])
+def test_without_a_partition_for_now_the_horizon_is_now(partitions: list[int]) -> None:
+    """Rows of this moment are refused already."""
+    found = horizon(table(*map(month, partitions)), axis(), policy())
+
+    assert found is not None
+    assert NOW == found.ends_at
+
+
+def test_a_key_that_tells_no_time_has_no_horizon() -> None:
+    """How fast an integer grows is not known; its partitions ahead are proven by each roll."""
+    assert horizon(table(), axis(1000, key="bigint"), policy(every=1000)) is None
 
 
 def test_partitions_under_other_names_and_widths_are_adopted() -> None:
