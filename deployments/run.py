@@ -14,13 +14,14 @@ from pydantic import ConfigDict, ValidationError, create_model
 import flows
 from deployments.server import QUIET, private_server, require_answer
 from pgvigil.errors import ConfigError
+from tasks import PRIVATE_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pgvigil.reports import Report
 
-_LOCAL = {**QUIET, "PREFECT_LOGGING_TO_API_ENABLED": "false"}
+_LOCAL = {**QUIET, "PREFECT_LOGGING_TO_API_ENABLED": "false", PRIVATE_SERVER: "1"}
 
 
 def known_flows() -> list[str]:

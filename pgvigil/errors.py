@@ -14,6 +14,7 @@ PgvigilError
 ├── DatabaseFailed              carries the SQLSTATE
 ├── StorageFailed               carries the S3 error code
 │   └── ObjectMissing · ObjectExists
+├── SignalFailed                the dead-man's signal was not taken
 └── EvidenceError               the audit log or the report store cannot take what must be kept
     └── ChainBroken
 """
@@ -173,6 +174,13 @@ class ObjectExists(StorageFailed):
     """A conditional write found the key taken; nothing was overwritten."""
 
     code = "PGV-502"
+
+
+class SignalFailed(PgvigilError):
+    """Nobody outside took the sign that pgvigil is alive."""
+
+    code = "PGV-700"
+    transient = True
 
 
 class EvidenceError(PgvigilError):

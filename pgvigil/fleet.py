@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
 from pgvigil.errors import ConfigError
+from pgvigil.policies.alarms import AlarmPolicy
 from pgvigil.policies.backfills import BackfillPolicy
 from pgvigil.policies.backup import BackupPolicy
 from pgvigil.policies.clocks import duties_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 DEFAULT_FILE = "./fleet.yaml"
+FLEET = "fleet"  # the subject of a run that looks at all of it
 
 
 class AuditSettings(Frozen):
@@ -134,6 +136,7 @@ class Fleet(Frozen):
 
     audit: AuditSettings
     s3: S3Settings = S3Settings()
+    alarms: AlarmPolicy = AlarmPolicy()
     clusters: dict[Name, ClusterSettings] = Field(min_length=1, description="the clusters, by name")
     waves: dict[str, WavePolicy] = Field(
         default_factory=dict, description="by pipeline, how its scheduled run goes over the fleet"
@@ -178,6 +181,11 @@ class Fleet(Frozen):
         if pipeline not in known:
             raise ConfigError(_no_pipeline(pipeline, known), hint=_suggest(pipeline, known))
         return self.waves.get(pipeline, WavePolicy())
+
+    def whole(self, subject: str) -> None:
+        """Raise ConfigError unless the subject is all of it."""
+        if subject != FLEET:
+            raise ConfigError(f"'{subject}' is not the whole fleet", hint=f"it is called '{FLEET}'")
 
     def cluster(self, name: str) -> ClusterSettings:
         """Return a cluster, or raise ConfigError with the nearest name."""

@@ -1,0 +1,48 @@
+-- now: by the store's own clock
+SELECT pg_catalog.now() AS now
+
+-- memory: what the last watch that was kept left to remember
+SELECT detail -> 'remembered' AS remembered
+FROM pgvigil.audit
+WHERE kind = 'run_ended' AND flow = 'keep_watch' AND subject = %(subject)s AND detail ? 'remembered'
+ORDER BY seq DESC
+LIMIT 1
+
+-- horizons: per database and table, how far partitions reached when a roll last looked
+SELECT DISTINCT ON (e.subject, h.horizon ->> 'table') e.subject, h.horizon
+FROM pgvigil.audit AS e
+CROSS JOIN LATERAL jsonb_path_query(e.detail, 'lax $.remembered.horizons[*]') AS h(horizon)
+WHERE e.kind = 'run_ended' AND e.flow = 'roll_partitions'
+ORDER BY e.subject, h.horizon ->> 'table', e.seq DESC
+
+-- at_work: subjects on which a run of a flow is in progress
+SELECT DISTINCT s.subject
+FROM pgvigil.audit AS s
+WHERE s.kind = 'run_started' AND s.flow = %(flow)s
+    AND NOT EXISTS (
+        SELECT FROM pgvigil.audit AS e
+        WHERE e.run_id = s.run_id AND e.seq > s.seq AND e.kind IN ('run_started', 'run_ended', 'run_lost')
+    )
+
+-- on_record: of each of these runs of Prefect, the newest run; among so many starts as an index finds at once
+SELECT DISTINCT ON (s.flow_run)
+    s.flow_run, s.run_id, s.flow, s.subject, e.happened_at AS ended_at,
+    CASE e.kind WHEN 'run_ended' THEN 'ended' WHEN 'run_lost' THEN 'lost' ELSE 'open' END AS state,
+    CASE e.kind WHEN 'run_ended' THEN e.detail ->> 'verdict' END AS verdict,
+    coalesce(e.detail ->> 'headline', '') AS headline
+FROM (
+    SELECT seq, run_id, flow, subject, (detail ->> 'prefect_flow_run')::uuid AS flow_run
+    FROM pgvigil.audit
+    WHERE kind = 'run_started'
+    ORDER BY seq DESC
+    LIMIT %(most)s
+) AS s
+LEFT JOIN LATERAL (
+    SELECT e.kind, e.happened_at, e.detail
+    FROM pgvigil.audit AS e
+    WHERE e.run_id = s.run_id AND e.seq > s.seq AND e.kind IN ('run_ended', 'run_lost')
+    ORDER BY e.kind = 'run_ended' DESC, e.seq DESC
+    LIMIT 1
+) AS e ON true
+WHERE s.flow_run = ANY (%(flow_runs)s::uuid[])
+ORDER BY s.flow_run, s.seq DESC

@@ -1,0 +1,51 @@
+"""The report of a watch: every proof's state, the alarms, and what was set right in Prefect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from pgvigil.pages import table
+from pgvigil.reports import Report, facts
+from pgvigil.status import ProofStatus, State
+from pgvigil.watch.alarms import Alarm, Memory
+from pgvigil.watch.reconcile import Correction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class WatchReport(Report):
+    """What `keep_watch` returns; `memory` is None when it did not come to judge."""
+
+    statuses: tuple[ProofStatus, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
+    over: tuple[Alarm, ...] = ()
+    corrections: tuple[Correction, ...] = ()
+    memory: Memory | None = None
+
+    @override
+    def remembered(self) -> dict[str, Any]:
+        if self.memory is None or self.dry_run:
+            return {}
+        remembered: dict[str, Any] = facts(self.memory)
+        return remembered
+
+    @override
+    def section(self) -> str:
+        return "\n\n".join(self._parts())
+
+    def _parts(self) -> Iterator[str]:
+        if self.statuses:
+            count = Counter(status.state for status in self.statuses)
+            told = ", ".join(f"{count[state]} {state}" for state in State if count[state])
+            rows = [(s.state, s.subject, s.proof, s.reason) for s in self.statuses if not s.is_verified]
+            listed = table(("state", "subject", "proof", "why"), rows)
+            yield f"## Proofs\n\n{told}" + (f"\n\n{listed}" if rows else "")
+        if self.over:
+            yield "## Over\n\n" + table(("alarm", "since"), ((a.message, a.since) for a in self.over))
+        if self.corrections:
+            rows_ = ((c.name, c.was, c.becomes, c.because) for c in self.corrections)
+            yield "## Set right in Prefect\n\n" + table(("run", "was", "is now", "because"), rows_)
