@@ -575,6 +575,8 @@ def deploy(
     from deployments.deploy import deploy as apply  # noqa: PLC0415
 
     show.changes(apply(wanted, dry_run=dry_run), dry_run=dry_run)
+    if not fleet.alarms.notify:
+        typer.echo("note: alarms.notify names no block, so nobody is told: docs/alarms.md", err=True)
 
 
 if __name__ == "__main__":

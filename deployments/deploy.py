@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTag
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 
+from deployments.automations import plan_automations
 from deployments.forms import choices, form
 from deployments.steps import Step
 from pgvigil.errors import ConfigError
@@ -63,7 +64,7 @@ def plan_deployments(client: SyncPrefectClient, wanted: Wanted) -> Iterator[Step
 
 
 # In the order in which their steps are applied: each may rest on what those before it make.
-PLANNERS: tuple[Planner, ...] = (plan_pools, plan_deployments)
+PLANNERS: tuple[Planner, ...] = (plan_pools, plan_deployments, plan_automations)
 
 
 def load_flow(entrypoint: str) -> Flow[..., Any]:

@@ -79,7 +79,7 @@ class Manifest(Frozen):
 
 def load_manifest(file: Path = FILE) -> Manifest:
     """Read prefect.yaml, checked and with every place filled in; raises ConfigError naming the key."""
-    document = _read(file)
+    document = read_yaml(file)
     home = os.environ.get("PGVIGIL_HOME") or str(file.resolve().parent)
     try:
         return Manifest.model_validate(fill(document, {**os.environ, "PGVIGIL_HOME": home}))
@@ -134,7 +134,8 @@ def _own_schedules(pipeline: str, fleet: Fleet) -> Iterator[ScheduleEntry]:
             yield ScheduleEntry(slug=f"own-{subject}", parameters=given, **dict(own))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file of keys; raises ConfigError."""
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -143,7 +144,7 @@ def _read(file: Path) -> dict[str, Any]:
         place = " ".join(str(error).split())
         raise ConfigError(f"'{file}' is not valid YAML: {place}", hint="correct it there") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"'{file}' holds no keys", hint="it needs name and deployments")
+        raise ConfigError(f"'{file}' holds no keys", hint="see the one in the repository")
     return document
 
 

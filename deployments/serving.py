@@ -25,6 +25,7 @@ def main(announcement: Path, port: int) -> None:
     with socket.create_server((HOST, port), backlog=256) as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}/api"
         os.environ["PREFECT_SERVER_UI_API_URL"] = url
+        os.environ["PREFECT_UI_URL"] = url.removesuffix("/api")  # where messages of automations lead
         draft = announcement.with_suffix(".new")
         draft.write_text(url, encoding="ascii")
         draft.replace(announcement)

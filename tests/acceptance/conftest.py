@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments import sandbox as deployed
 from pgvigil.audit import install
 from pgvigil.postgres import connect
 from pgvigil.sandbox import Sandbox, down
+from tests.fixtures.deployed import up_unwatched
 from tests.fixtures.sandbox import reachable_directory
 
 HOUSE = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ Pgvigil = Callable[..., subprocess.CompletedProcess[str]]
 def prefect_sandbox() -> Iterator[Sandbox]:
     """The session's sandbox with a Prefect server, a worker and every deployment."""
     directory = reachable_directory()
-    yield deployed.up(directory / "prefect")
+    yield up_unwatched(directory / "prefect")
     down(directory / "prefect")
     shutil.rmtree(directory)
 

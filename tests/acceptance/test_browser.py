@@ -18,10 +18,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments import sandbox as deployed
 from pgvigil.lock import hold
 from pgvigil.postgres import connect
 from pgvigil.sandbox import Sandbox, down
+from tests.fixtures.deployed import up_unwatched
 from tests.fixtures.sandbox import reachable_directory
 
 pytestmark = pytest.mark.long
@@ -39,7 +39,7 @@ Picture = Callable[[str], object]
 def prefect_sandbox() -> Iterator[Sandbox]:
     """A sandbox of these tests alone: what waits for approval here must not be rolled by others."""
     directory = reachable_directory()
-    yield deployed.up(directory / "browser")
+    yield up_unwatched(directory / "browser")
     down(directory / "browser")
     directory.rmdir()
 
