@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from measure import PGVIGIL, RUNS, Row, call, paired
 
-from pgvigil.archive import copying
+from pgvigil.archive import copying, proving
+from pgvigil.archive.place import Place
 from pgvigil.fleet import load_fleet
 from pgvigil.objectstore import ObjectStore, connect
 from pgvigil.partitions.facts import Entry, Name
@@ -82,7 +83,7 @@ def _ours(box: Sandbox, *, prove: bool) -> None:
     store = connect(load_fleet().s3)
     copy = _copy(box, store)
     if prove:
-        proven = copying.prove(store, copy, load_fleet().s3, lambda _: None)
+        proven = proving.prove(store, copy, load_fleet().s3, lambda _: None)
         checks = [check for each in proven for check in each.checks]
         if conclude(checks) is not Verdict.VERIFIED:
             sys.exit(f"a copy that was not proven cannot be compared: {checks}")
@@ -96,7 +97,7 @@ def _copy(box: Sandbox, store: ObjectStore) -> copying.Copy:
         for each in (session, second):
             each.execute("SET statement_timeout = 0")
         (row,) = session.execute("SELECT 'public.big'::regclass::oid::bigint AS oid").fetchall()
-        place = copying.Place("s3://archive/bench/", uuid4(), "demo", "shop", TABLE, _entry(row), None)
+        place = Place("s3://archive/bench/", uuid4(), "demo", "shop", TABLE, _entry(row), None)
         return copying.make(copying.Sessions(session, second, dsn), store, place, uuid4(), lambda _: None)
 
 

@@ -29,7 +29,7 @@ from tasks.pipeline import context, pipeline
 if TYPE_CHECKING:
     from pgvigil.approval import Decision
     from pgvigil.partitions.facts import Plan
-    from pgvigil.partitions.operation import Managed
+    from pgvigil.partitions.managing import Managed
     from pgvigil.runs import Run
 
 

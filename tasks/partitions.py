@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prefect import get_run_logger, task
 
 from pgvigil import approval
-from pgvigil.partitions import operation, returning
+from pgvigil.partitions import leaving, managing, operation, returning
 from tasks.policy import CHANGE, READ
 from tasks.progress import ProgressBar
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pgvigil.archive.copying import Copy
     from pgvigil.archive.manifest import Manifest
     from pgvigil.partitions.facts import Creation, Departure, Plan
-    from pgvigil.partitions.operation import Managed
+    from pgvigil.partitions.managing import Managed
     from pgvigil.partitions.returning import Archived
     from pgvigil.runs import Run
 
-tables = operation.tables
-alone = operation.alone
+tables = managing.tables
+alone = managing.alone
 record = approval.record
 check_decided = operation.check_decided
 
@@ -32,7 +32,7 @@ check_decided = operation.check_decided
 @contextmanager
 def hold_table(managed: Managed) -> Iterator[Managed]:
     """Hold the lock of one table while the block runs."""
-    with operation.hold_table(managed) as held:
+    with managing.hold_table(managed) as held:
         get_run_logger().info("holding the lock on the partitions of '%s'", managed.policy.table)
         yield held
 
@@ -67,27 +67,27 @@ def create(managed: Managed, creation: Creation) -> None:
 @task(name="detach", task_run_name="detach {departure.name}", **CHANGE)
 def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | None:
     """Detach one partition, or finish what was begun, and keep writers off it."""
-    return operation.detach(managed, made, departure)
+    return leaving.detach(managed, made, departure)
 
 
 @task(name="archive", task_run_name="archive {departure.name}", **CHANGE)
 def archive(managed: Managed, made: Plan, departure: Departure) -> Copy:
     """Stream one table into the store."""
     bar = ProgressBar(f"{managed.run.identity.subject}-{departure.name}-archive")
-    return operation.archive(managed, made, departure, on_progress=bar.show)
+    return leaving.archive(managed, made, departure, on_progress=bar.show)
 
 
 @task(name="prove", task_run_name="prove the copy of {departure.name}", **CHANGE)
 def prove(managed: Managed, departure: Departure, copy: Copy) -> Manifest | None:
     """Read the copy back, compare, and commit it."""
     bar = ProgressBar(f"{managed.run.identity.subject}-{departure.name}-proof")
-    return operation.prove(managed, departure, copy, on_progress=bar.show)
+    return leaving.prove(managed, departure, copy, on_progress=bar.show)
 
 
 @task(name="drop", task_run_name="drop {departure.name}", **CHANGE)
 def drop(managed: Managed, made: Plan, departure: Departure) -> None:
     """Drop one table whose copy is proven, if the policy says now."""
-    operation.drop(managed, departure, made)
+    leaving.drop(managed, departure, made)
 
 
 @task(name="conclude", **READ)
@@ -110,7 +110,7 @@ def find(run: Run, partition: str) -> Archived:
 @contextmanager
 def hold_archived(found: Archived) -> Iterator[Archived]:
     """Hold the lock of the copy's table while the block runs."""
-    with operation.hold_table(found.managed) as held:
+    with managing.hold_table(found.managed) as held:
         yield replace(found, managed=held)
 
 

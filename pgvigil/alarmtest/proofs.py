@@ -17,9 +17,10 @@ from pgvigil.drill import archived, finish, marking, prepare, proving
 from pgvigil.drill.choose import Wanted
 from pgvigil.drill.report import DrillReport
 from pgvigil.errors import PreconditionFailed
+from pgvigil.partitions import leaving, returning
 from pgvigil.partitions import operation as partitions
-from pgvigil.partitions import returning
 from pgvigil.partitions.facts import RestoreReport, RollReport
+from pgvigil.partitions.managing import hold_table, tables
 from pgvigil.pgbackrest import PgBackRest
 from pgvigil.runs import conduct
 from pgvigil.wal import operation as wal
@@ -148,7 +149,7 @@ def bring_back(scene: Scene) -> RestoreReport:
 
     def steps(run: Run) -> None:
         found = returning.find(run, scene.partition.uri)
-        with partitions.hold_table(found.managed):
+        with hold_table(found.managed):
             returning.plan(found, attach=False, keep=False)
             returning.rebuild(found, keep=False, on_progress=nothing)
 
@@ -159,21 +160,21 @@ def roll(scene: Scene, strike: Callable[[Scene], None] = nothing) -> RollReport:
     """Do what flows/roll_partitions.py does with old partitions, struck before each copy is read back."""
 
     def steps(run: Run) -> None:
-        for managed in partitions.tables(run, None):
-            with partitions.hold_table(managed) as held:
+        for managed in tables(run, None):
+            with hold_table(managed) as held:
                 made = partitions.plan(held)
                 partitions.finish(held, made)
                 partitions.release(held, made)
                 for creation in made.creations:
                     partitions.create(held, creation)
                 for departure in made.departures:
-                    detached = partitions.detach(held, made, departure)
+                    detached = leaving.detach(held, made, departure)
                     if detached is None:
                         continue
-                    copy = partitions.archive(held, made, detached, on_progress=nothing)
+                    copy = leaving.archive(held, made, detached, on_progress=nothing)
                     strike(replace(scene, archived=Archived(held.store, copy.place.manifest, copy.manifest)))
-                    if partitions.prove(held, detached, copy, on_progress=nothing):
-                        partitions.drop(held, detached, made)
+                    if leaving.prove(held, detached, copy, on_progress=nothing):
+                        leaving.drop(held, detached, made)
                 partitions.conclude_table(held, made)
 
     return conduct(RollReport, "roll_partitions", f"{scene.cluster}/{DATABASE}", steps)

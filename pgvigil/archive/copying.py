@@ -1,4 +1,4 @@
-"""One table's copy: made, read back, proven, committed by its manifest, found again."""
+"""One table's copy: made, or found again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import zstandard
-from psycopg import sql
 
 from pgvigil import __version__
 from pgvigil.archive import blocks, digest, place
@@ -23,16 +22,12 @@ from pgvigil.archive.manifest import (
     Stored,
     StoredRows,
     read_manifest,
-    to_bytes,
 )
-from pgvigil.archive.shape import create_table
-from pgvigil.archive.stream import Meter, Progress, Rows, column_list, export, read_back
+from pgvigil.archive.stream import Meter, Progress, export, show_share
 from pgvigil.archive.tree import read_tree, tree_ddl, without_bound
 from pgvigil.archive.view import view
-from pgvigil.errors import ConfigError, ObjectExists, ObjectMissing, PreconditionFailed, StorageFailed
-from pgvigil.objectstore import ObjectLock, holds
-from pgvigil.postgres import copy_in, translated
-from pgvigil.reports import Check, Verdict
+from pgvigil.errors import ObjectMissing, PreconditionFailed
+from pgvigil.postgres import translated
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
@@ -40,51 +35,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pgvigil.archive.digest import Digest
-    from pgvigil.archive.manifest import Leaf
     from pgvigil.archive.parquet import Layout
+    from pgvigil.archive.place import Place
     from pgvigil.archive.tree import Branch
-    from pgvigil.fleet import S3Settings
     from pgvigil.objectstore import ObjectStore
-    from pgvigil.partitions.facts import Entry, Name
-    from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy, PartitionPolicy
+    from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy
     from pgvigil.postgres import Connection
-
-_CONTENT = frozenset({"copy.there", "copy.sha256", "copy.size", "copy.digest"})  # tell damaged rows
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one departure's copy belongs, and what it is a copy of."""
-
-    folder: str
-    id: UUID
-    cluster: str
-    database: str
-    parent: Name
-    entry: Entry
-    lock: ObjectLockPolicy | None
-    parquet: ParquetPolicy | None = None
-
-    @property
-    def manifest(self) -> str:
-        """The address of the manifest: the commit point of the copy, wherever it was when that was made."""
-        return self.entry.manifest or place.manifest_uri(self.folder, self.id)
-
-    @classmethod
-    def of(cls, policy: PartitionPolicy, cluster: str, database: str, parent: Name, entry: Entry) -> Place:
-        """Find the place of an entry; raises ConfigError without an archive."""
-        own = (entry.name.schema_, entry.name.name)
-        folder = place.folder(table_folder(policy, cluster, database, parent), *own)
-        return cls(folder, entry.id, cluster, database, parent, entry, policy.lock, policy.parquet)
-
-
-def table_folder(policy: PartitionPolicy, cluster: str, database: str, parent: Name) -> str:
-    """Return the folder of all copies of a table's partitions; raises ConfigError without an archive."""
-    if policy.archive is None:
-        raise ConfigError(
-            f"'{policy.table}' has no archive", hint="set archive: s3://bucket/prefix in the fleet file"
-        )
-    return place.folder(policy.archive, cluster, database, parent.schema_, parent.name)
 
 
 @dataclass(frozen=True)
@@ -147,7 +103,7 @@ def make(  # noqa: PLR0913 - both ends, and who hears of it
     with translated(sessions.dsn):
         layouts = survey(session, waiting, origin["encoding"], where.parquet)
     for leaf in waiting:
-        show = partial(_show_share, on_progress, leaves.index(leaf), len(leaves))
+        show = partial(show_share, on_progress, leaves.index(leaf), len(leaves))
         job = _Job(sessions, store, where, run_id, origin["encoding"], show)
         done[leaf.relation] = _copy_leaf(job, leaf, layouts.get(leaf.relation))
         on_leaf(leaf.relation, done[leaf.relation])
@@ -183,7 +139,7 @@ def _with_view(store: ObjectStore, where: Place, manifest: Manifest) -> Manifest
         return manifest
     uri = place.view_uri(where.folder, where.id, manifest.run_id)
     text = view(manifest.shape.name, manifest.leaves)
-    lock = _object_lock(where.lock)
+    lock = where.object_lock
     store.put(uri, text.encode(), content_type="application/sql", only_if_absent=True, lock=lock)
     return manifest.model_copy(update={"view": uri})
 
@@ -198,11 +154,6 @@ class _Job:
     on_progress: Callable[[Progress], None]
 
 
-def _show_share(on_progress: Callable[[Progress], None], number: int, count: int, now: Progress) -> None:
-    whole = now.text if count == 1 else f"table {number + 1} of {count}: {now.text}"
-    on_progress(Progress(percent=(100 * number + now.percent) / count, text=whole))
-
-
 def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
     """Stream one table into a new object, while PostgreSQL computes its digest beside it."""
     sessions, where, shape = job.sessions, job.place, leaf.shape
@@ -213,7 +164,7 @@ def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
     only = leaf.relation == where.entry.relation
     uri = place.data_uri(where.folder, where.id, job.run_id, None if only else leaf.relation)
     meter = Meter(size, job.on_progress)
-    lock = _object_lock(where.lock)
+    lock = where.object_lock
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool:
         computing = pool.submit(
             blocks.compute, sessions.digest, shape.table, shape.stored_columns, job.encoding
@@ -251,7 +202,7 @@ def _copy_parquet(job: _Job, layout: Layout) -> ParquetCopy:
             digest.compute_lines, sessions.digest, shape.table, parquet.line(layout), "UTF8"
         )
         try:
-            files = parquet.write(sessions.export, layout, job.store, uris, _object_lock(where.lock))
+            files = parquet.write(sessions.export, layout, job.store, uris, where.object_lock)
             found = computing.result()
         except BaseException:
             sessions.digest.cancel_safe()
@@ -315,13 +266,6 @@ def _origin(where: Place, found: dict[str, object]) -> Origin:
     )
 
 
-def _object_lock(wanted: ObjectLockPolicy | None) -> ObjectLock | None:
-    if wanted is None:
-        return None
-    until = datetime.now(tz=UTC) + wanted.retain if wanted.retain else None
-    return ObjectLock(mode=wanted.mode, retain_until=until, legal_hold=wanted.legal_hold)
-
-
 def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
     """Remove what killed runs left of a copy that was never committed: unfinished uploads, orphaned objects.
 
@@ -356,209 +300,3 @@ def _is_locked(rows: StoredRows, wanted: ObjectLockPolicy | None) -> bool:
     """Tell whether rows were stored under such a lock; a retention counts from their own upload."""
     kind = (rows.lock.mode, rows.lock.legal_hold) if rows.lock else (None, False)
     return wanted is None or kind == (wanted.mode, wanted.legal_hold)
-
-
-def prove(
-    store: ObjectStore, copy: Copy, settings: S3Settings, on_progress: Callable[[Progress], None]
-) -> list[Proven]:
-    """Download every object and compare everything with what PostgreSQL said and what was sent."""
-    leaves = copy.manifest.leaves
-    proven = [
-        _prove_leaf(store, copy, leaf, settings, partial(_show_share, on_progress, number, len(leaves)))
-        for number, leaf in enumerate(leaves)
-    ]
-    if copy.manifest.tree:
-        total = digest.Digest.of_tables(each.digest for each in proven if each.digest)
-        proven.append(Proven(None, (_equal("copy.tree", str(copy.manifest.digest), str(total)),), total))
-    if copy.manifest.view:
-        proven.append(Proven(None, (_check_view(store, copy.manifest),)))
-    return proven
-
-
-def _check_view(store: ObjectStore, manifest: Manifest) -> Check:
-    wanted = view(manifest.shape.name, manifest.leaves)
-    is_equal = store.get(manifest.view) == wanted.encode()
-    return _check("copy.view", "the view as it was written", manifest.view, is_equal=is_equal)
-
-
-@dataclass(frozen=True)
-class Proven:
-    """What reading back one leaf showed, or with no leaf all of them together."""
-
-    leaf: Leaf | None
-    checks: tuple[Check, ...]
-    digest: Digest | None = None
-
-    @property
-    def damaged(self) -> tuple[str, ...]:
-        """The addresses of what does not have the content any more that was stored."""
-        if self.leaf is None:
-            return ()
-        stored = self.leaf.stored
-        refuted = {check.id for check in self.checks if check.verdict is Verdict.REFUTED}
-        rows = (stored.rows.uri,) if refuted & _CONTENT else ()
-        return rows + (stored.parquet_uris if "copy.parquet" in refuted else ())
-
-
-def _prove_leaf(
-    store: ObjectStore,
-    copy: Copy,
-    leaf: Leaf,
-    settings: S3Settings,
-    on_progress: Callable[[Progress], None],
-) -> Proven:
-    rows, expected = leaf.stored.rows, leaf.stored.digest
-    total = max(1, rows.text_size)
-
-    def show(done: int) -> None:
-        percent = min(100.0, 100 * done / total)
-        on_progress(Progress(percent=percent, text=f"read back {percent:.0f} %"))
-
-    try:
-        got = read_back(store, rows.uri, show, expected.blocks)
-    except ObjectMissing as error:
-        check = _check("copy.there", "the object is in the store", error.message, is_equal=False)
-        return Proven(leaf, (check,))
-    except StorageFailed as error:
-        if error.context.get("s3_code") != "ContentAltered":
-            raise
-        return Proven(leaf, (_check("copy.sha256", rows.sha256, error.message, is_equal=False),))
-    checks = (
-        _equal("copy.sha256", rows.sha256, got.sha256),
-        _equal("copy.size", f"{rows.text_size} bytes of text", f"{got.text_size} bytes of text"),
-        _equal("copy.digest", f"{expected} in PostgreSQL", f"{got.digest} in PostgreSQL"),
-        *_check_dress(store, copy, rows, settings),
-        *_check_parquet(store, leaf),
-    )
-    return Proven(leaf, checks, got.digest)
-
-
-def _check_parquet(store: ObjectStore, leaf: Leaf) -> list[Check]:
-    """Download the Parquet files, if there are any, and compare what they hold with PostgreSQL's digest."""
-    copy = leaf.stored.parquet
-    if copy is None:
-        return []
-    from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
-
-    try:
-        found = str(parquet.read_back(store, copy, leaf.shape))
-    except ObjectMissing as error:
-        found = error.message
-    return [_equal("copy.parquet", str(copy.digest), found)]
-
-
-def _check_dress(store: ObjectStore, copy: Copy, rows: StoredRows, settings: S3Settings) -> list[Check]:
-    """Compare what the store says of an object with what the settings ask for."""
-    head = store.head(rows.uri)
-    checks = [_equal("copy.stored", f"{rows.size} bytes", f"{head.size} bytes")]
-    if settings.sse:
-        wanted = settings.kms_key_id or ""
-        told = f"{settings.sse} {wanted}".strip(), f"{head.sse} {head.kms_key_id}".strip()
-        is_equal = head.sse == settings.sse and _is_key(wanted, head.kms_key_id)
-        checks.append(_check("copy.encryption", *told, is_equal=is_equal))
-    if settings.storage_class and not copy.is_committed:  # later a rule of the bucket may move it on
-        checks.append(_equal("copy.class", settings.storage_class, head.storage_class))
-    if rows.lock:
-        told = str(rows.lock), str(head.lock or "no lock")
-        checks.append(_check("copy.lock", *told, is_equal=holds(head.lock, rows.lock)))
-    return checks
-
-
-def _is_key(wanted: str, found: str) -> bool:
-    """Tell whether the store names the wanted key: it answers with an ARN, which tells no alias."""
-    if "alias/" in wanted:
-        return bool(found)
-    return wanted == "" or found.rpartition("/")[2] == wanted.rpartition("/")[2]
-
-
-def _equal(name: str, expected: str, actual: str) -> Check:
-    return _check(name, expected, actual, is_equal=expected == actual)
-
-
-def _check(name: str, expected: str, actual: str, *, is_equal: bool) -> Check:
-    verdict = Verdict.VERIFIED if is_equal else Verdict.REFUTED
-    return Check(id=name, verdict=verdict, expected=expected, actual=actual)
-
-
-def compare_reloaded(session: Connection, store: ObjectStore, copy: Copy, leaf: Leaf) -> Check:
-    """Load a leaf's copy into a temporary table and compare it with the original both ways."""
-    shape = leaf.shape
-    digest.pin(session, copy.manifest.origin.encoding)
-    bare = shape.model_copy(update={"options": ()})
-    scratch = sql.Identifier("pg_temp", f"pgvigil_{leaf.relation}")
-    session.execute(create_table(bare, scratch))
-    columns = column_list(shape)
-    load = sql.SQL("COPY {} ({}) FROM STDIN").format(scratch, columns)
-    copy_in(session, load, Rows(store, leaf.stored.rows.uri))
-    left = _difference(session, shape.table, scratch, columns)
-    right = _difference(session, scratch, shape.table, columns)
-    session.execute(sql.SQL("DROP TABLE {}").format(scratch))
-    return _equal(
-        "copy.reloaded", "0 rows more here, 0 more there", f"{left} rows more here, {right} more there"
-    )
-
-
-def _difference(
-    session: Connection, one: sql.Identifier, other: sql.Identifier, columns: sql.Composed
-) -> int:
-    # Types without equality (json, xml, point) have none here either: rows are compared by their text.
-    statement = sql.SQL(
-        "SELECT count(*) AS rows FROM (SELECT ROW({c})::text FROM {one}"
-        " EXCEPT ALL SELECT ROW({c})::text FROM {other}) AS more"
-    ).format(c=columns, one=one, other=other)
-    row = session.execute(statement).fetchone()
-    return int(row["rows"]) if row else -1
-
-
-def commit(store: ObjectStore, copy: Copy, lock: ObjectLockPolicy | None) -> Manifest:
-    """Write the manifest of a copy that was proven: from now on the copy counts.
-
-    The write is conditional. A manifest that is there already after a lost answer is our own if it is equal.
-    """
-    proven = copy.manifest.model_copy(update={"proven_at": datetime.now(tz=UTC)})
-    manifest = proven.with_stored({leaf.relation: _dressed(store, leaf.stored) for leaf in proven.leaves})
-    data = to_bytes(manifest)
-    try:
-        store.put(
-            copy.place.manifest,
-            data,
-            content_type="application/json",
-            only_if_absent=True,
-            lock=_object_lock(lock),
-        )
-    except ObjectExists:
-        if store.get(copy.place.manifest) != data:
-            raise
-    return read_manifest(store, copy.place.manifest)
-
-
-def _dressed(store: ObjectStore, stored: Stored) -> Stored:
-    """Add what the store says of the object with the rows."""
-    head = store.head(stored.rows.uri)
-    told = {
-        "sse": head.sse,
-        "storage_class": head.storage_class,
-        "version_id": head.version_id,
-        "etag": head.etag,
-    }
-    return stored.model_copy(update={"rows": stored.rows.model_copy(update=told)})
-
-
-def require(store: ObjectStore, manifest_uri: str | None) -> None:
-    """Raise StorageFailed unless manifest and rows are in the store at this moment, unreplaced."""
-    if manifest_uri is None:
-        raise PreconditionFailed("no copy was proven", hint="plan again")
-    for leaf in read_manifest(store, manifest_uri).leaves:
-        _require(store, leaf.stored.rows)
-
-
-def _require(store: ObjectStore, rows: StoredRows) -> None:
-    head = store.head(rows.uri)
-    found = f"{head.size} bytes, ETag {head.etag}, version {head.version_id}"
-    expected = f"{rows.size} bytes, ETag {rows.etag}, version {rows.version_id}"
-    if found != expected:
-        raise StorageFailed(
-            f"{rows.uri} has {found}; its manifest says {expected}",
-            hint="somebody wrote over it: see the bucket's log",
-            s3_code="ContentAltered",
-        )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from pgvigil.objectstore import join
+from pgvigil.errors import ConfigError
+from pgvigil.objectstore import ObjectLock, join
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from pgvigil.partitions.facts import Entry, Name
+    from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy, PartitionPolicy
 
 MANIFEST = "manifest.json"
 HIVE_KEY = "pgvigil_partition"  # a column of this name appears in queries of the files
@@ -51,3 +57,46 @@ def parquet_uri(place: str, copy: UUID, attempt: UUID, leaf: tuple[str, str], nu
 def view_uri(place: str, copy: UUID, attempt: UUID) -> str:
     """Return the address of the statement that makes a view of a copy's Parquet files."""
     return f"{place}{copy}/parquet/{attempt}-view.sql"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one departure's copy belongs, and what it is a copy of."""
+
+    folder: str
+    id: UUID
+    cluster: str
+    database: str
+    parent: Name
+    entry: Entry
+    lock: ObjectLockPolicy | None
+    parquet: ParquetPolicy | None = None
+
+    @property
+    def manifest(self) -> str:
+        """The address of the manifest: the commit point of the copy, wherever it was when that was made."""
+        return self.entry.manifest or manifest_uri(self.folder, self.id)
+
+    @property
+    def object_lock(self) -> ObjectLock | None:
+        """The lock of what is written here at this moment: a retention counts from then on."""
+        if self.lock is None:
+            return None
+        until = datetime.now(tz=UTC) + self.lock.retain if self.lock.retain else None
+        return ObjectLock(mode=self.lock.mode, retain_until=until, legal_hold=self.lock.legal_hold)
+
+    @classmethod
+    def of(cls, policy: PartitionPolicy, cluster: str, database: str, parent: Name, entry: Entry) -> Place:
+        """Find the place of an entry; raises ConfigError without an archive."""
+        own = (entry.name.schema_, entry.name.name)
+        here = folder(table_folder(policy, cluster, database, parent), *own)
+        return cls(here, entry.id, cluster, database, parent, entry, policy.lock, policy.parquet)
+
+
+def table_folder(policy: PartitionPolicy, cluster: str, database: str, parent: Name) -> str:
+    """Return the folder of all copies of a table's partitions; raises ConfigError without an archive."""
+    if policy.archive is None:
+        raise ConfigError(
+            f"'{policy.table}' has no archive", hint="set archive: s3://bucket/prefix in the fleet file"
+        )
+    return folder(policy.archive, cluster, database, parent.schema_, parent.name)

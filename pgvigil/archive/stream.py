@@ -39,6 +39,12 @@ class Progress(Frozen):
         return self.text
 
 
+def show_share(on_progress: Callable[[Progress], None], number: int, count: int, now: Progress) -> None:
+    """Tell how far one of several tables is, as a part of all."""
+    whole = now.text if count == 1 else f"table {number + 1} of {count}: {now.text}"
+    on_progress(Progress(percent=(100 * number + now.percent) / count, text=whole))
+
+
 class Meter:
     """Counts what passes on both sides of the compression."""
 

@@ -16,7 +16,7 @@ from pgvigil.drill import copy as copies
 from pgvigil.drill.judgement import passed, refuted, unknown
 from pgvigil.errors import EvidenceError, PgvigilError
 from pgvigil.partitions import returning
-from pgvigil.partitions.operation import Managed
+from pgvigil.partitions.managing import Managed
 from pgvigil.reports import Finding, Severity, Verdict, conclude
 from pgvigil.runs import finding_of
 

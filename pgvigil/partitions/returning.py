@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 from psycopg import sql
 
-from pgvigil.archive import copying, restoring
+from pgvigil.archive import restoring
 from pgvigil.archive.manifest import Manifest, read_manifest
-from pgvigil.archive.place import MANIFEST
+from pgvigil.archive.place import MANIFEST, table_folder
 from pgvigil.archive.shape import add_foreign_key, bound_checks, bound_clause, foreign_keys, read_shape
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
@@ -21,7 +21,8 @@ from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.envelope import bounded, explain_wait, unlimited
 from pgvigil.partitions.facts import Entry, Name
-from pgvigil.partitions.operation import LEAVING, look, tables
+from pgvigil.partitions.leaving import LEAVING
+from pgvigil.partitions.managing import look, tables
 from pgvigil.postgres import translated
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.sql import query
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pgvigil.archive.shape import Constraint, Shape
     from pgvigil.objectstore import StoredObject
     from pgvigil.partitions.facts import Partition, Table
-    from pgvigil.partitions.operation import Managed
+    from pgvigil.partitions.managing import Managed
     from pgvigil.postgres import Connection
     from pgvigil.runs import Run
 
@@ -123,7 +124,7 @@ def _of_the_month(found: _Listed) -> str:
 
 def _copies(managed: Managed) -> Iterator[_Listed]:
     table, _ = look(managed)
-    folder = copying.table_folder(managed.policy, managed.cluster, managed.database, table.name)
+    folder = table_folder(managed.policy, managed.cluster, managed.database, table.name)
     for item in managed.store.list(folder):
         parts = item.uri.removeprefix(folder).split("/")
         if len(parts) == 4 and parts[3] == MANIFEST:

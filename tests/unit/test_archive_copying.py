@@ -3,9 +3,10 @@ from uuid import uuid4
 
 import pytest
 
-from pgvigil.archive.copying import Place, _is_whole
+from pgvigil.archive.copying import _is_whole
 from pgvigil.archive.digest import Digest
 from pgvigil.archive.manifest import Stored, StoredRows
+from pgvigil.archive.place import Place
 from pgvigil.objectstore import ObjectLock
 from pgvigil.partitions.facts import Entry, Name
 from pgvigil.policies.partitions import ObjectLockPolicy

@@ -1,0 +1,342 @@
+"""The steps that take a partition out: detach, archive, prove, drop; each goes on from what it finds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from pgvigil.archive import copying, proving
+from pgvigil.archive.place import Place
+from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
+from pgvigil.partitions import detach as detaching
+from pgvigil.partitions import drop as dropping
+from pgvigil.partitions import ledger
+from pgvigil.partitions.catalog import identifier, read_entries
+from pgvigil.partitions.envelope import bounded, explain_wait
+from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
+from pgvigil.partitions.managing import add, done, look, note, tell
+from pgvigil.reports import Check, Severity, Verdict, conclude
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from pgvigil.archive.manifest import Manifest, Stored
+    from pgvigil.archive.stream import Progress
+    from pgvigil.partitions.managing import Managed
+    from pgvigil.postgres import Connection
+
+LEAVING = ("leaving", "fenced", "archived")
+
+
+def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | None:
+    """Detach one partition and fence it; returns it with its entry, or None when it is gone."""
+    table, _ = look(managed)
+    if departure.entry is None:
+        _preflight(managed, departure)
+    entry = announce(managed, made, departure)
+    if entry is None:
+        return None
+    with managed.session() as session:
+        now = detaching.standing(session, departure, made.oid)
+        if now == "gone":
+            _vanished(managed, departure, entry)
+            return None
+        is_fenced = entry.fence is not None and ledger.read_fence(session, departure.relation) == entry.fence
+    if now == "detached" and is_fenced:
+        return departure.model_copy(update={"entry": entry, "is_attached": False})
+    if now == "detached" and entry.fence is not None:
+        entry = _renew(managed, entry)
+    managed.check_lock()
+    intent = {"partition": str(departure.name), "method": departure.method}
+    with managed.run.step("detach", intent), managed.session() as session:
+        detaching.detach(session, managed.dsn, table, departure, managed.policy)
+        _fence(session, managed, departure, entry)
+    done(managed, "detach", departure.name.name, departure.bound, detail=departure.method)
+    return departure.model_copy(update={"entry": _entry(managed, departure), "is_attached": False})
+
+
+def announce(managed: Managed, made: Plan, departure: Departure) -> Entry | None:
+    """Note the departure before it begins; None for a partition that is gone. Idempotent.
+
+    Raises PreconditionFailed for a partition that is not as planned.
+    """
+    if known := _find_entry(managed, departure):
+        return known
+    with managed.session() as session:
+        ledger.require(session)
+        now = detaching.standing(session, departure, made.oid)
+    if now == "gone":
+        return None
+    if now == "detached":
+        raise PreconditionFailed(f"'{departure.name}' was detached meanwhile", hint="plan again")
+    managed.check_lock()
+    id_ = uuid4()
+    intent = {"partition": str(departure.name), "oid": departure.relation, "id": str(id_)}
+    with managed.run.step("announce", intent), managed.session() as session:
+        ledger.begin(session, id_, departure, made.oid)
+    return _entry(managed, departure)
+
+
+def _preflight(managed: Managed, departure: Departure) -> None:
+    """Refuse what could not be stored as the policy says, before anything is taken out of the table."""
+    if managed.policy.parquet is None:
+        return
+    with managed.session(patient=True) as session:
+        copying.preflight(session, departure.relation, managed.policy.parquet)
+
+
+def _find_entry(managed: Managed, departure: Departure) -> Entry | None:
+    with managed.session() as session:
+        entries = read_entries(session, departure.parent)
+    return next((e for e in entries if e.relation == departure.relation and e.state in LEAVING), None)
+
+
+def _entry(managed: Managed, departure: Departure) -> Entry:
+    found = _find_entry(managed, departure)
+    if found is None:
+        raise PreconditionFailed(f"the work state of '{departure.name}' is gone", hint="plan again")
+    return found
+
+
+def _vanished(managed: Managed, departure: Departure, entry: Entry) -> None:
+    """Forget a table that somebody dropped, and tell whether a proven copy of it exists."""
+    with managed.run.step("forget", {"partition": str(departure.name)}), managed.session() as session:
+        ledger.end(session, entry.id)
+    tell(
+        managed,
+        "vanished",
+        f"'{departure.name}' was dropped by somebody else; "
+        + (f"its proven copy is {entry.manifest}" if entry.manifest else "no copy of it was proven"),
+        "see the server's log for who dropped it",
+        Severity.WARNING if entry.manifest else Severity.ERROR,
+    )
+
+
+def _renew(managed: Managed, entry: Entry) -> Entry:
+    new = uuid4()
+    intent = {"partition": str(entry.name), "id": str(new)}
+    with managed.run.step("fence again", intent), managed.session() as session:
+        ledger.refence(session, entry.id, new)
+    tell(
+        managed,
+        "fence-opened",
+        f"the fence around '{entry.name}' was opened since it was raised: it is fenced and copied anew",
+        "see who altered the table or its triggers",
+    )
+    return entry.model_copy(update={"id": new, "fence": None, "manifest": None, "state": "leaving"})
+
+
+def _fence(session: Connection, managed: Managed, departure: Departure, entry: Entry) -> None:
+    table = identifier(departure.name)
+    try:
+        bounded(
+            session,
+            managed.dsn,
+            managed.policy,
+            lambda: ledger.raise_fence(session, entry.id, departure.relation, table),
+        )
+    except DatabaseFailed as error:
+        if not error.transient and error.sqlstate != "57014":
+            raise
+        raise explain_wait(
+            session, error, [departure.relation], f"the fence around '{departure.name}'"
+        ) from error
+
+
+def archive(
+    managed: Managed, made: Plan, departure: Departure, *, on_progress: Callable[[Progress], None]
+) -> copying.Copy:
+    """Copy one fenced table to the store; a copy that is committed already is taken as it is."""
+    _require_entry(departure)
+    entry = _entry(managed, departure)  # with the leaves that an earlier try has finished since
+    place = Place.of(managed.policy, managed.cluster, managed.database, made.table, entry)
+    found = copying.find(managed.store, place)
+    if found:
+        return found
+    managed.check_lock()
+    began = time.monotonic()
+    intent = {"partition": str(departure.name), "to": place.folder, "bytes": departure.size}
+    with managed.run.step("archive", intent) as noted, managed.session(patient=True) as session:
+        with managed.session(patient=True) as second:
+            sessions = copying.Sessions(export=session, digest=second, dsn=managed.dsn)
+            finished = partial(_note_leaf, managed, entry)
+            copy = copying.make(sessions, managed.store, place, managed.run.id, on_progress, finished)
+        noted |= {"rows": copy.manifest.digest.rows, "digest": copy.manifest.digest.value}
+        noted["objects"] = [leaf.stored.rows.model_dump(mode="json") for leaf in copy.manifest.leaves]
+    return replace(copy, seconds=time.monotonic() - began)
+
+
+def prove(
+    managed: Managed, departure: Departure, copy: copying.Copy, *, on_progress: Callable[[Progress], None]
+) -> Manifest | None:
+    """Read the copy back and compare; then, and only then, commit its manifest. None when refuted.
+
+    A committed copy is read back again before its table is dropped; until then its size is looked at.
+    """
+    entry = _require_entry(departure)
+    if copy.is_committed and departure.drop != "now":
+        proving.require(managed.store, copy.place.manifest)
+        if entry.state != "archived":
+            with managed.run.step("remember copy", {"manifest": copy.place.manifest}):
+                _remember(managed, entry, copy)
+        return copy.manifest
+    run = managed.run
+    proven = _read_back(managed, copy, on_progress)
+    run.checks += [check for each in proven for check in _told(departure, copy, each)]
+    if conclude([check for each in proven for check in each.checks]) is not Verdict.VERIFIED:
+        damaged = [uri for each in proven for uri in each.damaged]
+        if copy.is_committed and damaged:
+            _copy_anew(managed, entry, copy, damaged)
+        else:
+            _forget(managed, entry, proven)
+        return None
+    managed.check_lock()
+    manifest = copy.manifest
+    with run.step(
+        "commit copy", {"partition": str(departure.name), "manifest": copy.place.manifest}
+    ) as noted:
+        if not copy.is_committed:
+            manifest = proving.commit(managed.store, copy)
+        _remember(managed, entry, copy)
+        noted.update(manifest.outline())
+    run.facts["manifests"] = (*run.facts.get("manifests", ()), manifest)
+    if not copy.is_committed:
+        _done_copy(managed, departure, copy, manifest)
+    return manifest
+
+
+def _read_back(
+    managed: Managed, copy: copying.Copy, on_progress: Callable[[Progress], None]
+) -> list[proving.Proven]:
+    """Prove the copy by its bytes, and where the policy says so also by loading them."""
+    proven = proving.prove(managed.store, copy, managed.run.fleet.s3, on_progress)
+    if managed.policy.verify != "reload":
+        return proven
+    with managed.session(patient=True) as session:
+        return [_reloaded(session, managed, copy, each) for each in proven]
+
+
+def _reloaded(
+    session: Connection, managed: Managed, copy: copying.Copy, proven: proving.Proven
+) -> proving.Proven:
+    if proven.leaf is None or conclude(proven.checks) is not Verdict.VERIFIED:
+        return proven
+    check = proving.compare_reloaded(session, managed.store, copy, proven.leaf)
+    return replace(proven, checks=(*proven.checks, check))
+
+
+def _told(departure: Departure, copy: copying.Copy, proven: proving.Proven) -> list[Check]:
+    """Give the checks their names: the partition's, and in a tree the leaf's."""
+    leaf = f"{proven.leaf.name}." if copy.manifest.tree and proven.leaf else ""
+    return [check.model_copy(update={"id": f"{departure.name}.{leaf}{check.id}"}) for check in proven.checks]
+
+
+def _forget(managed: Managed, entry: Entry, proven: list[proving.Proven]) -> None:
+    """Let the next run make again what is not as it was sent."""
+    bad = [
+        each.leaf.relation for each in proven if each.leaf and conclude(each.checks) is not Verdict.VERIFIED
+    ]
+    with managed.session() as session:
+        ledger.forget_leaves(session, entry.id, bad)
+
+
+def _copy_anew(managed: Managed, entry: Entry, copy: copying.Copy, damaged: list[str]) -> None:
+    """Let the next run make another copy: the table still stands, and this copy of it is no good any more."""
+    new = uuid4()
+    intent = {"partition": str(entry.name), "id": str(new), "damaged": copy.place.manifest}
+    with managed.run.step("copy anew", intent), managed.session() as session:
+        ledger.refence(session, entry.id, new)
+    tell(
+        managed,
+        "copy-damaged",
+        f"proven and damaged since: {', '.join(damaged)}; '{entry.name}' stands and is copied anew",
+        f"see in the bucket's log who wrote over it, then delete that copy, {copy.place.manifest} included",
+        Severity.ERROR,
+    )
+
+
+def _note_leaf(managed: Managed, entry: Entry, relation: int, stored: Stored) -> None:
+    with managed.session() as session:
+        ledger.note_leaf(session, entry.id, relation, stored)
+
+
+def _remember(managed: Managed, entry: Entry, copy: copying.Copy) -> None:
+    with managed.session() as session:
+        ledger.archived(session, entry.id, copy.place.manifest)
+
+
+def _done_copy(managed: Managed, departure: Departure, copy: copying.Copy, manifest: Manifest) -> None:
+    outcome = Outcome(
+        table=managed.policy.table,
+        partition=departure.name.name,
+        action="archive",
+        bound=departure.bound,
+        rows=manifest.digest.rows,
+        bytes=manifest.size,
+        manifest=copy.place.manifest,
+        seconds=round(copy.seconds, 3),
+        detail=f"digest {manifest.digest.value[-30:]}",
+    )
+    add(managed, outcome)
+
+
+def drop(managed: Managed, departure: Departure, made: Plan) -> None:
+    """Drop one table whose copy this run proved, if the policy says now; else say what it waits for."""
+    entry = _entry(managed, departure)
+    if departure.drop != "now":
+        _not_dropped(managed, departure, departure.drop_reason)
+        return
+    if managed.policy.drop == "approve" and entry.id not in _approved(made):
+        _not_dropped(managed, departure, "its copy was made anew after the approval: waits for another")
+        return
+    proving.require(managed.store, entry.manifest)
+    managed.check_lock()
+    intent = {"partition": str(departure.name), "oid": departure.relation, "manifest": entry.manifest}
+    with managed.run.step("drop", intent), managed.session() as session:
+        try:
+            bounded(
+                session,
+                managed.dsn,
+                managed.policy,
+                lambda: dropping.drop(session, departure, entry, made.oid),
+            )
+        except DatabaseFailed as error:
+            raise _undroppable(session, error, departure) from error
+    note(
+        managed.run,
+        f"{departure.name}.dropped",
+        Verdict.VERIFIED,
+        "unchanged since its copy was made, under the drop's own lock",
+        "fence held, dropped",
+    )
+    done(managed, "drop", departure.name.name, departure.bound, manifest=entry.manifest or "")
+
+
+def _undroppable(session: Connection, error: DatabaseFailed, departure: Departure) -> PgvigilError:
+    if error.sqlstate == "2BP01":
+        return PreconditionFailed(
+            f"'{departure.name}' cannot be dropped: {error.message}",
+            hint="views, functions or foreign keys depend on it: drop them, or set drop to keep",
+        )
+    if error.sqlstate in {"55P03", "57014", "40P01"}:
+        return explain_wait(session, error, [departure.relation], f"the drop of '{departure.name}'")
+    return error
+
+
+def _approved(made: Plan) -> set[UUID]:
+    """Return the copies that a plan was approved for: a fence that opened since has led to another one."""
+    return {each.entry.id for each in made.departures if each.entry and each.drop == "now"}
+
+
+def _not_dropped(managed: Managed, departure: Departure, why: str) -> None:
+    done(managed, "keep", departure.name.name, departure.bound, detail=why)
+
+
+def _require_entry(departure: Departure) -> Entry:
+    if departure.entry is None or departure.entry.fence is None:
+        raise PreconditionFailed(f"'{departure.name}' is not fenced", hint="plan again")
+    return departure.entry
