@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from pgvigil.archive import digest
+from pgvigil.archive.ddl import create_table
 from pgvigil.archive.manifest import Manifest, Stored, StoredRows, read_manifest, to_bytes
-from pgvigil.archive.shape import create_table
 from pgvigil.archive.stream import Progress, Rows, column_list, read_back, show_share
 from pgvigil.archive.view import view
 from pgvigil.errors import ObjectExists, ObjectMissing, PreconditionFailed, StorageFailed
@@ -158,7 +158,7 @@ def compare_reloaded(session: Connection, store: ObjectStore, copy: Copy, leaf: 
     """Load a leaf's copy into a temporary table and compare it with the original both ways."""
     shape = leaf.shape
     digest.pin(session, copy.manifest.origin.encoding)
-    bare = shape.model_copy(update={"options": ()})
+    bare = shape.model_copy(update={"options": (), "is_unlogged": False})
     scratch = sql.Identifier("pg_temp", f"pgvigil_{leaf.relation}")
     session.execute(create_table(bare, scratch))
     columns = column_list(shape)

@@ -10,32 +10,39 @@ from psycopg import sql
 
 from pgvigil.archive import digest
 from pgvigil.archive.blocks import digest_of
-from pgvigil.archive.shape import (
-    BOUND_CHECK,
+from pgvigil.archive.ddl import (
     add_check,
+    add_index,
+    add_key,
     attach_partition,
-    bound_checks,
     checks,
     column_definition,
     column_settings,
+    companions,
+    create_sequence,
     create_table,
     dressings,
     keys,
-    renamed,
+    own_sequence,
 )
+from pgvigil.archive.shape import BOUND_CHECK, bound_checks, renamed
 from pgvigil.archive.stream import Rows, column_list, read_back
 from pgvigil.archive.tree import attachments
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.postgres import copy_in, copy_out, translated
 from pgvigil.reports import Check, Verdict, conclude
+from pgvigil.sql import query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.archive.manifest import Manifest, Node, Stored
-    from pgvigil.archive.shape import Column, Shape
+    from pgvigil.archive.shape import Column, Numbering, Shape
     from pgvigil.objectstore import ObjectStore
     from pgvigil.postgres import Connection
+
+
+FORBIDDEN = "42501"
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,21 @@ class Order:
             return node
         is_stranger = node.shape.schema_ != self.manifest.shape.schema_  # whose names others may have as well
         shape = renamed(node.shape, f"pgvigil_{node.relation}") if is_stranger else node.shape
-        return node.model_copy(update={"shape": shape.model_copy(update={"schema_": self.schema})})
+        # Among temporary tables nothing is unlogged, and no sequence or statistics of the user's are made.
+        there = {
+            "schema_": self.schema,
+            "is_unlogged": False,
+            "statistics": (),
+            "columns": tuple(_drawing_from_none(column) for column in shape.columns),
+        }
+        return node.model_copy(update={"shape": shape.model_copy(update=there)})
+
+
+def _drawing_from_none(column: Column) -> Column:
+    """Leave out the default that draws from a sequence of the column's own, which went with its table."""
+    if column.identity or not column.numbering:
+        return column
+    return column.model_copy(update={"expression": None, "numbering": None})
 
 
 class NotAsArchivedError(Exception):
@@ -67,17 +88,20 @@ class NotAsArchivedError(Exception):
         self.checks = found
 
 
-def rebuild(
+def rebuild(  # noqa: PLR0913 - both ends, and who hears of it
     session: Connection,
     store: ObjectStore,
     order: Order,
     on_progress: Callable[[int], None],
     finish: Callable[[list[Check]], None],
+    on_loss: Callable[[str, str], None],
 ) -> list[Check]:
     """Build, load and prove a table or a tree in one transaction; `finish` is called at its end.
 
-    Foreign keys are left to later: to add them locks the tables that they refer to. Whatever fails, or what
-    `finish` raises, leaves nothing behind. Raises NotAsArchivedError, DatabaseFailed, StorageFailed.
+    `on_loss` hears of each grant, policy, trigger and statistics that cannot be made any more, and why: the
+    rows come back without them. Foreign keys are left to later: to add them locks the tables that they refer
+    to. Whatever else fails, or what `finish` raises, leaves nothing behind. Raises NotAsArchivedError,
+    DatabaseFailed, StorageFailed.
     """
     digest.pin(session, order.manifest.origin.encoding)
     nodes = order.nodes
@@ -94,6 +118,7 @@ def rebuild(
                 done += node.stored.rows.text_size
             for statement in (*keys(node.shape, node.shape.table), *dressings(node.shape, node.shape.table)):
                 session.execute(statement)
+            _accompany(session, order, node.shape, on_loss)
         session.execute("RESET ROLE")
         _tie(session, nodes)
         if order.manifest.tree:
@@ -112,9 +137,37 @@ def _act_as(session: Connection, order: Order, node: Node) -> None:
 
 
 def _build(session: Connection, shape: Shape) -> None:
+    drawing = [
+        (column.name, column.numbering)
+        for column in shape.columns
+        if column.numbering and not column.identity and not _is_there(session, column.numbering)
+    ]
+    for _, numbering in drawing:
+        session.execute(create_sequence(numbering))
     session.execute(create_table(shape, shape.table))
+    for name, numbering in drawing:
+        session.execute(own_sequence(numbering, shape.table, name))
     for statement in (*column_settings(shape, shape.table), *checks(shape, shape.table)):
         session.execute(statement)
+
+
+def _is_there(session: Connection, numbering: Numbering) -> bool:
+    asked = {"schema": numbering.schema_, "name": numbering.name}
+    return session.execute(query("partitions", "relation"), asked).fetchone() is not None
+
+
+def _accompany(session: Connection, order: Order, shape: Shape, on_loss: Callable[[str, str], None]) -> None:
+    """Make what leans on roles and functions that may be gone since, each for itself."""
+    for what, statement in companions(shape, shape.table):
+        try:
+            with translated(session.info.dsn), session.transaction():
+                session.execute(statement)
+        except DatabaseFailed as error:
+            if not error.sqlstate:
+                raise
+            # Only its owner may do everything with a table's functions; a drill is nobody's.
+            if error.sqlstate != FORBIDDEN or order.schema is None:
+                on_loss(what, error.message)
 
 
 def _tie(session: Connection, nodes: Sequence[Node]) -> None:
@@ -141,8 +194,8 @@ def _fill(
         _require_as_archived(store, stored, mark, error)
         raise
     for column in shape.columns:
-        if column.identity:
-            session.execute(_go_on(shape, column))
+        if column.numbering:
+            session.execute(_go_on(shape, column, column.numbering))
     got = rows.received()
     again = sql.SQL("COPY {} ({}) TO STDOUT").format(shape.table, columns)
     here = digest_of(copy_out(session, again), stored.digest.blocks)
@@ -171,11 +224,19 @@ def _unheard(_: int) -> None:
     """Tell nobody."""
 
 
-def _go_on(shape: Shape, column: Column) -> sql.Composed:
-    """Compose what lets an identity go on after its greatest value: COPY does not move its sequence."""
-    name = sql.Identifier(column.name)
-    return sql.SQL("SELECT setval(pg_get_serial_sequence({}, {}), greatest(max({}), 1)) FROM {}").format(
-        sql.Literal(shape.table.as_string(None)), sql.Literal(column.name), name, shape.table
+def _go_on(shape: Shape, column: Column, numbering: Numbering) -> sql.Composed:
+    """Compose what lets a column count on from its last value: COPY does not move the sequence."""
+    last = sql.SQL("max({})" if numbering.increment > 0 else "min({})").format(sql.Identifier(column.name))
+    return sql.SQL(
+        "SELECT setval(pg_get_serial_sequence({table}, {column}), {last}) FROM {name}"
+        " HAVING {last} BETWEEN {least} AND {most}"
+    ).format(
+        table=sql.Literal(shape.table.as_string(None)),
+        column=sql.Literal(column.name),
+        last=last,
+        name=shape.table,
+        least=sql.Literal(numbering.minimum),
+        most=sql.Literal(numbering.maximum),
     )
 
 
@@ -219,6 +280,7 @@ class Adaption:
             else:
                 self._fit(ours[column.name], column)
         self._add_checks(own, parent)
+        self._add_keys(own, parent)
 
     def _drop(self, column: Column) -> None:
         name = sql.Identifier(column.name)
@@ -231,7 +293,9 @@ class Adaption:
                 f"column '{column.name}' was added since, is NOT NULL and has no default",
                 hint="bring the partition back with attach=false, give the column values, attach it by hand",
             )
-        bare = column.model_copy(update={"identity": "", "storage": "", "statistics": None})
+        bare = column.model_copy(
+            update={"identity": "", "storage": "", "statistics": None, "numbering": None}
+        )
         statement = column_definition(bare)
         self.statements.append(sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(self.table, statement))
         value = column.expression or "NULL"
@@ -256,6 +320,18 @@ class Adaption:
                 condition = constraint.definition.removeprefix("CHECK ").removesuffix(" NO INHERIT")
                 self.statements.append(add_check(self.table, constraint.name, condition))
                 self.told.append(f"constraint '{constraint.name}' was added since: every row passed it")
+
+    def _add_keys(self, own: Shape, parent: Shape) -> None:
+        """Build what ATTACH would build under its locks: keys and indexes that the table gained since."""
+        have = {each.definition for each in own.constraints} | {each.body for each in own.indexes}
+        for key in parent.constraints:
+            if key.kind in "pux" and key.definition not in have:
+                self.statements.append(add_key(self.table, key))
+                self.told.append(f"{key.definition} was added since: it is built")
+        for index in parent.indexes:
+            if index.body not in have:
+                self.statements.append(add_index(self.table, index))
+                self.told.append(f"an index was added since: {index.body} is built")
 
 
 def adapt(session: Connection, dsn: str, adaption: Adaption, condition: str, own: Shape) -> None:

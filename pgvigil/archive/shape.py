@@ -11,12 +11,26 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from pgvigil.postgres import Connection
 
 
 BOUND_CHECK = "pgvigil_bound"
+
+
+class Numbering(Frozen):
+    """A sequence that belongs to a column and goes with it; an identity's has no name of its own here."""
+
+    schema_: str = ""
+    name: str = ""
+    type: str
+    start: int
+    increment: int
+    minimum: int
+    maximum: int
+    cache: int
+    is_cycled: bool = False
 
 
 class Column(Frozen):
@@ -33,6 +47,8 @@ class Column(Frozen):
     storage: str = ""
     compression: str = ""
     statistics: int | None = None
+    options: tuple[str, ...] = ()
+    numbering: Numbering | None = None
     comment: str | None = None
 
 
@@ -43,6 +59,11 @@ class Constraint(Frozen):
     kind: str
     definition: str
     comment: str | None = None
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether older rows may break it: it was added without a look at them."""
+        return self.definition.endswith(" NOT VALID")
 
 
 class Index(Frozen):
@@ -58,11 +79,45 @@ Named = TypeVar("Named", Constraint, Index)
 
 
 class Grant(Frozen):
-    """One privilege; no grantee means PUBLIC."""
+    """One privilege, on the table or on one column; no grantee means PUBLIC."""
 
     grantee: str | None
     privilege: str
     is_grantable: bool = False
+    column: str | None = None
+
+
+class Trigger(Frozen):
+    """One trigger of the table's own; its definition stands in two parts, around the table's name."""
+
+    name: str
+    head: str
+    tail: str
+    enabled: str = "O"
+    comment: str | None = None
+
+
+class Policy(Frozen):
+    """One policy of row security; commands are those of pg_policy, and a role without a name is PUBLIC."""
+
+    name: str
+    command: str
+    is_permissive: bool
+    roles: tuple[str | None, ...]
+    visible: str | None = None
+    writable: str | None = None
+    comment: str | None = None
+
+
+class Statistics(Frozen):
+    """One object of extended statistics; kinds are those of pg_statistic_ext."""
+
+    schema_: str
+    name: str
+    kinds: tuple[str, ...]
+    columns: str
+    target: int | None = None
+    comment: str | None = None
 
 
 class Shape(Frozen):
@@ -75,7 +130,11 @@ class Shape(Frozen):
     constraints: tuple[Constraint, ...] = ()
     indexes: tuple[Index, ...] = ()
     grants: tuple[Grant, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    statistics: tuple[Statistics, ...] = ()
     options: tuple[str, ...] = ()
+    is_unlogged: bool = False
     row_security: bool = False
     force_row_security: bool = False
     replica_identity: str = "d"
@@ -112,7 +171,11 @@ def read_shape(session: Connection, oid: int) -> Shape:
         ),
         indexes=tuple(Index(**row) for row in session.execute(query("archive", "indexes"), asked)),
         grants=tuple(Grant(**row) for row in session.execute(query("partitions", "grants"), asked)),
+        triggers=tuple(Trigger(**row) for row in session.execute(query("archive", "triggers"), asked)),
+        policies=tuple(Policy(**row) for row in session.execute(query("archive", "policies"), asked)),
+        statistics=tuple(Statistics(**row) for row in session.execute(query("archive", "statistics"), asked)),
         options=tuple(head["options"]),
+        is_unlogged=head["persistence"] == "u",
         row_security=head["row_security"],
         force_row_security=head["force_row_security"],
         replica_identity=head["replica_identity"],
@@ -139,166 +202,6 @@ def renamed(shape: Shape, name: str) -> Shape:
 
 def _called(each: Named, names: Mapping[str, str]) -> Named:
     return each.model_copy(update={"name": names.get(each.name, each.name)})
-
-
-# Definitions come from this server's catalog, or from a manifest whose digest was proven; they are SQL.
-def _raw(text: str) -> sql.SQL:
-    return sql.SQL(text)
-
-
-def create_table(shape: Shape, table: sql.Identifier) -> sql.Composed:
-    """Compose the bare table: columns, defaults, NOT NULL, partition key, storage settings."""
-    columns = sql.SQL(", ").join(map(column_definition, shape.columns))
-    by = _raw(f" PARTITION BY {shape.partition_by}" if shape.partition_by else "")
-    return sql.SQL("CREATE TABLE {} ({}){}{}").format(table, columns, by, with_options(shape.options))
-
-
-def attach_partition(parent: sql.Identifier, child: sql.Identifier, bound: str) -> sql.Composed:
-    """Compose the ATTACH of a partition."""
-    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(parent, child, _raw(bound))
-
-
-def with_options(options: Sequence[str]) -> sql.Composable:
-    """Compose the WITH of a table from its reloptions, `name=value` each; nothing without any."""
-    if not options:
-        return sql.SQL("")
-    parts = (option.partition("=") for option in options)
-    pairs = (sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, _, value in parts)
-    return sql.SQL(" WITH ({})").format(sql.SQL(", ").join(pairs))
-
-
-def column_definition(column: Column) -> sql.Composed:
-    """Compose one column as CREATE TABLE and ADD COLUMN take it."""
-    words: list[sql.Composable] = [sql.Identifier(column.name), _raw(column.type)]
-    if column.compression:
-        words.append(_raw("COMPRESSION " + {"p": "pglz", "l": "lz4"}[column.compression]))
-    if column.collation:
-        words.append(_raw(f"COLLATE {column.collation}"))
-    if column.identity:
-        always = "ALWAYS" if column.identity == "a" else "BY DEFAULT"
-        words.append(_raw(f"GENERATED {always} AS IDENTITY"))
-    elif column.generated:
-        words.append(_raw(f"GENERATED ALWAYS AS ({column.expression}) STORED"))
-    elif column.expression is not None:
-        words.append(_raw(f"DEFAULT {column.expression}"))
-    if column.not_null:
-        words.append(sql.SQL("NOT NULL"))
-    return sql.SQL(" ").join(words)
-
-
-_STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
-
-
-def column_settings(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
-    """Compose what a column cannot be given when its table is created."""
-    for column in shape.columns:
-        alter = sql.SQL("ALTER TABLE {} ALTER COLUMN {} ").format(table, sql.Identifier(column.name))
-        if column.storage:
-            yield alter + _raw(f"SET STORAGE {_STORAGE[column.storage]}")
-        if column.statistics is not None:
-            yield alter + _raw(f"SET STATISTICS {column.statistics}")
-
-
-def checks(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
-    """Compose the CHECK constraints, which every row passes when it is loaded."""
-    yield from (_constraint(each, table) for each in shape.constraints if each.kind == "c")
-
-
-def keys(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
-    """Compose keys and indexes, which are best built when the rows are there."""
-    yield from (_constraint(each, table) for each in shape.constraints if each.kind in "pux")
-    for index in shape.indexes:
-        unique = sql.SQL("UNIQUE ") if index.is_unique else sql.SQL("")
-        name = sql.Identifier(index.name)
-        yield sql.SQL("CREATE {}INDEX {} ON {} USING {}").format(unique, name, table, _raw(index.body))
-
-
-def foreign_keys(shape: Shape) -> tuple[Constraint, ...]:
-    """Give the foreign keys, which are added without a check and validated later."""
-    return tuple(each for each in shape.constraints if each.kind == "f")
-
-
-def add_foreign_key(each: Constraint, shape: Shape) -> sql.Composed:
-    """Compose a foreign key that does not look at the rows yet.
-
-    A partitioned table cannot have it so: it takes over those of its partitions, and looks at no row either.
-    """
-    definition = each.definition.removesuffix(" NOT VALID") + ("" if shape.partition_by else " NOT VALID")
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
-        shape.table, sql.Identifier(each.name), _raw(definition)
-    )
-
-
-def _constraint(each: Constraint, table: sql.Identifier) -> sql.Composed:
-    name = sql.Identifier(each.name)
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(table, name, _raw(each.definition))
-
-
-def add_check(table: sql.Identifier, name: str, condition: str) -> sql.Composed:
-    """Compose a CHECK of a condition that the catalog rendered."""
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({})").format(
-        table, sql.Identifier(name), _raw(condition)
-    )
-
-
-def bound_clause(bound: str) -> sql.SQL:
-    """Return a partition bound as the catalog rendered it."""
-    return _raw(bound)
-
-
-def dressings(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
-    """Compose comments, replica identity, row security, grants and owner, the owner last."""
-    yield from _comments(shape, table)
-    if shape.replica_identity in "fn":
-        word = "FULL" if shape.replica_identity == "f" else "NOTHING"
-        yield sql.SQL("ALTER TABLE {} REPLICA IDENTITY {}").format(table, _raw(word))
-    if shape.replica_identity == "i" and shape.replica_index:
-        index = sql.Identifier(shape.replica_index)
-        yield sql.SQL("ALTER TABLE {} REPLICA IDENTITY USING INDEX {}").format(table, index)
-    if shape.row_security:
-        yield sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(table)
-    if shape.force_row_security:
-        yield sql.SQL("ALTER TABLE {} FORCE ROW LEVEL SECURITY").format(table)
-    for grant in shape.grants:
-        yield grant_statement(grant, table)
-
-
-def grant_statement(grant: Grant, table: sql.Identifier) -> sql.Composed:
-    """Compose one GRANT."""
-    who = sql.Identifier(grant.grantee) if grant.grantee else sql.SQL("PUBLIC")
-    option = sql.SQL(" WITH GRANT OPTION") if grant.is_grantable else sql.SQL("")
-    return sql.SQL("GRANT {} ON {} TO {}{}").format(_raw(grant.privilege), table, who, option)
-
-
-def _comments(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
-    if shape.comment is not None:
-        yield sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(shape.comment))
-    for column in shape.columns:
-        if column.comment is not None:
-            where = sql.Identifier(*table._obj, column.name)  # noqa: SLF001 - a name longer by one part
-            yield sql.SQL("COMMENT ON COLUMN {} IS {}").format(where, sql.Literal(column.comment))
-    for constraint in shape.constraints:
-        if constraint.comment is not None and constraint.kind != "f":
-            yield sql.SQL("COMMENT ON CONSTRAINT {} ON {} IS {}").format(
-                sql.Identifier(constraint.name), table, sql.Literal(constraint.comment)
-            )
-    for index in shape.indexes:
-        if index.comment is not None:
-            where = sql.Identifier(table._obj[0], index.name)  # noqa: SLF001 - beside its table
-            yield sql.SQL("COMMENT ON INDEX {} IS {}").format(where, sql.Literal(index.comment))
-
-
-def ddl(shape: Shape) -> tuple[str, ...]:
-    """Render everything but foreign keys as SQL text, for people who rebuild a table without pgvigil."""
-    table = shape.table
-    statements = [create_table(shape, table), *column_settings(shape, table), *checks(shape, table)]
-    statements += [*keys(shape, table), *dressings(shape, table)]
-    return tuple(statement.as_string(None) for statement in statements)
-
-
-def foreign_key_ddl(shape: Shape) -> tuple[str, ...]:
-    """Render the foreign keys as SQL text."""
-    return tuple(add_foreign_key(each, shape).as_string(None) for each in foreign_keys(shape))
 
 
 def bound_checks(own: Shape, condition: str) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from pgvigil.archive.shape import Shape, attach_partition, bound_checks, ddl, foreign_key_ddl, read_shape
+from pgvigil.archive.ddl import attach_partition, ddl, foreign_key_ddl
+from pgvigil.archive.shape import Shape, bound_checks, read_shape
 from pgvigil.errors import PreconditionFailed
 from pgvigil.reports import Frozen
 from pgvigil.sql import query

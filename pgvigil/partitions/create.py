@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from pgvigil.archive.shape import Grant, bound_clause, grant_statement, with_options
+from pgvigil.archive.ddl import bound_clause, grant_statement, with_options
+from pgvigil.archive.shape import Grant
 from pgvigil.errors import PreconditionFailed
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.envelope import CANCELED

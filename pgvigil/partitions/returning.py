@@ -12,9 +12,10 @@ from urllib.parse import unquote
 from psycopg import sql
 
 from pgvigil.archive import restoring
+from pgvigil.archive.ddl import add_foreign_key, bound_clause, foreign_keys
 from pgvigil.archive.manifest import Manifest, read_manifest
 from pgvigil.archive.place import MANIFEST, table_folder
-from pgvigil.archive.shape import add_foreign_key, bound_checks, bound_clause, foreign_keys, read_shape
+from pgvigil.archive.shape import bound_checks, read_shape
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.partitions import ledger
@@ -291,8 +292,17 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
     with managed.session(patient=True) as session:
         order = _order(session, found, keep=keep)
         with suppress(_DrillOverError):
-            restoring.rebuild(session, managed.store, order, show, finish)
+            restoring.rebuild(session, managed.store, order, show, finish, partial(_lost, managed.run, found))
     return proven
+
+
+def _lost(run: Run, found: Archived, what: str, why: str) -> None:
+    _find(
+        run,
+        "not-rebuilt",
+        f"'{found.name}' comes back without its {what}: {why}",
+        "make what it leans on again, or leave it; its definition is in the manifest's ddl",
+    )
 
 
 def _order(session: Connection, found: Archived, *, keep: bool) -> restoring.Order:
@@ -377,7 +387,7 @@ def _refer(session: Connection, managed: Managed, shape: Shape, key: Constraint)
         add = add_foreign_key(key, shape)
         bounded(session, managed.dsn, managed.policy, partial(session.execute, add))
         unlimited(session, managed.policy)
-    is_proven = bool(state and state["is_proven"]) or bool(shape.partition_by)
+    is_proven = bool(state and state["is_proven"]) or bool(shape.partition_by) or key.is_unproven
     return [] if is_proven or _validate(session, managed, shape.table, key.name) else [key.name]
 
 
@@ -431,12 +441,25 @@ def _attach(session: Connection, found: Archived) -> None:
     adaption = restoring.Adaption(table, own, parent)
     condition = found.manifest.origin.condition
     restoring.adapt(session, managed.dsn, adaption, condition, own)
-    managed.run.facts["adapted"] = tuple(adaption.told)
+    managed.run.facts["adapted"] = tuple(adaption.told) + _refer_as_table(session, managed, own, parent)
     spent = bound_checks(read_shape(session, oid), condition)
     try:
         bounded(session, managed.dsn, managed.policy, lambda: _attach_now(session, found, spent))
     except DatabaseFailed as error:
         raise _unattachable(session, error, found) from error
+
+
+def _refer_as_table(session: Connection, managed: Managed, own: Shape, parent: Shape) -> tuple[str, ...]:
+    """Add and check the foreign keys that the table gained since: ATTACH would check them under its locks."""
+    have = {each.definition.removesuffix(" NOT VALID") for each in foreign_keys(own)}
+    added = [each for each in foreign_keys(parent) if each.definition not in have]
+    for key in added:
+        if _refer(session, managed, own, key):
+            raise PreconditionFailed(
+                f"foreign key '{key.name}' was added since, and rows refer to rows that are gone",
+                hint="the table stands for itself now; repair the rows, then run again with attach=true",
+            )
+    return tuple(f"foreign key '{key.name}' was added since: every row passed it" for key in added)
 
 
 def _attach_now(session: Connection, found: Archived, spent: tuple[str, ...]) -> None:

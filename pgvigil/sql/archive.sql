@@ -16,7 +16,9 @@ SELECT tree.oid::bigint AS oid, tree.parent::bigint AS parent, tree.relkind::tex
 -- table: what a table is beside its columns
 SELECT namespace.nspname AS schema, relation.relname AS name, pg_get_userbyid(relation.relowner) AS owner,
        relation.relkind::text AS kind, relation.relpersistence::text AS persistence,
-       coalesce(relation.reloptions, '{}') AS options,
+       coalesce(relation.reloptions, '{}') || ARRAY(
+           SELECT 'toast.' || option FROM pg_class AS toast CROSS JOIN unnest(toast.reloptions) AS option
+            WHERE toast.oid = relation.reltoastrelid) AS options,
        relation.relrowsecurity AS row_security, relation.relforcerowsecurity AS force_row_security,
        relation.relreplident::text AS replica_identity,
        obj_description(relation.oid, 'pg_class') AS comment,
@@ -36,12 +38,30 @@ SELECT attribute.attname AS name, format_type(attribute.atttypid, attribute.attt
        CASE WHEN attribute.attstorage <> type.typstorage THEN attribute.attstorage::text ELSE '' END AS storage,
        attribute.attcompression::text AS compression,
        nullif(attribute.attstattarget, -1)::int AS statistics,
+       -- A server may keep marks of its own among them.
+       ARRAY(SELECT option FROM unnest(attribute.attoptions) AS option WHERE option LIKE 'n@_distinct%%' ESCAPE '@')
+           AS options,
+       numbering.numbering,
        col_description(attribute.attrelid, attribute.attnum) AS comment
   FROM pg_attribute AS attribute
   JOIN pg_type AS type ON type.oid = attribute.atttypid
   LEFT JOIN pg_attrdef AS def ON def.adrelid = attribute.attrelid AND def.adnum = attribute.attnum
   LEFT JOIN pg_collation AS collation_ ON collation_.oid = attribute.attcollation
   LEFT JOIN pg_namespace AS space ON space.oid = collation_.collnamespace
+  LEFT JOIN LATERAL (
+       SELECT jsonb_build_object(
+                  'schema_', CASE WHEN attribute.attidentity = '' THEN home.nspname ELSE '' END,
+                  'name', CASE WHEN attribute.attidentity = '' THEN class.relname ELSE '' END,
+                  'type', format_type(seqtypid, NULL), 'start', seqstart, 'increment', seqincrement,
+                  'minimum', seqmin, 'maximum', seqmax, 'cache', seqcache, 'is_cycled', seqcycle) AS numbering
+         FROM pg_depend AS depend
+         JOIN pg_sequence ON seqrelid = depend.objid
+         JOIN pg_class AS class ON class.oid = seqrelid
+         JOIN pg_namespace AS home ON home.oid = class.relnamespace
+        WHERE depend.classid = 'pg_class'::regclass AND depend.refclassid = 'pg_class'::regclass
+          AND depend.refobjid = attribute.attrelid AND depend.refobjsubid = attribute.attnum
+          AND depend.deptype IN ('a', 'i')
+        ORDER BY depend.objid LIMIT 1) AS numbering ON true
  WHERE attribute.attrelid = %(oid)s AND attribute.attnum > 0 AND NOT attribute.attisdropped
  ORDER BY attribute.attnum
 
@@ -72,13 +92,39 @@ SELECT index.relname AS name, pg_index.indisunique AS is_unique,
 SELECT index.relname AS name FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
  WHERE indrelid = %(oid)s AND indisreplident
 
+-- triggers: its own; those of a partitioned table come and go with it
+SELECT tgname AS name, left(definition, position(marker IN definition) - 1) AS head,
+       substr(definition, position(marker IN definition) + length(marker)) AS tail,
+       tgenabled::text AS enabled, obj_description(pg_trigger.oid, 'pg_trigger') AS comment
+  FROM pg_trigger
+  JOIN pg_class AS relation ON relation.oid = tgrelid
+  JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+ CROSS JOIN LATERAL pg_get_triggerdef(pg_trigger.oid) AS definition
+ CROSS JOIN LATERAL format(' ON %%I.%%I ', namespace.nspname, relation.relname) AS marker
+ WHERE tgrelid = %(oid)s AND NOT tgisinternal AND tgparentid = 0
+   AND tgname NOT IN ('pgvigil_no_write', 'pgvigil_no_truncate')
+ ORDER BY tgname
+
+-- policies: of row security
+SELECT polname AS name, polcmd::text AS command, polpermissive AS is_permissive,
+       ARRAY(SELECT CASE WHEN role <> 0 THEN pg_get_userbyid(role) END
+               FROM unnest(polroles) WITH ORDINALITY AS each (role, place) ORDER BY place) AS roles,
+       pg_get_expr(polqual, polrelid) AS visible, pg_get_expr(polwithcheck, polrelid) AS writable,
+       obj_description(oid, 'pg_policy') AS comment
+  FROM pg_policy WHERE polrelid = %(oid)s
+ ORDER BY polname
+
+-- statistics: extended ones
+SELECT namespace.nspname AS schema_, stxname AS name, stxkind::text[] AS kinds,
+       pg_get_statisticsobjdef_columns(statistics.oid) AS columns,
+       nullif(stxstattarget, -1)::int AS target,
+       obj_description(statistics.oid, 'pg_statistic_ext') AS comment
+  FROM pg_statistic_ext AS statistics JOIN pg_namespace AS namespace ON namespace.oid = stxnamespace
+ WHERE stxrelid = %(oid)s
+ ORDER BY 1, 2
+
 -- left_out: what hangs on the table and is not rebuilt
-SELECT 'trigger ' || tgname AS what FROM pg_trigger
- WHERE tgrelid = %(oid)s AND NOT tgisinternal AND tgname NOT IN ('pgvigil_no_write', 'pgvigil_no_truncate')
-UNION ALL SELECT 'policy ' || polname FROM pg_policy WHERE polrelid = %(oid)s
-UNION ALL SELECT 'extended statistics ' || stxname FROM pg_statistic_ext WHERE stxrelid = %(oid)s
-UNION ALL SELECT 'rule ' || rulename FROM pg_rewrite WHERE ev_class = %(oid)s
-ORDER BY 1
+SELECT 'rule ' || rulename AS what FROM pg_rewrite WHERE ev_class = %(oid)s ORDER BY 1
 
 -- origin: the server that a copy comes from, and where its log stood
 SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
