@@ -8,6 +8,7 @@ import re
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -188,6 +189,10 @@ class ObjectStore(Protocol):
         """Drop an unfinished upload and its parts; one that is not there any more is no error."""
         ...
 
+    def now(self, uri: str) -> datetime | None:
+        """Return the store's own time, whatever it says of the bucket; None from one that tells no time."""
+        ...
+
     def probe(self, prefix_uri: str) -> None:
         """Prove that the prefix takes, returns, protects and drops an object; leaves nothing behind.
 
@@ -352,6 +357,17 @@ class S3ObjectStore(ObjectStore):
         except ObjectMissing as error:
             if error.context["s3_code"] == "NoSuchBucket":
                 raise
+
+    @override
+    def now(self, uri: str) -> datetime | None:
+        answer: Any
+        with _translated("look at", uri):
+            try:
+                answer = self._client.head_bucket(Bucket=parse_uri(uri).bucket)
+            except ClientError as error:
+                answer = error.response
+        told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(told) if told else None
 
     @override
     def probe(self, prefix_uri: str) -> None:

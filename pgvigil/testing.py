@@ -130,6 +130,10 @@ class MemoryObjectStore(ObjectStore):
         self._uploads.pop(upload.upload_id, None)
 
     @override
+    def now(self, uri: str) -> datetime:
+        return datetime.now(UTC)
+
+    @override
     def probe(self, prefix_uri: str) -> None:
         uri = join(prefix_uri, f"pgvigil-probe-{uuid.uuid4()}")
         self.put(uri, b"", only_if_absent=True)

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
+from uuid import UUID
 
-from pgvigil.errors import ConfigError
-from pgvigil.objectstore import ObjectLock, join
+from pgvigil.errors import ConfigError, PreconditionFailed
+from pgvigil.objectstore import ObjectLock, join, parse_uri
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from pgvigil.partitions.facts import Entry, Name
     from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy, PartitionPolicy
 
 MANIFEST = "manifest.json"
+MOST_KEY_BYTES = 1024
 HIVE_KEY = "pgvigil_partition"  # a column of this name appears in queries of the files
 
 
@@ -59,6 +59,20 @@ def view_uri(place: str, copy: UUID, attempt: UUID) -> str:
     return f"{place}{copy}/parquet/{attempt}-view.sql"
 
 
+def require_room(where: str, leaf: tuple[str, str], *, parquet: bool) -> None:
+    """Raise PreconditionFailed when a partition's names are too long for the keys of its copy."""
+    some = UUID(int=0)
+    uris = [data_uri(where, some, some, 2**32 - 1)]
+    uris += [parquet_uri(where, some, some, leaf, 99_999)] if parquet else []
+    longest = max(len(parse_uri(uri).key.encode()) for uri in uris)
+    if longest > MOST_KEY_BYTES:
+        raise PreconditionFailed(
+            f"the copy of '{'.'.join(leaf)}' would have a key of {longest} bytes in the store, "
+            f"which takes {MOST_KEY_BYTES}",
+            hint="shorten the prefix in 'archive'; a letter that is not ASCII takes six bytes or more",
+        )
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one departure's copy belongs, and what it is a copy of."""
@@ -88,8 +102,7 @@ class Place:
     @classmethod
     def of(cls, policy: PartitionPolicy, cluster: str, database: str, parent: Name, entry: Entry) -> Place:
         """Find the place of an entry; raises ConfigError without an archive."""
-        own = (entry.name.schema_, entry.name.name)
-        here = folder(table_folder(policy, cluster, database, parent), *own)
+        here = partition_folder(policy, cluster, database, parent, entry.name)
         return cls(here, entry.id, cluster, database, parent, entry, policy.lock, policy.parquet)
 
 
@@ -100,3 +113,8 @@ def table_folder(policy: PartitionPolicy, cluster: str, database: str, parent: N
             f"'{policy.table}' has no archive", hint="set archive: s3://bucket/prefix in the fleet file"
         )
     return folder(policy.archive, cluster, database, parent.schema_, parent.name)
+
+
+def partition_folder(policy: PartitionPolicy, cluster: str, database: str, parent: Name, own: Name) -> str:
+    """Return the folder of all copies of one partition; raises ConfigError without an archive."""
+    return folder(table_folder(policy, cluster, database, parent), own.schema_, own.name)

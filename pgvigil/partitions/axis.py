@@ -26,6 +26,9 @@ Kind = Literal["instant", "wall", "date", "integer", "epoch", "uuid"]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
+# Beyond every moment that the calendar can name, on either side: infinity, years BC and after 9999.
+BEFORE_TIME, AFTER_TIME = -(10**30), 10**30
+
 _KINDS: dict[str, Kind] = {
     "timestamp with time zone": "instant",
     "timestamp without time zone": "wall",
@@ -69,7 +72,7 @@ class Axis(Frozen):
 
     def _decode(self, text: str) -> int | None:
         value = text.strip("'")
-        if value in {"MINVALUE", "MAXVALUE", "infinity", "-infinity"} or value.endswith(" BC"):
+        if value in {"MINVALUE", "MAXVALUE"}:
             return None
         if self.kind in {"integer", "epoch"}:
             return int(value) * self.epoch_unit
@@ -191,11 +194,13 @@ def _month(index: int) -> datetime:
     return datetime(index // 12, index % 12 + 1, 1)  # noqa: DTZ001 - a wall clock's day
 
 
-def _micros(value: str) -> int | None:
+def _micros(value: str) -> int:
+    if value == "-infinity" or value.endswith(" BC"):
+        return BEFORE_TIME
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError:  # beyond year 9999
-        return None
+    except ValueError:  # infinity, or beyond year 9999
+        return AFTER_TIME
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - EPOCH) // MICROSECOND
 
 

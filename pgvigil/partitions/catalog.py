@@ -28,11 +28,13 @@ def read_table(session: Connection, policy: PartitionPolicy) -> tuple[Table, Axi
         head = session.execute(query("partitions", "table"), {"table": policy.table}).fetchone()
         axis = _check(head, policy)
         assert head is not None  # noqa: S101 - _check looked
-        children = session.execute(query("partitions", "children"), {"oid": head["oid"]}).fetchall()
+        asked = {"oid": head["oid"], "key": head["key"]}
+        children = session.execute(query("partitions", "children"), asked).fetchall()
         names = session.execute(query("partitions", "names"), {"schema": head["schema"]})
         taken = frozenset(row["name"] for row in names)
         entries = read_entries(session, head["oid"])
-        below = _below(session, [row["oid"] for row in children] + [each.relation for each in entries])
+        oids = [row["oid"] for row in children] + [each.relation for each in entries]
+        below = _below(session, oids, head["key"])
         found = Table(
             oid=head["oid"],
             name=Name(schema_=head["schema"], name=head["name"]),
@@ -41,6 +43,7 @@ def read_table(session: Connection, policy: PartitionPolicy) -> tuple[Table, Axi
             owner=head["owner"],
             default_oid=head["default_oid"],
             referenced_by=tuple(head["referenced_by"]),
+            followed=tuple(head["followed"]),
             now=head["now"],
             version_num=head["version_num"],
             partitions=tuple(_partition(row, axis, below) for row in children),
@@ -86,10 +89,10 @@ def _check_partitioning(head: dict[str, Any], policy: PartitionPolicy) -> None:
         )
 
 
-def _below(session: Connection, oids: list[int]) -> dict[int, tuple[Member, ...]]:
+def _below(session: Connection, oids: list[int], key: str) -> dict[int, tuple[Member, ...]]:
     """Read what is below partitions that are partitioned themselves, by the OID of the uppermost."""
     found: dict[int, tuple[Member, ...]] = {}
-    for row in session.execute(query("partitions", "below"), {"oids": oids}):
+    for row in session.execute(query("partitions", "below"), {"oids": oids, "key": key}):
         name = Name(schema_=row.pop("schema"), name=row.pop("name"))
         root = row.pop("root")
         found[root] = (*found.get(root, ()), Member(name=name, **row))
@@ -106,6 +109,8 @@ def _partition(row: dict[str, Any], axis: Axis, below: dict[int, tuple[Member, .
         is_pending=row["is_pending"],
         size=row["size"] + sum(each.size for each in below.get(row["oid"], ())),
         rows=row["rows"],
+        partition_by=row["partition_by"],
+        is_timeless=row["is_timeless"],
         range=axis.parse(row["bound"] or ""),
     )
 

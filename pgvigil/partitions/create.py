@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from pgvigil.archive.ddl import bound_clause, grant_statement, with_options
+from pgvigil.archive.ddl import bound_clause, grant_statement, partition_by, with_options
 from pgvigil.archive.shape import Grant
 from pgvigil.errors import PreconditionFailed
 from pgvigil.partitions.catalog import identifier
+from pgvigil.partitions.detach import STILL_REFERENCED
 from pgvigil.partitions.envelope import CANCELED
 from pgvigil.sql import query
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from typing import LiteralString
 
     from pgvigil.errors import DatabaseFailed
-    from pgvigil.partitions.facts import Creation, Table
+    from pgvigil.partitions.facts import Creation, Table, Twig
     from pgvigil.postgres import Connection
 
 
@@ -41,12 +42,18 @@ def create(session: Connection, table: Table, creation: Creation) -> int:
                 parent, child, bound_clause(creation.bound)
             )
         )
-        _inherit_settings(session, table, creation)
+        for name in (creation.name, *(twig.name for twig in creation.twigs)):
+            _inherit_settings(session, table, identifier(name))
     return moved
 
 
 def explain(error: DatabaseFailed, table: Table, creation: Creation) -> DatabaseFailed | PreconditionFailed:
     """Say what kept a partition from being made."""
+    if error.sqlstate == STILL_REFERENCED and table.default_oid:
+        return PreconditionFailed(
+            f"rows of {creation.bound} are in the DEFAULT partition, and are referred to: {error.message}",
+            hint=f"{', '.join(table.referenced_by)}: delete the referring rows, or move both by hand",
+        )
     if error.sqlstate != CANCELED or not table.default_oid:
         return error
     return PreconditionFailed(
@@ -78,19 +85,91 @@ def _build(session: Connection, table: Table, creation: Creation) -> None:
     place: sql.Composable = sql.SQL("")
     if settings["tablespace"]:
         place = sql.SQL(" TABLESPACE {}").format(sql.Identifier(settings["tablespace"]))
+    options = () if creation.partition_by else settings["options"] or ()
     session.execute(
-        sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING IDENTITY EXCLUDING COMMENTS){}{}").format(
-            child, identifier(table.name), with_options(settings["options"] or ()), place
+        sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING IDENTITY EXCLUDING COMMENTS){}{}{}").format(
+            child, identifier(table.name), partition_by(creation.partition_by), with_options(options), place
+        )
+    )
+    for twig in creation.twigs:
+        _grow(session, twig, place)
+
+
+def _grow(session: Connection, twig: Twig, place: sql.Composable) -> None:
+    """Make a table below a partition that is not attached yet, like one below another."""
+    model = session.execute(query("archive", "table"), {"oid": twig.like}).fetchone()
+    if model is None or model["partition_by"] != twig.partition_by:
+        raise PreconditionFailed(
+            f"the table with OID {twig.like}, the model of '{twig.name}', is gone or another now",
+            hint="plan again",
+        )
+    session.execute(
+        sql.SQL("CREATE TABLE {} PARTITION OF {} {}{}{}{}").format(
+            identifier(twig.name),
+            identifier(twig.below),
+            bound_clause(twig.bound),
+            partition_by(twig.partition_by),
+            with_options(model["options"]),
+            place,
         )
     )
 
 
 def _drain_default(session: Connection, table: Table, creation: Creation) -> int:
-    """Move the rows of the new range out of DEFAULT; writers wait, readers see each row once throughout."""
+    """Move the rows of the new range out of DEFAULT; writers wait, readers see each row once throughout.
+
+    To others nothing was deleted: no trigger fires, and foreign keys whose rows would go as well forbid it.
+    """
     row = session.execute(query("partitions", "standing"), {"oid": table.default_oid}).fetchone()
     assert row is not None  # noqa: S101 - the table was just checked
     default = sql.Identifier(row["schema"], row["name"])
-    key = sql.Identifier(table.key)
+    _refuse_followers(session, table, creation, default)
+    session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    triggers = session.execute(query("partitions", "on_delete"), {"oid": table.default_oid}).fetchall()
+    for trigger in triggers:
+        _switch(session, trigger, "DISABLE TRIGGER")
+    moved = _move(session, table, creation, default)
+    for trigger in triggers:
+        _switch(session, trigger, _ENABLE[trigger["enabled"]])
+    return moved
+
+
+_ENABLE: dict[str, LiteralString] = {
+    "O": "ENABLE TRIGGER",
+    "A": "ENABLE ALWAYS TRIGGER",
+    "R": "ENABLE REPLICA TRIGGER",
+}
+
+
+def _switch(session: Connection, trigger: dict[str, str], how: LiteralString) -> None:
+    table = sql.Identifier(trigger["schema"], trigger["table"])
+    name = sql.Identifier(trigger["name"])
+    session.execute(sql.SQL("ALTER TABLE ONLY {} {} {}").format(table, sql.SQL(how), name))
+
+
+def _refuse_followers(session: Connection, table: Table, creation: Creation, default: sql.Identifier) -> None:
+    """Raise PreconditionFailed where moving a row would delete or change rows that refer to it."""
+    followers = session.execute(query("partitions", "followers"), {"oid": table.oid}).fetchall()
+    if not followers:
+        return
+    found = session.execute(
+        sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(default, _within(table, creation))
+    ).fetchall()
+    if found:
+        raise PreconditionFailed(
+            f"rows of {creation.bound} are in the DEFAULT partition, and to move them would delete or change "
+            f"those that refer to them: {', '.join(row['name'] for row in followers)}",
+            hint="make these foreign keys ON DELETE NO ACTION, or move the rows by hand",
+        )
+
+
+def _within(table: Table, creation: Creation) -> sql.Composed:
+    return sql.SQL("{key} >= {lower} AND {key} < {upper}").format(
+        key=sql.Identifier(table.key), lower=sql.Literal(creation.lower), upper=sql.Literal(creation.upper)
+    )
+
+
+def _move(session: Connection, table: Table, creation: Creation, default: sql.Identifier) -> int:
     columns = sql.SQL(", ").join(
         sql.Identifier(item["name"])
         for item in session.execute(query("archive", "columns"), {"oid": table.default_oid})
@@ -98,14 +177,11 @@ def _drain_default(session: Connection, table: Table, creation: Creation) -> int
     )
     moved = session.execute(
         sql.SQL(
-            "WITH moved AS (DELETE FROM {default} WHERE {key} >= {lower} AND {key} < {upper}"
-            " RETURNING {columns})"
+            "WITH moved AS (DELETE FROM {default} WHERE {within} RETURNING {columns})"
             " INSERT INTO {child} ({columns}) SELECT {columns} FROM moved"
         ).format(
             default=default,
-            key=key,
-            lower=sql.Literal(creation.lower),
-            upper=sql.Literal(creation.upper),
+            within=_within(table, creation),
             columns=columns,
             child=identifier(creation.name),
         )
@@ -113,9 +189,8 @@ def _drain_default(session: Connection, table: Table, creation: Creation) -> int
     return moved.rowcount
 
 
-def _inherit_settings(session: Connection, table: Table, creation: Creation) -> None:
+def _inherit_settings(session: Connection, table: Table, child: sql.Identifier) -> None:
     """Give a partition what PostgreSQL does not copy from its table."""
-    child = identifier(creation.name)
     settings = session.execute(query("partitions", "settings"), {"oid": table.oid, "child": 0}).fetchone()
     assert settings is not None  # noqa: S101 - the table was just checked
     for row in session.execute(query("partitions", "grants"), {"oid": table.oid}).fetchall():

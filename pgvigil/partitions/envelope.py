@@ -70,4 +70,5 @@ def _tell(row: dict[str, object]) -> str:
     seconds = row["seconds"]
     age = f"{float(str(seconds)):.0f} s" if seconds is not None else "unknown age"
     name = f" '{row['application_name']}'" if row["application_name"] else ""
-    return f"pid {row['pid']}{name} ({row['usename']}, {row['state']}) for {age}: {row['query']}"
+    who = "prepared transaction" if row["pid"] is None else f"pid {row['pid']}"
+    return f"{who}{name} ({row['usename']}, {row['state']}) for {age}: {row['query']}"

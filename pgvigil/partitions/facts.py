@@ -46,12 +46,19 @@ class Partition(Frozen):
     size: int
     rows: int
     range: Range | None = None
+    partition_by: str = ""
+    is_timeless: bool = Field(default=True, description="no bound below it depends on the table's own key")
 
 
 class Member(Frozen):
-    """A table somewhere below a partition that is partitioned itself."""
+    """A table somewhere below a partition that is partitioned itself; `parent` is an OID."""
 
     name: Name
+    oid: int = 0
+    parent: int = 0
+    bound: str = ""
+    partition_by: str = ""
+    is_timeless: bool = True
     kind: str
     is_pending: bool
     size: int
@@ -85,6 +92,7 @@ class Table(Frozen):
     owner: str
     default_oid: int | None
     referenced_by: tuple[str, ...]
+    followed: tuple[str, ...] = Field(default=(), description="tables whose changes cascade into this one")
     now: datetime
     version_num: int
     partitions: tuple[Partition, ...]
@@ -110,14 +118,26 @@ class Step(Frozen):
     method: str = ""
 
 
+class Twig(Frozen):
+    """A table to be made below a new partition, like one below another: below that partition, or a twig."""
+
+    name: Name
+    below: Name
+    bound: str
+    partition_by: str
+    like: int
+
+
 class Creation(Frozen):
-    """A partition to be made."""
+    """A partition to be made, plain or with others below it."""
 
     name: Name
     range: Range
     lower: str
     upper: str
     reason: str
+    partition_by: str = ""
+    twigs: tuple[Twig, ...] = ()
 
     @property
     def bound(self) -> str:
@@ -142,6 +162,7 @@ class Departure(Frozen):
     reason: str
     drop: Literal["now", "approve", "later", "never"]
     drop_reason: str
+    followed: tuple[str, ...] = ()
 
     @property
     def is_archived(self) -> bool:
@@ -153,6 +174,14 @@ class Departure(Frozen):
         """Whether it is proven and only a person's yes is missing."""
         return self.is_archived and self.drop == "approve"
 
+    @property
+    def kept(self) -> str:
+        """Why its table stands, and what that means to writers elsewhere."""
+        if not self.followed:
+            return self.drop_reason
+        tables = ", ".join(self.followed)
+        return f"{self.drop_reason}; meanwhile a change in {tables} that cascades into its rows is refused"
+
     def steps(self) -> Iterator[Step]:
         """Say what is left to do, in order."""
         if self.is_pending:
@@ -162,7 +191,7 @@ class Departure(Frozen):
         if not self.is_archived:
             yield self._step("archive", "detached, and no copy of it is proven")
         yield self._step("verify", "nothing is dropped before its copy was read back")
-        yield self._step("drop" if self.drop == "now" else "keep", self.drop_reason)
+        yield self._step("drop", self.drop_reason) if self.drop == "now" else self._step("keep", self.kept)
 
     def _step(self, action: Action, reason: str, method: str = "") -> Step:
         return Step(

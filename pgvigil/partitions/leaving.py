@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pgvigil.archive import copying, proving
-from pgvigil.archive.place import Place
+from pgvigil.archive.place import Place, partition_folder, require_room
 from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
 from pgvigil.partitions import detach as detaching
 from pgvigil.partitions import drop as dropping
@@ -17,7 +17,7 @@ from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import identifier, read_entries
 from pgvigil.partitions.envelope import bounded, explain_wait
 from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
-from pgvigil.partitions.managing import add, done, look, note, tell
+from pgvigil.partitions.managing import add, check_store_clock, done, look, note, tell
 from pgvigil.reports import Check, Severity, Verdict, conclude
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | No
     """Detach one partition and fence it; returns it with its entry, or None when it is gone."""
     table, _ = look(managed)
     if departure.entry is None:
-        _preflight(managed, departure)
+        _preflight(managed, made, departure)
     entry = announce(managed, made, departure)
     if entry is None:
         return None
@@ -81,8 +81,12 @@ def announce(managed: Managed, made: Plan, departure: Departure) -> Entry | None
     return _entry(managed, departure)
 
 
-def _preflight(managed: Managed, departure: Departure) -> None:
+def _preflight(managed: Managed, made: Plan, departure: Departure) -> None:
     """Refuse what could not be stored as the policy says, before anything is taken out of the table."""
+    check_store_clock(managed)
+    own = departure.name
+    where = partition_folder(managed.policy, managed.cluster, managed.database, made.table, own)
+    require_room(where, (own.schema_, own.name), parquet=managed.policy.parquet is not None)
     if managed.policy.parquet is None:
         return
     with managed.session(patient=True) as session:
@@ -288,12 +292,13 @@ def drop(managed: Managed, departure: Departure, made: Plan) -> None:
     """Drop one table whose copy this run proved, if the policy says now; else say what it waits for."""
     entry = _entry(managed, departure)
     if departure.drop != "now":
-        _not_dropped(managed, departure, departure.drop_reason)
+        _not_dropped(managed, departure, departure.kept)
         return
     if managed.policy.drop == "approve" and entry.id not in _approved(made):
         _not_dropped(managed, departure, "its copy was made anew after the approval: waits for another")
         return
     proving.require(managed.store, entry.manifest)
+    check_store_clock(managed)
     managed.check_lock()
     intent = {"partition": str(departure.name), "oid": departure.relation, "manifest": entry.manifest}
     with managed.run.step("drop", intent), managed.session() as session:

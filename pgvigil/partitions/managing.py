@@ -127,6 +127,20 @@ def look(managed: Managed) -> tuple[Table, Axis]:
     return table, axis
 
 
+def check_store_clock(managed: Managed) -> None:
+    """Raise PreconditionFailed when the clocks of this host and of the store differ.
+
+    The store is a witness from outside: server and host may be one machine, whose clock has jumped.
+    """
+    told = managed.store.now(managed.policy.archive) if managed.policy.archive else None
+    skew = abs(datetime.now(tz=UTC) - told) if told else timedelta()
+    if skew > CLOCK_SKEW:
+        raise PreconditionFailed(
+            f"the store's clock and this host's differ by {skew}, expected at most {CLOCK_SKEW}",
+            hint="start NTP; nothing leaves or is dropped by a clock that is wrong",
+        )
+
+
 def note(run: Run, name: str, verdict: Verdict, expected: str, actual: str) -> None:
     """Add a check to what the run says."""
     run.checks.append(Check(id=name, verdict=verdict, expected=expected, actual=actual))

@@ -7,14 +7,14 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Literal
 
 from pgvigil.partitions.axis import Range
-from pgvigil.partitions.facts import Creation, Departure, Horizon, Name, Plan, Step
+from pgvigil.partitions.facts import Creation, Departure, Horizon, Name, Plan, Step, Twig
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from datetime import timedelta
 
     from pgvigil.partitions.axis import Axis
-    from pgvigil.partitions.facts import Entry, Partition, Table
+    from pgvigil.partitions.facts import Entry, Member, Partition, Table
     from pgvigil.policies.partitions import DropAfter, PartitionPolicy
 
 LONGEST_NAME = 63
@@ -104,17 +104,57 @@ def _ends_after(each: Range, position: int) -> bool:
 def _creations(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Creation]:
     taken = set(table.taken_names)
     current = table.position
+    model, why = _model(table)
     for piece in missing(table, axis, policy):
         assert piece.lower is not None and piece.upper is not None  # noqa: S101, PT018 - cut from a slot
         name = _free_name(table.name.name, axis.suffix(piece.lower), taken)
         taken.add(name)
         is_current = current is not None and piece.covers(current)
+        made = Name(schema_=table.name.schema_, name=name)
         yield Creation(
-            name=Name(schema_=table.name.schema_, name=name),
+            name=made,
             range=piece,
             lower=axis.literal(piece.lower),
             upper=axis.literal(piece.upper),
-            reason="rows are written here now" if is_current else f"within {policy.ahead} ahead",
+            reason=("rows are written here now" if is_current else f"within {policy.ahead} ahead") + why,
+            partition_by=model.partition_by if model else "",
+            twigs=tuple(_twigs(made, model, table.below.get(model.oid, ()), taken)) if model else (),
+        )
+
+
+def _model(table: Table) -> tuple[Partition | None, str]:
+    """Find the newest partition if it is partitioned itself, so that new ones are so likewise, and say so."""
+    ranged = [each for each in table.partitions if each.range and not each.is_pending]
+    newest = max(ranged, key=_begin, default=None)
+    if newest is None or newest.kind != "p":
+        return None, ""
+    below = table.below.get(newest.oid, ())
+    if not (newest.is_timeless and all(each.is_timeless for each in below)):
+        return None, f"; plain, because what is below '{newest.name}' is its own part of '{table.key}'"
+    if any(each.kind not in "rp" or each.is_pending for each in below):
+        return None, f"; plain, because not all that is below '{newest.name}' are whole tables"
+    return newest, f", partitioned like '{newest.name}'"
+
+
+def _begin(each: Partition) -> tuple[bool, int, int]:
+    lower = each.range.lower if each.range else None
+    return lower is not None, lower or 0, each.oid
+
+
+def _twigs(made: Name, model: Partition, below: tuple[Member, ...], taken: set[str]) -> Iterator[Twig]:
+    """Name what is made below a partition after what is below its model."""
+    names = {model.oid: made}
+    for number, each in enumerate(below, start=1):
+        tail = each.name.name.removeprefix(model.name.name).strip("_")
+        name = _free_name(made.name, tail if tail != each.name.name else str(number), taken)
+        taken.add(name)
+        names[each.oid] = Name(schema_=made.schema_, name=name)
+        yield Twig(
+            name=names[each.oid],
+            below=names[each.parent],
+            bound=each.bound,
+            partition_by=each.partition_by,
+            like=each.oid,
         )
 
 
@@ -334,7 +374,8 @@ def _with_drops(plan: Plan, table: Table, policy: PartitionPolicy) -> Plan:
     decided = []
     for each in plan.departures:
         when, why = _drop(each, table, policy)
-        decided.append(each.model_copy(update={"drop": when, "drop_reason": why}))
+        told = {"drop": when, "drop_reason": why, "followed": table.followed}
+        decided.append(each.model_copy(update=told))
     return plan.model_copy(update={"departures": tuple(decided)})
 
 

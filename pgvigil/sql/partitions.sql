@@ -12,7 +12,10 @@ SELECT parent.oid::bigint AS oid, namespace.nspname AS schema, parent.relname AS
        current_setting('server_version_num')::int AS version_num,
        pg_is_in_recovery() AS in_recovery,
        ARRAY(SELECT conrelid::regclass::text FROM pg_constraint
-              WHERE contype = 'f' AND confrelid = parent.oid AND conparentid = 0 ORDER BY 1) AS referenced_by
+              WHERE contype = 'f' AND confrelid = parent.oid AND conparentid = 0 ORDER BY 1) AS referenced_by,
+       ARRAY(SELECT DISTINCT confrelid::regclass::text FROM pg_constraint
+              WHERE contype = 'f' AND conrelid = parent.oid
+                AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd')) ORDER BY 1) AS followed
   FROM pg_class AS parent
   JOIN pg_namespace AS namespace ON namespace.oid = parent.relnamespace
   LEFT JOIN pg_partitioned_table AS partitioned ON partitioned.partrelid = parent.oid
@@ -27,7 +30,13 @@ SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS n
        pg_get_partition_constraintdef(child.oid) AS condition,
        inherits.inhdetachpending AS is_pending,
        pg_total_relation_size(child.oid) AS size,
-       greatest(child.reltuples, 0)::bigint AS rows
+       greatest(child.reltuples, 0)::bigint AS rows,
+       coalesce(pg_get_partkeydef(child.oid), '') AS partition_by,
+       coalesce((SELECT parted.partstrat = 'h' OR NOT EXISTS (
+                            SELECT FROM unnest(parted.partattrs::int2[]) AS place
+                              LEFT JOIN pg_attribute ON attrelid = parted.partrelid AND attnum = place
+                             WHERE place = 0 OR attname = %(key)s)
+                    FROM pg_partitioned_table AS parted WHERE parted.partrelid = child.oid), true) AS is_timeless
   FROM pg_inherits AS inherits
   JOIN pg_class AS child ON child.oid = inherits.inhrelid
   JOIN pg_namespace AS namespace ON namespace.oid = child.relnamespace
@@ -36,14 +45,23 @@ SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS n
 
 -- below: everything below these tables, those that wait for the end of a detach included
 WITH RECURSIVE tree AS (
-    SELECT oid AS root, oid, relkind, false AS is_pending, 0 AS depth FROM pg_class WHERE oid = ANY (%(oids)s)
+    SELECT oid AS root, oid, NULL::oid AS parent, relkind, false AS is_pending, 0 AS depth
+      FROM pg_class WHERE oid = ANY (%(oids)s)
      UNION ALL
-    SELECT tree.root, child.oid, child.relkind, inherits.inhdetachpending, tree.depth + 1
+    SELECT tree.root, child.oid, tree.oid, child.relkind, inherits.inhdetachpending, tree.depth + 1
       FROM tree
       JOIN pg_inherits AS inherits ON inherits.inhparent = tree.oid AND tree.relkind = 'p'
       JOIN pg_class AS child ON child.oid = inherits.inhrelid
 )
-SELECT tree.root::bigint AS root, namespace.nspname AS schema, class.relname AS name,
+SELECT tree.root::bigint AS root, class.oid::bigint AS oid, tree.parent::bigint AS parent,
+       namespace.nspname AS schema, class.relname AS name,
+       pg_get_expr(class.relpartbound, class.oid) AS bound,
+       coalesce(pg_get_partkeydef(class.oid), '') AS partition_by,
+       coalesce((SELECT parted.partstrat = 'h' OR NOT EXISTS (
+                            SELECT FROM unnest(parted.partattrs::int2[]) AS place
+                              LEFT JOIN pg_attribute ON attrelid = parted.partrelid AND attnum = place
+                             WHERE place = 0 OR attname = %(key)s)
+                    FROM pg_partitioned_table AS parted WHERE parted.partrelid = class.oid), true) AS is_timeless,
        tree.relkind::text AS kind, tree.is_pending,
        coalesce(pg_total_relation_size(class.oid), 0) AS size,
        NOT EXISTS (
@@ -68,7 +86,12 @@ SELECT child.relname AS name,
        array_remove(ARRAY[
            CASE WHEN child.relowner <> parent.relowner THEN 'owner' END,
            CASE WHEN coalesce(child.relacl, acldefault('r', child.relowner)) IS DISTINCT FROM
-                     coalesce(parent.relacl, acldefault('r', parent.relowner)) THEN 'grants' END,
+                     coalesce(parent.relacl, acldefault('r', parent.relowner))
+                  OR EXISTS (
+               SELECT FROM pg_attribute AS ours JOIN pg_attribute AS theirs
+                   ON theirs.attrelid = parent.oid AND theirs.attname = ours.attname
+                WHERE ours.attrelid = child.oid AND ours.attnum > 0 AND NOT ours.attisdropped
+                  AND ours.attacl IS DISTINCT FROM theirs.attacl) THEN 'grants' END,
            CASE WHEN (child.relrowsecurity, child.relforcerowsecurity)
                      <> (parent.relrowsecurity, parent.relforcerowsecurity) THEN 'row security' END,
            CASE WHEN child.relreplident <> parent.relreplident THEN 'replica identity' END,
@@ -83,42 +106,70 @@ SELECT child.relname AS name,
   JOIN pg_class AS parent ON parent.oid = inherits.inhparent
  WHERE inherits.inhparent = %(oid)s AND NOT inherits.inhdetachpending AND child.relkind = 'r'
 
+-- followers: foreign keys by which rows of others change or go with those of a table
+SELECT format('%%s of %%s', conname, conrelid::regclass) AS name FROM pg_constraint
+ WHERE contype = 'f' AND confrelid = %(oid)s AND conparentid = 0 AND confdeltype IN ('c', 'n', 'd')
+ ORDER BY 1
+
+-- on_delete: triggers of a table and of each one below it that a DELETE fires, and how they are enabled
+SELECT namespace.nspname AS schema, class.relname AS table, tgname AS name, tgenabled::text AS enabled
+  FROM pg_partition_tree(%(oid)s::oid::regclass) AS tree
+  JOIN pg_class AS class ON class.oid = tree.relid
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+  JOIN pg_trigger ON tgrelid = class.oid
+ WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype::int & 8 <> 0
+ ORDER BY class.oid, tgname
+
 -- settings: what a new partition takes over from its table, and from its newest sibling
 SELECT parent.relrowsecurity AS row_security, parent.relforcerowsecurity AS force_row_security,
        parent.relreplident::text AS replica_identity,
-       sibling.reloptions AS options,
+       sibling.options,
        (SELECT spcname FROM pg_tablespace WHERE oid = parent.reltablespace) AS tablespace,
        ARRAY(SELECT json_build_array(attname, attstattarget) FROM pg_attribute
               WHERE attrelid = parent.oid AND attnum > 0 AND NOT attisdropped AND attstattarget >= 0)
            AS statistics
   FROM pg_class AS parent
   LEFT JOIN LATERAL (
-       SELECT child.reloptions FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
+       SELECT coalesce(child.reloptions, '{}') || ARRAY(
+                  SELECT 'toast.' || option FROM pg_class AS toast CROSS JOIN unnest(toast.reloptions) AS option
+                   WHERE toast.oid = child.reltoastrelid) AS options
+         FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
         WHERE inhparent = parent.oid AND child.relkind = 'r' AND child.oid <> %(child)s
         ORDER BY child.oid DESC LIMIT 1) AS sibling ON true
  WHERE parent.oid = %(oid)s
 
--- grants: a table's privileges, one row for each that was granted
+-- grants: privileges on a table and on single columns of it, one row for each that was granted
 SELECT CASE WHEN acl.grantee = 0 THEN NULL ELSE pg_get_userbyid(acl.grantee) END AS grantee,
-       acl.privilege_type AS privilege, acl.is_grantable
-  FROM pg_class CROSS JOIN LATERAL aclexplode(relacl) AS acl
+       acl.privilege_type AS privilege, acl.is_grantable, granted.column
+  FROM pg_class
+ CROSS JOIN LATERAL (
+       SELECT relacl AS acl, NULL::name AS column, 0 AS attnum
+        UNION ALL
+       SELECT attacl, attname, attnum FROM pg_attribute WHERE attrelid = pg_class.oid AND NOT attisdropped
+       ) AS granted
+ CROSS JOIN LATERAL aclexplode(granted.acl) AS acl
  WHERE oid = %(oid)s AND acl.grantee <> relowner
+ ORDER BY granted.attnum, grantee, privilege
 
 -- detaching: sessions that work on detaching partitions of a table of this name
 SELECT pid, application_name, extract(epoch FROM clock_timestamp() - query_start) AS seconds
   FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
-   AND query ~* 'detach\s+partition' AND position(%(name)s IN query) > 0
+   AND query ~* 'detach\s+partition' AND position(replace(%(name)s, '"', '""') IN query) > 0
 
--- lockers: who holds a relation, longest first
-SELECT activity.pid, activity.application_name, activity.usename, activity.state,
-       left(activity.query, 200) AS query,
-       extract(epoch FROM clock_timestamp() - activity.xact_start) AS seconds
-  FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid)
- WHERE locks.locktype = 'relation' AND locks.granted AND locks.pid <> pg_backend_pid()
+-- lockers: who holds a relation, longest first; a prepared transaction holds it without a process
+SELECT activity.pid, coalesce(activity.application_name, prepared.gid) AS application_name,
+       coalesce(activity.usename, prepared.owner) AS usename, coalesce(activity.state, 'prepared') AS state,
+       coalesce(left(activity.query, 200), 'PREPARE TRANSACTION') AS query,
+       extract(epoch FROM clock_timestamp() - coalesce(activity.xact_start, prepared.prepared)) AS seconds
+  FROM pg_locks AS locks
+  LEFT JOIN pg_stat_activity AS activity USING (pid)
+  LEFT JOIN pg_prepared_xacts AS prepared
+    ON locks.pid IS NULL AND locks.virtualtransaction = '-1/' || prepared.transaction
+ WHERE locks.locktype = 'relation' AND locks.granted AND locks.pid IS DISTINCT FROM pg_backend_pid()
    AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND locks.relation = ANY (%(oids)s)
-   AND clock_timestamp() - activity.xact_start > %(older)s
+   AND clock_timestamp() - coalesce(activity.xact_start, prepared.prepared) > %(older)s
  ORDER BY seconds DESC NULLS LAST
 
 -- elders: who keeps an old snapshot of this database, for which the end of a detach waits
@@ -204,6 +255,8 @@ WITH RECURSIVE tree AS (
 )
 SELECT tree.relkind::text AS kind, jsonb_build_object(
            'relation', child.oid::bigint,
+           -- ALTER COLUMN … TYPE … USING writes every row anew and fires no trigger; its rows are in another file.
+           'file', pg_relation_filenode(child.oid)::bigint,
            'function', (SELECT proc.oid::bigint || '/' || proc.xmin::text FROM pg_proc AS proc
                          WHERE proc.oid = to_regprocedure('pgvigil.refuse_write()')),
            'triggers', (SELECT jsonb_agg(trig.oid::bigint || '/' || trig.xmin::text || '/' || trig.tgenabled::text

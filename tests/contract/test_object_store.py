@@ -52,6 +52,15 @@ def base(request: pytest.FixtureRequest) -> str:
     return f"s3://plain/{request.node.name}"
 
 
+def test_a_store_tells_its_time(store: ObjectStore) -> None:
+    """Whatever it says of the bucket, one that is not there included."""
+    for bucket in ("plain", "nowhere"):
+        told = store.now(f"s3://{bucket}/x")
+
+        assert told
+        assert abs(told - datetime.now(UTC)) < timedelta(minutes=1)
+
+
 def big(parts: float) -> bytes:
     return bytes(range(256)) * int(MIN_PART * parts / 256)
 

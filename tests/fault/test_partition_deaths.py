@@ -10,6 +10,8 @@ import psycopg
 import pytest
 
 from pgvigil.reports import Verdict
+from pgvigil.sandbox import operate
+from pgvigil.sandbox import postgres as servers
 from tests.fixtures.partitions import Shop, make_deep, run
 
 CALLS_OF_A_ROLL = 320
@@ -165,6 +167,28 @@ def test_a_roll_killed_at_any_call_is_finished_by_the_next(shop: Shop, share: fl
     finish(story)
 
     assert -signal.SIGKILL == died
+    story.assert_done(0)
+
+
+@pytest.mark.long
+def test_a_roll_whose_server_dies_is_finished_by_the_next(shop: Shop) -> None:
+    """An immediate stop in the middle of a copy: no row is lost, and the next run finishes."""
+    story = Story(shop)
+    due = ["archiving"]
+
+    def crash(step: str) -> None:
+        if step in due:
+            due.remove(step)
+            operate.stop(shop.sandbox, "immediate")
+            servers.start(shop.sandbox, "primary")
+
+    shop.before = crash
+    assert Verdict.INCONCLUSIVE == shop.roll().verdict
+    story.assert_no_row_lost()
+    shop.before = lambda _: None
+    finish(story)
+
+    assert [] == due
     story.assert_done(0)
 
 

@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -73,6 +74,34 @@ def test_a_drill_of_a_tree_leaves_nothing(deep: Shop) -> None:
     assert before == deep.sql(listed)
     assert Verdict.VERIFIED == report.verdict, report.findings
     assert "4 of 4 leaves equal" in {check.actual for check in report.checks}
+
+
+def test_what_is_made_ahead_is_partitioned_like_the_newest(deep: Shop) -> None:
+    """Level by level, with their settings; rows find their leaves, and the next run has nothing to do."""
+    year = datetime.now(tz=UTC).year
+    deep.sql(
+        "SET ROLE shop; DROP TABLE deep_now; GRANT SELECT ON deep TO PUBLIC;"
+        "CREATE TABLE deep_now PARTITION OF deep"
+        f" FOR VALUES FROM ('{year}-01-01+00') TO ('{year}-12-31+00') PARTITION BY LIST (kind);"
+        "CREATE TABLE deep_now_ab PARTITION OF deep_now FOR VALUES IN ('a', 'b') WITH (fillfactor = 71);"
+        "CREATE TABLE deep_now_x PARTITION OF deep_now DEFAULT PARTITION BY HASH (id);"
+        'CREATE TABLE "odd leaf" PARTITION OF deep_now_x FOR VALUES WITH (modulus 1, remainder 0)'
+    )
+    deep.policy(**{**deep.policies[0], "keep": None})
+    report, again = deep.roll(), deep.roll()
+    deep.sql(
+        "INSERT INTO deep (at, kind, id)"
+        f" SELECT '{year + 1}-02-02+00', kind, -1 FROM kinds WHERE kind IN ('a', 'y')"
+    )
+
+    assert (Verdict.VERIFIED, ()) == (report.verdict, again.steps), (report.findings, again.findings)
+    assert [{"t": f"deep_{year + 1}_3"}, {"t": f"deep_{year + 1}_ab"}] == deep.sql(
+        "SELECT tableoid::regclass::text AS t FROM deep WHERE id = -1 ORDER BY 1"
+    )
+    assert [{"o": ["fillfactor=71"], "may": True}] == deep.sql(
+        "SELECT reloptions AS o, relacl::text LIKE '%,=r/shop%' AS may FROM pg_class"
+        f" WHERE relname = 'deep_{year + 1}_ab'"
+    )
 
 
 def test_a_tree_that_gained_a_table_after_its_copy_is_not_dropped(deep: Shop) -> None:

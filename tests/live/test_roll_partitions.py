@@ -178,13 +178,14 @@ def test_a_fence_that_was_opened_lets_nothing_be_dropped(shop: Shop) -> None:
     )
 
 
-def test_a_fence_that_was_opened_after_the_proof_stops_the_drop(shop: Shop) -> None:
-    """Under the drop's own lock the table is found to have been open, so it stays."""
+@pytest.mark.parametrize("change", ["DISABLE TRIGGER ALL", "ALTER kind TYPE text USING ''late''"])
+def test_a_fence_that_was_opened_after_the_proof_stops_the_drop(shop: Shop, change: str) -> None:
+    """Under the drop's own lock the table is found to have been open, or written anew, so it stays."""
 
     def open_fence(step: str) -> None:
         if step == "drop":
             shop.sql(
-                "DO $$ BEGIN EXECUTE (SELECT format('ALTER TABLE %I DISABLE TRIGGER ALL', name)"
+                f"DO $$ BEGIN EXECUTE (SELECT format('ALTER TABLE %I {change}', name)"
                 " FROM pgvigil.departure); END $$"
             )
 

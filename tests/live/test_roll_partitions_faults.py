@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from pgvigil.reports import Verdict
-from tests.fixtures.partitions import Shop, run
+from tests.fixtures.partitions import Shop, quote, run
 
 
 def oldest(shop: Shop) -> str:
@@ -72,6 +72,30 @@ def test_who_holds_a_detach_up_is_named_and_nothing_is_left_pending(shop: Shop) 
     assert Verdict.VERIFIED == shop.roll().verdict
 
 
+def test_a_detach_that_somebody_still_works_on_is_waited_for(shop: Shop) -> None:
+    """Its server process may outlive its client: it is named and not raced, and the next run goes on."""
+    shop.policy(wait="1s")
+    odd = 'Odd "name'
+    shop.sql(f"ALTER TABLE {oldest(shop)} RENAME TO {quote(odd)}")
+    pending = "SELECT inhrelid::bigint AS oid FROM pg_inherits WHERE inhdetachpending"
+
+    def detach() -> None:
+        with shop.session() as session:
+            session.execute("SET lock_timeout = 0")
+            run(session, f"ALTER TABLE public.events DETACH PARTITION public.{quote(odd)} CONCURRENTLY")
+
+    with reader(shop, "TABLE events LIMIT 1"):
+        worker = threading.Thread(target=detach)
+        worker.start()
+        wait_for(lambda: shop.sql(pending))
+        report = shop.roll()
+    worker.join()
+
+    assert f"has been detaching 'public.{odd}'" in messages(report)
+    assert [] == shop.sql(pending)
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
 def test_an_old_snapshot_elsewhere_holds_a_pending_detach_up_and_is_named(shop: Shop) -> None:
     """Even one that read another table: it is named, and no row is lost meanwhile."""
     shop.policy(wait="1s", block="100ms")
@@ -124,6 +148,40 @@ def test_rows_in_default_move_to_the_new_partition_and_no_write_fails(shop: Shop
     assert before + written[0] - archived == count(shop, "events")
     assert 0 == count(shop, "events_rest")
     assert "blocking" in {step.method.partition(":")[0] for step in report.steps}
+
+
+def test_a_move_out_of_default_is_no_deletion(shop: Shop) -> None:
+    """Triggers do not fire for it and are as before; a key by which other rows would go forbids it."""
+    shop.sql("SET ROLE shop; CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    shop.sql(
+        "SET ROLE shop; CREATE TABLE gone (id bigint);"
+        "CREATE FUNCTION mourn() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO public.gone VALUES (old.id); RETURN old; END $$;"
+        "CREATE TRIGGER mourn AFTER DELETE ON events FOR EACH ROW EXECUTE FUNCTION mourn();"
+        "CREATE TRIGGER own BEFORE DELETE ON events_rest FOR EACH ROW EXECUTE FUNCTION mourn();"
+        "ALTER TABLE events_rest ENABLE ALWAYS TRIGGER own;"
+        "CREATE TABLE notes (event bigint, at timestamptz,"
+        " FOREIGN KEY (event, at) REFERENCES events ON DELETE CASCADE)"
+    )
+    late = "date_trunc('month', now(), 'UTC') + interval '2 months'"
+    shop.sql(f"INSERT INTO events (created_at, customer_id, kind, payload) VALUES ({late}, 1, 'x', '{{}}')")
+    shop.sql("INSERT INTO notes SELECT id, created_at FROM events_rest")
+    enabled = "SELECT tgname, tgenabled::text AS e FROM pg_trigger WHERE tgrelid = 'events_rest'::regclass"
+    enabled += " AND NOT tgisinternal ORDER BY 1"
+    before = shop.sql(enabled)
+    shop.policy(keep=None, archive=None)
+    refused = shop.roll()
+
+    assert "would delete or change those that refer to them: notes_event_at_fkey of public.notes" in messages(
+        refused
+    )
+    assert (1, 1) == (count(shop, "events_rest"), count(shop, "notes"))
+    shop.sql("DROP TABLE notes")
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert (0, 0) == (count(shop, "events_rest"), count(shop, "gone"))
+    assert before == shop.sql(enabled)
 
 
 def test_settings_of_the_role_play_no_part(shop: Shop) -> None:
@@ -306,11 +364,11 @@ def test_a_reload_finds_what_is_more_on_either_side(shop: Shop) -> None:
 def test_a_new_partition_gets_what_postgres_does_not_copy(shop: Shop) -> None:
     """Grants, owner, replica identity, row security, statistics targets and storage options are there."""
     shop.sql(
-        "GRANT SELECT ON events TO pgvigil; ALTER TABLE events ENABLE ROW LEVEL SECURITY;"
+        "GRANT SELECT, UPDATE (kind) ON events TO pgvigil; ALTER TABLE events ENABLE ROW LEVEL SECURITY;"
         "ALTER TABLE events REPLICA IDENTITY FULL; ALTER TABLE events ALTER kind SET STATISTICS 7"
     )
     newest = max(shop.partitions(), key=lambda name: shop.partitions()[name])
-    shop.sql(f"ALTER TABLE {newest} SET (fillfactor = 71)")
+    shop.sql(f"ALTER TABLE {newest} SET (fillfactor = 71, toast.autovacuum_enabled = off)")
     report = shop.roll()
     made = {outcome.partition for outcome in report.outcomes if outcome.action == "create"}
     drifted = {f.message.split("'")[1] for f in report.findings if f.code == "drift"}
@@ -318,8 +376,11 @@ def test_a_new_partition_gets_what_postgres_does_not_copy(shop: Shop) -> None:
     assert made
     assert made & drifted == set()
     assert newest in drifted
-    assert [{"o": ["fillfactor=71"], "u": "shop"}] == shop.sql(
-        f"SELECT reloptions AS o, relowner::regrole::text AS u FROM pg_class WHERE relname = '{made.pop()}'"
+    assert [{"o": ["fillfactor=71"], "t": ["autovacuum_enabled=off"], "u": "shop", "c": True}] == shop.sql(
+        "SELECT part.reloptions AS o, toast.reloptions AS t, part.relowner::regrole::text AS u,"
+        " EXISTS (SELECT FROM pg_attribute WHERE attrelid = part.oid AND attacl::text LIKE '%=w/%') AS c"
+        " FROM pg_class AS part JOIN pg_class AS toast ON toast.oid = part.reltoastrelid"
+        f" WHERE part.relname = '{made.pop()}'"
     )
 
 

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -10,6 +11,7 @@ from tests.fixtures.faulty_s3 import (
     Fault,
     Road,
     after,
+    at,
     cut,
     done_but_denied,
     failed_with_200,
@@ -127,6 +129,22 @@ def test_bytes_that_change_on_the_way_back_refute(shop: Shop, road: Road, fault:
     assert (rows, []) == (count(shop, name), shop.objects("manifest.json"))
     road.repair()
     assert [rows] == archived(shop.roll())
+
+
+@pytest.mark.parametrize("step", ["", "drop"])
+def test_a_clock_that_the_store_contradicts_lets_nothing_go(shop: Shop, road: Road, step: str) -> None:
+    """Server and worker may share a clock that has jumped: nothing is detached, and nothing is dropped."""
+    name = oldest(shop)
+    rows = count(shop, name)
+    then = datetime.now(UTC) - timedelta(days=60)
+    shop.before = lambda now: road.spoil("HeadObject", at(then)) if now == step else None
+    if not step:
+        road.spoil("HeadObject", at(then))
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert "the store's clock and this host's differ by 60 days" in told(report)
+    assert (rows, bool(step)) == (count(shop, name), name not in shop.partitions())
 
 
 def test_a_slow_store_keeps_nobody_waiting(shop: Shop, road: Road) -> None:

@@ -6,7 +6,8 @@ import pytest
 from pgvigil.archive.copying import _is_whole
 from pgvigil.archive.digest import Digest
 from pgvigil.archive.manifest import Stored, StoredRows
-from pgvigil.archive.place import Place
+from pgvigil.archive.place import Place, folder, require_room
+from pgvigil.errors import PreconditionFailed
 from pgvigil.objectstore import ObjectLock
 from pgvigil.partitions.facts import Entry, Name
 from pgvigil.policies.partitions import ObjectLockPolicy
@@ -23,6 +24,15 @@ def place(lock: ObjectLockPolicy | None) -> Place:
         id=uuid4(), state="fenced", relation=1, name=NAME, parent=2, bound="", condition="", since=NOW
     )
     return Place("s3://a/", entry.id, "demo", "shop", NAME, entry, lock)
+
+
+def test_names_that_are_too_long_for_the_store_are_refused_before_anything_leaves() -> None:
+    """Escaped, sixty bytes that are not ASCII are a hundred and eighty; Parquet has the name once more."""
+    name = "表" * 20
+    where = folder("s3://abc", "demo", "shop", name, name, name, name)
+    require_room(where, (name, name), parquet=False)
+    with pytest.raises(PreconditionFailed, match="which takes 1024"):
+        require_room(where, (name, name), parquet=True)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,22 @@ def test_partitions_under_other_names_and_widths_are_adopted() -> None:
     assert "2025-07-02 00:00:00+00:00" == made.lower
 
 
+@pytest.mark.parametrize(
+    "bound",
+    [
+        "('infinity') TO (MAXVALUE)",
+        "('10000-01-01 00:00:00+00') TO (MAXVALUE)",
+        "(MINVALUE) TO ('0044-03-15 00:00:00+00 BC')",
+    ],
+)
+def test_a_partition_at_the_end_of_time_covers_nothing_of_ours(bound: str) -> None:
+    """Moments that no calendar here can name are before or after all others, not without an end."""
+    far = month(1, range=axis().parse(f"FOR VALUES FROM {bound}"))
+    plan = draw(table(far), axis(), policy(ahead=2, keep="1 year"))
+
+    assert (3, ()) == (len(plan.creations), plan.departures)
+
+
 def test_a_name_that_is_taken_or_too_long_finds_another() -> None:
     """Names stay within 63 bytes, and two tables that begin alike do not meet."""
     names = [
@@ -259,6 +275,38 @@ def test_the_way_of_the_detach_is_chosen_from_the_catalog(changes: dict[str, obj
 
     assert method == departure.method
     assert departure.method_reason
+
+
+def test_what_a_table_that_stands_means_to_others_is_told() -> None:
+    """Deleting a row to which its rows follow is refused while it takes no writes: the plan says so."""
+    found = table(month(1), *WHOLE[5:], followed=("customers",))
+    kept = draw(found, axis(), policy(ahead=2, keep="2 months", drop="approve")).steps()[-1]
+    dropped = draw(found, axis(), policy(ahead=2, keep="2 months", drop="proven")).steps()[-1]
+
+    assert "a change in customers that cascades into its rows is refused" in kept.reason
+    assert "customers" not in dropped.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ", partitioned like 'public.p8'"),
+        ({"is_timeless": False}, "; plain, because what is below 'public.p8' is its own part of 'at'"),
+        ({"is_pending": True}, "; plain, because not all that is below 'public.p8' are whole tables"),
+    ],
+)
+def test_what_is_made_is_partitioned_like_the_newest_or_says_why_not(
+    changes: dict[str, object], told: str
+) -> None:
+    """Bounds below a partition that tell no time hold for the next one too; others only people know."""
+    newest = month(8, kind="p", partition_by="LIST (kind)")
+    given = {"name": Name(schema_="x", name="p8_a"), "oid": 7, "parent": newest.oid, "kind": "r", "size": 1}
+    member = Member.model_validate({**given, "is_pending": False, "is_alike": True, **changes})
+    found = table(*WHOLE[:-1], newest, below={newest.oid: (member,)})
+    (made,) = draw(found, axis(), policy(ahead=3)).creations
+
+    assert f"within 3 ahead{told}" == made.reason
+    assert ([] if changes else ["public.t_2025_09_a"]) == [str(twig.name) for twig in made.twigs]
 
 
 def test_an_approval_is_for_exactly_these_copies() -> None:
