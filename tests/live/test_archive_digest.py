@@ -9,19 +9,21 @@ from pgvigil.archive.stream import column_list
 from pgvigil.postgres import Connection, connect, copy_out
 from pgvigil.sandbox import Sandbox
 
-# Two hundred pages in the middle are empty, some lines are wide, and some text is not ASCII.
-TABLE = """
-CREATE TABLE public.sparse (id int PRIMARY KEY, word text, noise text, flags bool[], body jsonb, nothing int);
-INSERT INTO public.sparse
-SELECT n, chr(228) || n, repeat(md5(n::text), 20 + n % 50), '{t,NULL}',
-       jsonb_build_object('a', E'\\\\ \\n' || n), NULL
+# Two hundred pages in the middle are empty, some lines are wide, and some text is not ASCII. There are more
+# columns than a function takes arguments.
+TABLE = f"""
+CREATE TABLE public.sparse (id int PRIMARY KEY, word text, noise text, flags bool[], body jsonb, nothing int,
+    {", ".join(f"c{number} int" for number in range(100))}, last date DEFAULT '2024-02-29');
+INSERT INTO public.sparse (id, word, noise, flags, body, c44, c45)
+SELECT n, chr(228) || n, repeat(md5(n::text), 20 + n % 50), '{{t,NULL}}',
+       jsonb_build_object('a', E'\\\\ \\n' || n), n, -n
   FROM generate_series(1, 4000) AS n;
 DELETE FROM public.sparse WHERE id BETWEEN 1200 AND 3000;
 VACUUM public.sparse
 """
 
 
-@pytest.fixture(params=["UTF8", "LATIN1"])
+@pytest.fixture(params=["UTF8", "LATIN1", "SQL_ASCII"])
 def session(sandbox: Sandbox, request: pytest.FixtureRequest) -> Iterator[Connection]:
     """A session to a database of one encoding, with the table in it."""
     name = f"digest_{request.param.lower()}"
@@ -44,9 +46,9 @@ def shape(session: Connection) -> Shape:
 
 
 def computed(session: Connection) -> digest.Digest:
-    (row,) = session.execute("SELECT current_setting('server_encoding') AS encoding").fetchall()
+    encoding = session.info.parameter_status("server_encoding") or ""
     columns = shape(session).stored_columns
-    return blocks.compute(session, sql.Identifier("public", "sparse"), columns, row["encoding"])
+    return blocks.compute(session, sql.Identifier("public", "sparse"), columns, encoding)
 
 
 def copied(session: Connection, lengths: tuple[int, ...]) -> digest.Digest:
@@ -69,6 +71,7 @@ def test_a_digest_reads_each_page_once(session: Connection) -> None:
     """The plan has a scan of a range of pages in it and no other, however large the table is."""
     computed(session)
     columns = shape(session).stored_columns
+    session.execute("SET client_encoding = 'UTF8'")
     statement = blocks._statement(sql.Identifier("public", "sparse"), columns, "UTF8", session)
     rows = session.execute(sql.SQL("EXPLAIN (COSTS OFF) {}").format(statement)).fetchall()
     scans = [row["QUERY PLAN"].strip(" ->") for row in rows if " Scan on " in row["QUERY PLAN"]]
