@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import statistics
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +30,7 @@ from pgvigil.sandbox import Sandbox
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MEGABYTES = int(os.environ.get("MEGABYTES", "100"))
+MEGABYTES = [int(word) for word in os.environ.get("PARTITION_MB", "100,1000").split(",")]
 ROW = 92
 OTHER = "psql COPY | zstd | boto3 upload_fileobj"
 TABLE = Name(schema_="public", name="big")
@@ -39,34 +41,45 @@ _UPLOAD = (
 
 
 def compare() -> list[Row]:
-    """Measure the copy alone, and the copy with its proof, on one table."""
-    with _sandbox() as box:
-        sides = [partial(_ours, box, prove=False), partial(_ours, box, prove=True), partial(_other, box)]
-        copied, proven, other = paired(sides)
+    """Measure the copy alone, and the copy with its proof, at each size."""
+    with opened() as box:
+        return [row for megabytes in MEGABYTES for row in _compare(box, megabytes)]
+
+
+def _compare(box: Sandbox, megabytes: int) -> Iterator[Row]:
+    _fill(box, megabytes)
+    seconds: list[float] = []
+    proven, other = paired([partial(_ours, box, seconds), partial(_other, box)])
+    copied = round(statistics.median(seconds[1:]), 3)  # as in the turns that count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of this process: {peak:.0f} MB")
-    row = partial(
-        Row, size=f"{MEGABYTES} MB of text", other=other, other_is=OTHER, unit="s", runs=max(3, RUNS)
+    rates = ", ".join(
+        f"{name} {megabytes / side:.1f} MB/s, {megabytes * 1_000_000 // ROW / side:,.0f} rows/s"
+        for name, side in (("export", copied), ("with proof", proven), ("other", other))
     )
-    return [row(name="partition_export", ours=copied), row(name="partition_export_proven", ours=proven)]
+    print(f"{megabytes} MB: {rates}; peak memory of this process so far: {peak:.0f} MB", flush=True)
+    row = partial(
+        Row, size=f"{megabytes} MB of text", other=other, other_is=OTHER, unit="s", runs=max(3, RUNS)
+    )
+    yield row(name="partition_export", ours=copied)
+    yield row(name="partition_export_proven", ours=proven)
 
 
 @contextmanager
-def _sandbox() -> Iterator[Sandbox]:
+def opened() -> Iterator[Sandbox]:
+    """Bring a sandbox up for the block, its environment set."""
     parent = Path(tempfile.mkdtemp(prefix="pgvigil-bench-", dir="/tmp"))
     parent.chmod(0o755)
     try:
         call([PGVIGIL, "sandbox", "up", "--dir", parent / "box", "--no-prefect"])
         box = Sandbox.load(parent / "box")
         os.environ.update(box.environment)
-        _fill(box)
         yield box
     finally:
         call([PGVIGIL, "sandbox", "down", "--dir", parent / "box"])
         shutil.rmtree(parent)
 
 
-def _fill(box: Sandbox) -> None:
+def _fill(box: Sandbox, megabytes: int) -> None:
     statement = (
         "CREATE TABLE public.big AS SELECT n AS id, now() + n * interval '1 s' AS at, n % 2000 AS customer,"
         " 'view' AS kind, jsonb_build_object('page', n % 97, 'referrer', 'r' || n % 13) AS payload,"
@@ -75,18 +88,22 @@ def _fill(box: Sandbox) -> None:
     )
     with connect_postgres(box.dsn("shop", "shop"), "bench") as session:
         session.execute("SET statement_timeout = 0")
-        session.execute("SELECT set_config('bench.rows', %s, false)", (str(MEGABYTES * 1_000_000 // ROW),))
+        session.execute("DROP TABLE IF EXISTS public.big")
+        session.execute("SELECT set_config('bench.rows', %s, false)", (str(megabytes * 1_000_000 // ROW),))
         session.execute(statement.encode())
+        session.execute("VACUUM ANALYZE public.big")
 
 
-def _ours(box: Sandbox, *, prove: bool) -> None:
+def _ours(box: Sandbox, seconds: list[float]) -> None:
+    """Copy and prove, and note how long the copy took."""
     store = connect(load_fleet().s3)
+    began = time.perf_counter()
     copy = _copy(box, store)
-    if prove:
-        proven = proving.prove(store, copy, load_fleet().s3, lambda _: None)
-        checks = [check for each in proven for check in each.checks]
-        if conclude(checks) is not Verdict.VERIFIED:
-            sys.exit(f"a copy that was not proven cannot be compared: {checks}")
+    seconds.append(time.perf_counter() - began)
+    proven = proving.prove(store, copy, load_fleet().s3, lambda _: None)
+    checks = [check for each in proven for check in each.checks]
+    if conclude(checks) is not Verdict.VERIFIED:
+        sys.exit(f"a copy that was not proven cannot be compared: {checks}")
     for leaf in copy.manifest.leaves:
         store.delete(leaf.stored.rows.uri)
 
