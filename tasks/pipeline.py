@@ -62,8 +62,9 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
         def conclude(*args: P.args, **kwargs: P.kwargs) -> Any:
             outlive_the_worker()
             speak_plainly()
-            subject = next(iter(signature.bind(*args, **kwargs).arguments.values()))
-            served = served_by(options["name"], str(subject))
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            served = served_by(options["name"], str(next(iter(given.arguments.values()))))
             # Its slot is served, so nothing is wrong; and nothing was proven, so no clock is set back.
             return (
                 Completed(name="Skipped", message=served) if served else to_state(function(*args, **kwargs))

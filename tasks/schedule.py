@@ -17,7 +17,6 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 
 from pgvigil import audit, postgres
-from pgvigil.errors import PgvigilError
 from pgvigil.fleet import load_fleet
 
 if TYPE_CHECKING:
@@ -44,7 +43,11 @@ def served_by(flow: str, subject: str) -> str:
     if run is None or run.expected_start_time is None or _was_begun(run):
         return ""
     due = run.expected_start_time
-    return _newer_run(run, due) or _on_record(run, flow, subject, due)
+    try:
+        return _newer_run(run, due) or _on_record(run, flow, subject, due)
+    except Exception as error:  # Prefect's, or the audit store's: the run will tell by itself
+        get_run_logger().warning("whether this slot is served already is unknown: %s", error)
+        return ""
 
 
 def _scheduled() -> FlowRun | None:
@@ -74,15 +77,11 @@ def _newer_run(run: FlowRun, due: datetime) -> str:
 
 
 def _on_record(run: FlowRun, flow: str, subject: str, due: datetime) -> str:
-    try:
-        with postgres.connect(load_fleet().audit.dsn, "pgvigil schedule") as session:
-            served = audit.served(session, flow, subject, due, run.parameters, run.id)
-    except PgvigilError as error:
-        get_run_logger().warning("whether this slot was served already is unknown: %s", error)
+    with postgres.connect(load_fleet().audit.dsn, "pgvigil schedule") as session:
+        served = audit.served(session, flow, subject, due, run.parameters, run.id)
+    if served is None:
         return ""
     return (
         f"the audit log has run {served.run_id}, begun {served.started_at:%Y-%m-%d %H:%M} UTC, "
         f"for the slot of {served.slot:%Y-%m-%d %H:%M} UTC"
-        if served
-        else ""
     )
