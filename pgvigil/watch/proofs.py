@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from pgvigil.fleet import Fleet
     from pgvigil.policies.clocks import Clock
-    from pgvigil.reports import Frozen
     from pgvigil.status import Claim
 
 _REPOSITORY = re.compile(r" repo(\d+)(?: |$)")
@@ -37,16 +36,9 @@ def expectations(fleet: Fleet, claims: Iterable[Claim]) -> Iterator[Expectation]
     own: dict[str, list[Claim]] = {}
     for claim in claims:
         own.setdefault(claim.subject, []).append(claim)
-    for subject, settings in _subjects(fleet):
+    for subject, settings in fleet.subjects():
         for clock in clocks_of(settings):
             yield from _expected(subject, clock, own.get(subject, ()))
-
-
-def _subjects(fleet: Fleet) -> Iterator[tuple[str, Frozen]]:
-    for name, cluster in fleet.clusters.items():
-        yield name, cluster
-        for database, settings in cluster.databases.items():
-            yield f"{name}/{database}", settings
 
 
 def _expected(subject: str, clock: Clock, claims: Sequence[Claim]) -> Iterator[Expectation]:
