@@ -180,7 +180,11 @@ def run_flow(  # noqa: PLR0913 - one per option
         str, typer.Argument(metavar="FLOW", help="The flow's name with dashes, such as nightly-backup.")
     ],
     subject: Annotated[
-        str, typer.Argument(metavar="SUBJECT", help="A cluster of the fleet file, or cluster/database.")
+        str,
+        typer.Argument(
+            metavar="SUBJECT",
+            help="A cluster of the fleet file, or cluster/database; for watch-fleet a pipeline.",
+        ),
     ],
     parameter: Annotated[
         list[str] | None, typer.Option("-p", metavar="KEY=VALUE", help="A parameter.")

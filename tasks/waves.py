@@ -51,7 +51,7 @@ def plan(run: Run, slot: datetime | None, *, anew: bool) -> Wave:
     """Select the members, and find out which wave this is and who of it has ended already."""
     wave = operation.plan(run, slot, anew=anew)
     get_run_logger().info(
-        "wave %s: %s to begin, %s at once", wave.identity.id, len(wave.waiting), wave.policy.at_once
+        "wave %s: %s to begin, %s at once", wave.identity.id, len(wave.waiting), wave.selection.at_once
     )
     return wave
 
@@ -105,14 +105,14 @@ class Workers:
         """Create the member's run, or find it; the next one if it ended without having come to an end."""
         try:
             run = next(run for run in self._attempts(member) if not _came_to_nothing(run))
-        except PrefectHTTPStatusError as error:
-            if error.response.is_client_error:
-                raise ConfigError(
-                    f"the Prefect server refuses a run of it: {error}",
-                    hint="run 'pgvigil deploy', so that the forms know the names of the fleet file",
-                ) from error
-            _tell_away(error)
-            return None
+        except (PrefectHTTPStatusError, ObjectNotFound) as error:
+            if isinstance(error, PrefectHTTPStatusError) and error.response.is_server_error:
+                _tell_away(error)
+                return None
+            raise ConfigError(
+                f"the Prefect server refuses a run of it: {error}",
+                hint="run 'pgvigil deploy': then it has the deployment, and its form the fleet file's names",
+            ) from error
         except Exception as error:  # whatever the client's transport raises while the server is away
             _tell_away(error)
             return None

@@ -43,10 +43,11 @@ class Clock(Frozen):
 
 
 class Duty(Frozen):
-    """A flow that is run unattended, and the parameters that it is given beside its subject."""
+    """A flow that is run unattended, what it is given beside its subject, and how many at once."""
 
     flow: str
     parameters: dict[str, Any] = Field(default_factory=dict)
+    at_once: int = 4
 
     @property
     def pipeline(self) -> str:

@@ -95,5 +95,5 @@ class DrillPolicy(Watched):
 
     @override
     def duties(self) -> Iterator[Duty]:
-        yield from super().duties()
+        yield Duty(flow="restore_drill", at_once=1)  # each fills a disk of this host with a whole cluster
         yield Duty(flow="reap_drills")

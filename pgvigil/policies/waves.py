@@ -25,7 +25,12 @@ class WavePolicy(Frozen):
         default=(), description="only these subjects or clusters, * is any text; empty: all"
     )
     leave_out: tuple[str, ...] = Field(default=(), description="not these subjects or clusters, as in names")
-    at_once: int = Field(default=4, ge=1, le=100, description="subjects at work at the same time")
+    at_once: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="subjects at work at the same time; if not given 4, and 1 for restore-drill",
+    )
     budget: int | None = Field(
         default=None,
         ge=1,

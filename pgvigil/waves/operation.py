@@ -13,7 +13,7 @@ from pgvigil.errors import AuditUnreachable, DatabaseFailed, PgvigilError
 from pgvigil.reports import Check, Finding, Frozen, Severity, Verdict
 from pgvigil.waves import ledger
 from pgvigil.waves.ledger import Identity
-from pgvigil.waves.report import Outcome, counted, worst_first
+from pgvigil.waves.report import Outcome, counted, named, worst_first
 from pgvigil.waves.selection import select
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def plan(run: Run, slot: datetime | None, *, anew: bool = False) -> Wave:
     that left somebody and is young enough, unless `anew`; else it begins one.
     """
     selection = select(run.fleet, run.identity.subject)
+    wave = _identify(run, selection, slot, anew=anew)
     count = len(selection.members)
     run.checks.append(
         Check(
@@ -126,19 +127,25 @@ def plan(run: Run, slot: datetime | None, *, anew: bool = False) -> Wave:
             actual=f"{count} selected, {len(selection.left_out)} left out",
         )
     )
+    _describe(wave)
+    return wave
+
+
+def _identify(run: Run, selection: Selection, slot: datetime | None, *, anew: bool) -> Wave:
+    pipeline = run.identity.subject
     due = slot or datetime.now(UTC).replace(microsecond=0)
-    fresh = Identity(id=ledger.name(run.identity.subject, due), due=due, begun_by=run.id)
+    fresh = Identity(id=ledger.name(pipeline, due), due=due, begun_by=run.id)
     try:
-        found = ledger.find(run.log, run.identity.subject, fresh.id if slot else None)
+        found = ledger.find(run.log, pipeline, fresh.id if slot else None)
         if found is None or not (slot or _goes_on(run, found, anew=anew)):
             return Wave(run, fresh, selection, {})
-        runs = ledger.member_runs(run.log, run.identity.subject.replace("-", "_"), found)
+        known = ledger.member_runs(run.log, pipeline.replace("-", "_"), found)
     except AuditUnreachable as error:
         _warn(run, "wave-without-memory", f"who of this wave has ended already is unknown: {error.message}")
         return Wave(run, fresh, selection, {})
-    earlier = [runs[each.subject] for each in selection.members if each.subject in runs]
-    ended = {each.subject: _recorded(each, earlier=True) for each in earlier if each.verdict}
-    return Wave(run, found, selection, ended)
+    members = {each.subject for each in selection.members}
+    ended = {name: _recorded(each, earlier=True) for name, each in known.items() if each.verdict}
+    return Wave(run, found, selection, {name: each for name, each in ended.items() if name in members})
 
 
 def _goes_on(run: Run, found: ledger.Begun, *, anew: bool) -> bool:
@@ -158,7 +165,7 @@ def under_way(wave: Wave) -> Iterator[None]:
 def start(wave: Wave, crew: Crew) -> tuple[str, ...]:
     """Begin as many members as may be at work at once, and return them; one that is refused is an outcome."""
     begun = []
-    while wave.waiting and not wave.stopped and len(wave.at_work) < wave.policy.at_once:
+    while wave.waiting and not wave.stopped and len(wave.at_work) < wave.selection.at_once:
         member = wave.waiting[0]
         try:
             where = crew.start(member)
@@ -202,26 +209,15 @@ def conclude(wave: Wave) -> None:
     wave.waiting.clear()
     outcomes = worst_first(wave.outcomes.values())
     wave.run.checks.extend(each.check() for each in outcomes)
-    describe(wave)
+    _describe(wave)
     if wave.stopped:
         left = [each.subject for each in outcomes if each.state != "ended"]
         _warn(
             wave.run,
             "wave-stopped",
-            f"the wave was ended early: {wave.stopped}; left: {', '.join(left) or 'nobody'}",
+            f"the wave was ended early: {wave.stopped}; left: {named(left) or 'nobody'}",
             f"mend what failed, then 'pgvigil run watch-fleet {wave.pipeline}' goes on with those",
         )
-
-
-def describe(wave: Wave) -> None:
-    """Put what is the wave's own into the report."""
-    wave.run.facts.update(
-        wave=wave.identity.id,
-        due=wave.identity.due,
-        outcomes=worst_first(wave.outcomes.values()),
-        left_out=wave.selection.left_out,
-        stopped=wave.stopped,
-    )
 
 
 def _settle(wave: Wave, outcome: Outcome) -> None:
@@ -273,6 +269,19 @@ def _recorded(known: MemberRun, *, where: str = "", earlier: bool = False) -> Ou
         run_id=known.run_id,
         where=where,
         earlier=earlier,
+    )
+
+
+def _describe(wave: Wave) -> None:
+    """Put what is the wave's own into the report."""
+    wave.run.facts.update(
+        wave=wave.identity.id,
+        due=wave.identity.due,
+        at_once=wave.selection.at_once,
+        to_begin=tuple(each.subject for each in wave.waiting),
+        outcomes=worst_first(wave.outcomes.values()),
+        left_out=wave.selection.left_out,
+        stopped=wave.stopped,
     )
 
 

@@ -14,8 +14,9 @@ from pgvigil.reports import Check, Frozen, Report, Verdict
 from pgvigil.waves.selection import LeftOut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+_MOST_NAMES = 20
 _WORST_FIRST = (Verdict.REFUTED, Verdict.INCONCLUSIVE, Verdict.VERIFIED)
 
 
@@ -46,10 +47,15 @@ class Outcome(Frozen):
 
 
 class WaveReport(Report):
-    """The report of watch_fleet; `wave` is the same for every run that goes on with it."""
+    """The report of watch_fleet; `wave` is the same for every run that goes on with it.
+
+    `to_begin` are those who have still to begin: in a dry run all whom a run would, in order.
+    """
 
     wave: str = ""
     due: datetime | None = None
+    at_once: int = 0
+    to_begin: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     stopped: str = ""
@@ -71,6 +77,8 @@ class WaveReport(Report):
             parts.append(
                 f"**It was ended early: {cell(self.stopped)}.** The next run goes on with what is left."
             )
+        if self.to_begin:
+            parts.append(f"To begin, {self.at_once} at once: {cell(named(self.to_begin))}")
         if self.outcomes:
             parts.append(table(("verdict", "subject", "what", "run"), map(_row, self.outcomes)))
         if self.left_out:
@@ -90,6 +98,12 @@ def counted(outcomes: Iterable[Outcome]) -> str:
     kinds = [str(verdict) for verdict in _WORST_FIRST]
     kinds[2:2] = ["at work", "left"]
     return ", ".join(f"{found[kind]} {kind}" for kind in kinds if found[kind]) or "none ended"
+
+
+def named(subjects: Sequence[str]) -> str:
+    """Name the first of many, and count the others; the report has all of them."""
+    others = len(subjects) - _MOST_NAMES
+    return ", ".join(subjects[:_MOST_NAMES]) + (f" and {others} more" if others > 0 else "")
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:

@@ -34,10 +34,14 @@ class LeftOut(Frozen):
 
 
 class Selection(Frozen):
-    """Everybody who has a pipeline: those whom its wave covers, in the order of the fleet file, and not."""
+    """Everybody who has a pipeline: those whom its wave covers, in the order of the fleet file, and not.
+
+    So many are at work at once.
+    """
 
     members: tuple[Member, ...]
     left_out: tuple[LeftOut, ...] = ()
+    at_once: int
 
 
 def select(fleet: Fleet, pipeline: str) -> Selection:
@@ -45,16 +49,18 @@ def select(fleet: Fleet, pipeline: str) -> Selection:
     policy = fleet.wave(pipeline)
     members: list[Member] = []
     left_out: list[LeftOut] = []
+    at_once = 1
     for subject, settings in fleet.subjects():
         duty = duties_of(settings).get(pipeline)
         if duty is None:
             continue
+        at_once = policy.at_once or duty.at_once
         reason = _reason(fleet, policy, pipeline, subject, settings)
         if reason:
             left_out.append(LeftOut(subject=subject, reason=reason))
         else:
             members.append(Member(subject=subject, parameters=duty.parameters))
-    return Selection(members=tuple(members), left_out=tuple(left_out))
+    return Selection(members=tuple(members), left_out=tuple(left_out), at_once=at_once)
 
 
 def _reason(fleet: Fleet, policy: WavePolicy, pipeline: str, subject: str, settings: SubjectSettings) -> str:

@@ -1,12 +1,20 @@
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.deploy import deploy
+from deployments.manifest import read_manifest
+from deployments.steps import Wanted
+from pgvigil.fleet import Fleet, load_fleet
 from pgvigil.sandbox import Sandbox
 from tests.acceptance.conftest import Pgvigil
 
@@ -87,3 +95,84 @@ def _await(find: Callable[[], list[FlowRun]], seconds: float = 90) -> list[FlowR
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.5)
     return found
+
+
+@pytest.fixture
+def change(
+    prefect_sandbox: Sandbox,
+    client: SyncPrefectClient,  # noqa: ARG001 - its server is deployed to
+) -> Iterator[Callable[..., tuple[str, ...]]]:
+    """Deploy with keys added to the cluster, and deployments of prefect.yaml left out; undone at the end."""
+    fleet = load_fleet(prefect_sandbox.fleet_file)
+
+    def apply(*without: str, **keys: Any) -> tuple[str, ...]:
+        data = yaml.safe_load(prefect_sandbox.fleet_file.read_text(encoding="utf-8"))
+        data["clusters"]["demo"] |= keys
+        changed = Fleet.model_validate(data)
+        manifest = read_manifest(changed)
+        kept = tuple(each for each in manifest.deployments if each.name not in without)
+        return deploy(Wanted(manifest.model_copy(update={"deployments": kept}), changed))
+
+    yield apply
+    deploy(Wanted(read_manifest(fleet), fleet))
+
+
+OWN = {"nightly-backup": {"cron": "0 22 * * *", "timezone": "Europe/Berlin"}}
+
+
+def test_a_time_of_its_own_comes_and_goes_with_the_fleet_file(
+    client: SyncPrefectClient, change: Callable[..., tuple[str, ...]]
+) -> None:
+    """The wave, which has nobody else, gives its schedule up meanwhile; what people scheduled stays."""
+    found = client.read_deployment_by_name(NAME)
+    people = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 12 * * *", timezone="Etc/UTC"))
+    (by_hand,) = client.create_deployment_schedules(found.id, [people])
+
+    assert {
+        "update deployment 'nightly-backup': parameters",
+        "create schedule 'own-demo' of 'nightly-backup' at '0 22 * * *' Europe/Berlin",
+        "delete schedule 'wave' of 'fleet-nightly-backup', which nothing asks for any more",
+    } <= set(change(schedules=OWN))
+    assert () == change(schedules=OWN)
+    assert {"own-demo", None} == {each.slug for each in client.read_deployment_schedules(found.id)}
+
+    assert "delete schedule 'own-demo' of 'nightly-backup', which nothing asks for any more" in change()
+    assert [by_hand.id] == [each.id for each in client.read_deployment_schedules(found.id)]
+    client.delete_deployment_schedule(found.id, by_hand.id)
+
+
+def test_a_deployment_that_is_gone_from_the_file_is_deleted(
+    client: SyncPrefectClient, change: Callable[..., tuple[str, ...]]
+) -> None:
+    """One that people made of the same flow, under another name, stays."""
+    gone = client.read_deployment_by_name("steer_backfill/steer-backfill")
+    by_hand = client.create_deployment(gone.flow_id, "by-hand", tags=["pgvigil"])
+
+    assert ("delete deployment 'steer-backfill', which prefect.yaml no longer has",) == change(
+        "steer-backfill"
+    )
+
+    names = {each.name for each in client.read_deployments()}
+    assert ("by-hand" in names, "steer-backfill" in names) == (True, False)
+    assert 1 == len(change())
+    client.delete_deployment(by_hand)
+
+
+def test_what_an_operator_paused_stays_paused(
+    client: SyncPrefectClient, change: Callable[..., tuple[str, ...]], wave: DeploymentResponse
+) -> None:
+    """A schedule whose time a deploy changes, and a whole deployment."""
+    (schedule,) = wave.schedules
+    client.update_deployment_schedule(wave.id, schedule.id, active=False)
+    client.pause_deployment(client.read_deployment_by_name(NAME).id)
+    client.update_deployment_schedule(
+        wave.id, schedule.id, schedule=CronSchedule(cron="0 1 * * *", timezone="Etc/UTC")
+    )
+
+    assert ("update schedule 'wave' of 'fleet-nightly-backup' at '30 3 * * *' Etc/UTC",) == change()
+
+    (after,) = client.read_deployment_schedules(wave.id)
+    assert (after.active, after.schedule.cron) == (False, "30 3 * * *")
+    assert client.read_deployment_by_name(NAME).paused
+    client.update_deployment_schedule(wave.id, schedule.id, active=True)
+    client.resume_deployment(client.read_deployment_by_name(NAME).id)

@@ -158,7 +158,7 @@ def test_a_second_wave_at_the_same_time_begins_nobody(watch: Watch) -> None:
 
 
 def test_a_dry_run_begins_nobody(watch: Watch) -> None:
-    """It says how many it would."""
+    """It says whom it would, and how many at once."""
     watch.database("wave_one")
     watch.write("wave_one", "nowhere")
 
@@ -166,6 +166,7 @@ def test_a_dry_run_begins_nobody(watch: Watch) -> None:
 
     assert [] == members(watch)
     assert ["2 selected, 0 left out"] == [check.actual for check in report.checks]
+    assert "To begin, 4 at once: away/nowhere, demo/wave\\_one" in markdown(report)
 
 
 def test_a_member_that_cannot_be_begun_is_left_and_keeps_nobody_off(watch: Watch) -> None:

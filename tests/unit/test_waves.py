@@ -1,13 +1,16 @@
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from prefect.server.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
 from pgvigil.errors import ConfigError
 from pgvigil.policies.schedule import Schedule, bent_hours, hours_of
 from pgvigil.reports import Verdict
-from pgvigil.waves.report import Outcome, counted, worst_first
+from pgvigil.waves.report import Outcome, counted, named, worst_first
 from pgvigil.waves.selection import select
 from tests.fixtures.fleet import fleet
 
@@ -32,6 +35,17 @@ def test_the_run_of_an_archived_partition_in_a_wave_is_its_drill() -> None:
 
     assert {"database": "one/shop", "keep": False} == member.arguments
     assert "restore-partition" not in fleet(shop={"partitions": [plain]}).pipelines()
+
+
+def test_a_drill_fills_a_disk_so_one_at_once_is_enough() -> None:
+    """Until the fleet file says another number; other pipelines bear four."""
+    more = fleet(waves={"restore-drill": {"at_once": 3}})
+
+    assert (1, 3, 4) == (
+        select(fleet(), "restore-drill").at_once,
+        select(more, "restore-drill").at_once,
+        select(more, "nightly-backup").at_once,
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,6 +126,12 @@ def test_the_worst_comes_first_and_what_did_not_begin_is_no_verdict() -> None:
     assert "1 refuted, 1 inconclusive, 1 left, 1 verified" == counted(outcomes)
 
 
+def test_of_very_many_the_first_are_named() -> None:
+    """A line in a terminal or a notification stays one."""
+    assert "a, b" == named(["a", "b"])
+    assert named([f"db{number}" for number in range(500)]).endswith("db19 and 480 more")
+
+
 @pytest.mark.parametrize(
     ("cron", "hours"),
     [
@@ -163,3 +183,26 @@ def test_the_hours_that_daylight_saving_bends(zone: str, hours: set[int]) -> Non
 def test_a_time_that_daylight_saving_skips_or_repeats_is_told(cron: str, zone: str, perilous: bool) -> None:
     """Nothing else is."""
     assert perilous == bool(Schedule(cron=cron, timezone=zone).peril)
+
+
+ZONES = ("Europe/Berlin", "America/New_York", "Europe/London", "America/Havana")
+
+
+@pytest.mark.parametrize(
+    ("zone", "hour"),
+    [
+        (zone, hour)
+        for zone in ZONES
+        for hour in set(range(6)) - bent_hours(zone, datetime(2027, 1, 1, tzinfo=UTC))
+    ],
+)
+def test_a_time_without_a_warning_is_due_once_each_day(zone: str, hour: int) -> None:
+    """By Prefect's own scheduler, through both changes of the clock in a year."""
+    cron = CronSchedule(cron=f"30 {hour} * * *", timezone=zone)
+    begin = datetime(2027, 1, 1, 12, tzinfo=UTC)
+
+    due = [each.astimezone(ZoneInfo(zone)) for each in asyncio.run(cron.get_dates(365, start=begin))]
+
+    assert {hour} == {each.hour for each in due}
+    assert 365 == len({each.date() for each in due})
+    assert 364 == (due[-1].date() - due[0].date()).days
