@@ -17,7 +17,7 @@ from pgvigil.errors import PgvigilError
 from pgvigil.sql import blocks
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = ("requirements.lock", "requirements-scale.lock", "requirements-dev.lock")
 PACKAGES = ("pgvigil", "tasks", "flows", "deployments")
 
 
@@ -70,11 +70,11 @@ def test_a_lock_pins_and_hashes_everything_and_names_no_place(lock: str) -> None
     assert not re.search(r"://|index-url|find-links|trusted-host|(?:^|[ @])/", text, re.MULTILINE)
 
 
-def test_both_locks_agree() -> None:
+def test_the_locks_agree() -> None:
     """What runs in production is what was tested: the same version of each shared package."""
-    ours, developers = pins("requirements.lock"), pins("requirements-dev.lock")
+    one, several, developers = (pins(lock) for lock in LOCKS)
 
-    assert ours.items() <= developers.items()
+    assert one.items() <= several.items() <= developers.items()
 
 
 def test_every_declared_dependency_is_locked() -> None:
