@@ -101,7 +101,7 @@ def pgbackrest_role(cluster: Cluster) -> str:
     if role is None:
         raise ToolFailed(
             "pgbackrest.conf names no pg1-user, so its role is that of whoever starts it",
-            hint="set pg1-user=pgbackrest and let it in by peer: see infra/pgbackrest.conf.example",
+            hint="set pg1-user=pgbackrest and let it in by peer: see infra/pgbackrest/one-host.conf",
         )
     _require_grants(cluster, role, _BACKUP_GROUPS, _BACKUP_FUNCTIONS)
     return f"pgbackrest's role '{role}' has what infra/roles.sql grants"
