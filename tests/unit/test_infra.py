@@ -24,6 +24,8 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
+from pgvigil.fleet import load_fleet
+
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 PAGE = ROOT / "docs" / "infra.md"
@@ -77,6 +79,17 @@ def test_the_page_says_of_everything_how_it_was_looked_at() -> None:
     told = set(re.findall(r"`([\w.-]+)(?:/[\w.-]*)?`", text(PAGE).partition("## What was run")[2]))
 
     assert {entry.name for entry in INFRA.iterdir()} - told == set()
+
+
+def test_the_fleet_file_of_the_page_is_one(tmp_path: Path) -> None:
+    """What it shows for a cluster with other backups can be read, and leaves it out of three waves."""
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text(PAGE), re.DOTALL)
+    file = tmp_path / "fleet.yaml"
+    file.write_text(shown, encoding="utf-8")
+    fleet = load_fleet(file)
+
+    left_out = [name for name in fleet.waves if fleet.wave(name).refusal("orders", ())]
+    assert left_out == ["nightly-backup", "verify-wal-archive", "restore-drill"]
 
 
 # --- names of others that must be right ---
