@@ -19,7 +19,7 @@ _ASSIGNED = re.compile(
     rf"""({_NAME}\w*["']?\s*[=:]\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s&;,'"]+)""", re.IGNORECASE
 )
 _VARIABLE = re.compile(r"KEY|SECRET|PASS|TOKEN|CIPHER|CREDENTIAL", re.IGNORECASE)
-_NO_SECRETS = frozenset({"PGVIGIL_PROCESS", "PGPASSFILE"})
+_PLACE = "FILE"  # what such a variable ends with where it only says in which file the secret is
 _SHORTEST = 6  # characters; less would mask half of every sentence
 
 
@@ -39,7 +39,7 @@ def redactor(env: dict[str, str] | None = None) -> Callable[[str], str]:
     `env` is this process's environment unless given.
     """
     source = os.environ if env is None else env
-    held = [value for name, value in source.items() if _VARIABLE.search(name) and name not in _NO_SECRETS]
+    held = [v for name, v in source.items() if _VARIABLE.search(name) and not name.endswith(_PLACE)]
     parts = {part for value in held for part in (value, *value.splitlines()) if len(part) >= _SHORTEST}
     values = sorted(parts, key=len, reverse=True)
 

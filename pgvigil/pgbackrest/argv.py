@@ -14,9 +14,6 @@ Version = tuple[int, int]
 
 OLDEST: Version = (2, 45)
 NEWEST: Version = (2, 59)
-# From here on a worker that outlives its main process keeps the stanza locked (measured on 2.59.1), so an
-# interrupted backup may be resumed; on 2.45 a resumed backup was corrupted by such a worker.
-SAFE_RESUME: Version = (2, 59)
 
 
 class Target(Frozen):
@@ -68,17 +65,11 @@ def verify(target: Target, repo: int) -> list[str]:
     return [*_command(target, "verify", f"--repo={repo}", "--output=text", "--verbose")]
 
 
-def backup(  # noqa: PLR0913 - what a backup command says, and nothing else
-    target: Target,
-    repo: int,
-    kind: str,
-    annotations: Mapping[str, str],
-    version: Version,
-    *,
-    resume: bool = False,
-) -> list[str]:
-    """Take a backup, expire nothing, and mark it with whose it is."""
-    may_resume = resume and version >= SAFE_RESUME
+def backup(target: Target, repo: int, kind: str, annotations: Mapping[str, str]) -> list[str]:
+    """Take a backup from its start, expire nothing, and mark it with whose it is.
+
+    What a killed one left is never resumed: on 2.45 a worker that outlived it went on writing there.
+    """
     return _command(
         target,
         "backup",
@@ -86,7 +77,7 @@ def backup(  # noqa: PLR0913 - what a backup command says, and nothing else
         f"--type={kind}",
         "--no-expire-auto",
         *_keep_all(repo),
-        "--resume" if may_resume else "--no-resume",
+        "--no-resume",
         *(f"--annotation={key}={value}" for key, value in annotations.items()),
         console="detail",
     )

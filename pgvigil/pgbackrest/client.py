@@ -94,7 +94,7 @@ class PgBackRest:
         transcript: Path,
     ) -> Completed:
         """Take one backup; raises the typed failure, and says nothing about what the repository holds."""
-        command = argv.backup(self.target, repo, kind, annotations, self.version)
+        command = argv.backup(self.target, repo, kind, annotations)
         return self._run(f"take a {kind} backup", command, on_line=on_line, transcript=transcript)
 
     def annotate(self, repo: int, label: str, annotations: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ TARGET = argv.Target(stanza="demo", config=Path("/etc/pgbackrest.conf"))
 
 def test_a_backup_expires_nothing_by_itself_and_resumes_nothing() -> None:
     """On 2.45 a resumed backup can be corrupted by a worker that outlived its main process."""
-    words = argv.backup(TARGET, 2, "diff", {"pgvigil-run": "x"}, (2, 45), resume=True)
+    words = argv.backup(TARGET, 2, "diff", {"pgvigil-run": "x"})
 
     assert {
         "--repo=2",
@@ -27,11 +27,6 @@ def test_a_backup_expires_nothing_by_itself_and_resumes_nothing() -> None:
         "--annotation=pgvigil-run=x",
     } <= set(words)
     assert "backup" == words[-1]
-
-
-def test_resuming_is_possible_where_it_is_safe() -> None:
-    """From 2.59 on a surviving worker keeps the lock."""
-    assert "--resume" in argv.backup(TARGET, 1, "full", {}, (2, 59), resume=True)
 
 
 def test_an_unknown_stanza_is_a_status_not_an_empty_success() -> None:

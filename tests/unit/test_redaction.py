@@ -41,6 +41,11 @@ def test_a_variable_of_several_lines_is_masked_line_by_line() -> None:
     assert "line *** of /home/me" == mask("line bG9uZyBhbmQgc2VjcmV0 of /home/me")
 
 
+def test_where_a_secret_is_kept_is_none() -> None:
+    """A path must stay readable: it is what a message tells to look at."""
+    assert "see /home/me/.pgpass" == redactor({"PGPASSFILE": "/home/me/.pgpass"})("see /home/me/.pgpass")
+
+
 def test_a_secret_is_known_by_its_key() -> None:
     """Where a document has keys, the value alone says nothing."""
     assert ["repo1-cipher-pass", "PASSWORD"] == [
