@@ -306,10 +306,10 @@ def audit_list(
 ) -> None:
     """List the newest runs."""
     from deployments import show  # noqa: PLC0415
-    from pgvigil import audit, postgres  # noqa: PLC0415
+    from pgvigil import audit  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
 
-    with postgres.connect(load_fleet().audit.dsn, "pgvigil audit list") as session:
+    with audit.reader(load_fleet().audit.dsn, "pgvigil audit list") as session:
         found = audit.list_runs(session, subject, limit)
     (show.as_json if json else show.runs)(found)
 
@@ -321,10 +321,10 @@ def audit_show(
 ) -> None:
     """Show everything on record about one run."""
     from deployments import show  # noqa: PLC0415
-    from pgvigil import audit, postgres  # noqa: PLC0415
+    from pgvigil import audit  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
 
-    with postgres.connect(load_fleet().audit.dsn, "pgvigil audit show") as session:
+    with audit.reader(load_fleet().audit.dsn, "pgvigil audit show") as session:
         found = audit.show_run(session, run_id)
     (show.as_json if json else show.run_record)(found)
 
@@ -334,13 +334,14 @@ def audit_show(
 def audit_verify(json: Json = False) -> int:
     """Recompute the whole chain against its anchors outside; exit 1 at a broken link, 2 without anchors."""
     from deployments import show  # noqa: PLC0415
-    from pgvigil.audit import Head, verify  # noqa: PLC0415
+    from pgvigil.audit import Head, reader, verify  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
     from pgvigil.reportstore import open_report_store  # noqa: PLC0415
 
     fleet = load_fleet()
     anchors = open_report_store(fleet.audit.reports, fleet.s3).anchors()
-    found = verify(fleet.audit.dsn, [Head(seq=seq, hash=digest) for seq, digest in anchors])
+    with reader(fleet.audit.dsn, "pgvigil audit verify") as session:
+        found = verify(session, [Head(seq=seq, hash=digest) for seq, digest in anchors])
     (show.as_json if json else show.chain)(found)
     if not found.ok:
         return 1

@@ -43,7 +43,8 @@ GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_stop(boolean) TO pgbackrest;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_create_restore_point(text) TO pgbackrest;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO pgbackrest;
 
--- Restore drills compare the content of every table, so pgvigil must read every row. Leave this section out
+-- Restore drills compare the content of every table, so pgvigil must read every row, and with that right it
+-- can read the password verifiers in pg_authid as well: guard its login like theirs. Leave this section out
 -- where no drill may: its report then names each table as not proven. Run it in every database that is
 -- drilled, besides the one above, for schema and function are kept per database; and in template1, which is
 -- drilled as well, and from which databases made later have them.

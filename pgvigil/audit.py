@@ -36,6 +36,7 @@ from pgvigil.status import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from pgvigil.fleet import AuditSettings
@@ -66,6 +67,7 @@ __all__ = [
     "install",
     "last_claims",
     "list_runs",
+    "reader",
     "served",
     "show_run",
     "step",
@@ -190,7 +192,7 @@ class AuditLog:
         """Send what waits in the spool, in order, and count it; raises AuditUnreachable, EvidenceError."""
         with self._guard:
             try:
-                return self._spool.drain(self._send)
+                return self._spool.drain(self._send_spooled)
             except OSError as error:
                 raise EvidenceError(
                     f"the spool '{self.settings.spool}' cannot be drained: {error}",
@@ -206,6 +208,19 @@ class AuditLog:
     def _send(self, document: str) -> Link:
         (row,) = self._execute(query("audit", "append"), (document,))
         return Link(seq=row["seq"], hash=row["hash"].hex())
+
+    def _send_spooled(self, file: Path) -> None:
+        """Send what the spool kept; raises EvidenceError naming the file, for all others wait behind it."""
+        try:
+            self._send(file.read_text(encoding="utf-8"))
+        except AuditUnreachable:
+            raise
+        except (EvidenceError, UnicodeDecodeError) as error:
+            told, cure = (error.message, error.hint) if isinstance(error, EvidenceError) else (str(error), "")
+            raise EvidenceError(
+                f"'{file}' cannot be sent from the spool: {told}",
+                hint=cure or "it is no event that pgvigil wrote: keep it elsewhere, out of the spool",
+            ) from error
 
     def _execute(self, statement: LiteralString, parameters: Any) -> list[dict[str, Any]]:
         """Run a statement; a session that was lost since its last use is opened again, once."""
@@ -491,6 +506,16 @@ class RunRecord(Frozen):
 
     run: RunSummary
     events: tuple[RecordedEvent, ...]
+
+
+@contextmanager
+def reader(dsn: str, application_name: str) -> Iterator[Connection]:
+    """Open a session that reads the log; raises AuditUnreachable or EvidenceError, with the store's cures."""
+    try:
+        with postgres.connect(dsn, application_name) as connection:
+            yield connection
+    except DatabaseFailed as error:
+        raise _explain(error, is_away=_is_away(error)) from error
 
 
 def list_runs(connection: Connection, subject: str | None = None, limit: int = 50) -> tuple[RunSummary, ...]:

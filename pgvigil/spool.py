@@ -46,8 +46,8 @@ class Spool:
             fragment.rename(self.directory / f"{number:012}-{name}.json")
             _sync_directory(self.directory)
 
-    def drain(self, send: Callable[[str], object]) -> int:
-        """Send all texts in order and count them; a text leaves the disk only after `send` returned.
+    def drain(self, send: Callable[[Path], object]) -> int:
+        """Send all texts in order and count them; a file leaves the disk only after `send` returned.
 
         `send` must be idempotent: a process killed between sending and removing sends again.
         """
@@ -55,7 +55,7 @@ class Spool:
         while self.pending():
             with self._locked():
                 for file in self.pending()[:BATCH]:
-                    send(file.read_text(encoding="utf-8"))
+                    send(file)
                     file.unlink()
                     count += 1
         return count

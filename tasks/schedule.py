@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 
-from pgvigil import audit, postgres
+from pgvigil import audit
 from pgvigil.fleet import load_fleet
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _newer_run(run: FlowRun, due: datetime) -> str:
 
 
 def _on_record(run: FlowRun, flow: str, subject: str, due: datetime) -> str:
-    with postgres.connect(load_fleet().audit.dsn, "pgvigil schedule") as session:
+    with audit.reader(load_fleet().audit.dsn, "pgvigil schedule") as session:
         served = audit.served(session, flow, subject, due, run.parameters, run.id)
     if served is None:
         return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pgvigil import audit, postgres
+from pgvigil import audit
 from pgvigil.policies.clocks import clocks_of
 from pgvigil.reports import Verdict
 from pgvigil.status import Expectation, ProofStatus, State, assess
@@ -25,7 +25,7 @@ _REPOSITORY = re.compile(r" repo(\d+)(?: |$)")
 
 def read_status(fleet: Fleet) -> list[ProofStatus]:
     """Read the audit log and give each wanted proof its state, worst first, by the store's own clock."""
-    with postgres.connect(fleet.audit.dsn, "pgvigil status") as session:
+    with audit.reader(fleet.audit.dsn, "pgvigil status") as session:
         claims = audit.last_claims(session)
         ((now,),) = (row.values() for row in session.execute("SELECT pg_catalog.now() AS now").fetchall())
     return assess(claims, expectations(fleet, claims), now)

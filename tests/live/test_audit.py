@@ -580,6 +580,33 @@ def test_a_drainer_killed_in_mid_work_loses_and_doubles_nothing(store: AuditStor
     assert verify(store.admin).ok
 
 
+@pytest.mark.parametrize("data", [b"{", b"\xff", b'{"event_id": 1}'])
+def test_a_file_that_cannot_be_sent_is_named_and_kept(store: AuditStore, data: bytes) -> None:
+    """Every event waits behind it, so the message says which file it is and what becomes of it."""
+    store.settings.spool.mkdir()
+    foreign = store.settings.spool / "000000000001-foreign.json"
+    foreign.write_bytes(data)
+
+    with opened(store) as log:
+        with pytest.raises(EvidenceError, match=r"000000000001-foreign\.json.*keep it elsewhere"):
+            log.append(identity().event(Kind.INTENT, "1"))
+        foreign.rename(store.settings.spool.with_name("elsewhere"))
+        log.append(identity().event(Kind.INTENT, "2"))
+
+    assert steps(store) == ["2"]
+
+
+def test_who_may_not_read_is_told_which_role_to_have(store: AuditStore) -> None:
+    """The cure is that of the audit store, and not of an operated cluster."""
+    stranger = store.cluster.dsn(store.database, "stranger")
+
+    with (
+        pytest.raises(EvidenceError, match="GRANT pgvigil_writer"),
+        audit.reader(stranger, "test") as session,
+    ):
+        audit.list_runs(session)
+
+
 def test_two_drainers_share_one_spool(store: AuditStore) -> None:
     """Drainers that meet neither double nor reorder."""
     expected = [str(number) for number in range(40)]
