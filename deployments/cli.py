@@ -584,5 +584,29 @@ def deploy(
         typer.echo("note: alarms.notify names no block, so nobody is told: docs/alarms.md", err=True)
 
 
+@app.command()
+@answers
+def drain(
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The work pool, such as dba.")],
+    within: Annotated[str, typer.Option(help="Wait so long at most, such as 90s, 10m or 12h.")] = "24h",
+    resume: Annotated[bool, typer.Option("--resume", help="Let it take runs again.")] = False,
+) -> None:
+    """Empty a work pool before its worker is stopped: runs at work end, new ones wait."""
+    from deployments.server import require_answer, required_url  # noqa: PLC0415
+    from pgvigil.policies.units import parse_duration  # noqa: PLC0415
+
+    longest = parse_duration(within)
+    require_answer(required_url())
+    from deployments import draining  # noqa: PLC0415
+
+    if not resume:
+        draining.drain(pool, longest, typer.echo)
+        typer.echo(f"'{pool}' is drained: its workers may be stopped; then: pgvigil drain {pool} --resume")
+    elif draining.resume(pool):
+        typer.echo(f"'{pool}' takes runs again")
+    else:
+        typer.echo(f"'{pool}' stays paused: a person paused it, not a drain")
+
+
 if __name__ == "__main__":
     main()

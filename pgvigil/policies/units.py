@@ -7,8 +7,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
+from pgvigil.errors import ConfigError
 from pgvigil.postgres import has_password, is_readable
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$")
@@ -37,6 +45,15 @@ def _require_bounds(value: timedelta) -> timedelta:
     if not _SHORTEST <= value <= _LONGEST:
         raise ValueError(f"a duration is at least 1ms and at most {_LONGEST.days}d")
     return value
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read a duration that stands elsewhere than in the fleet file; raises ConfigError."""
+    try:
+        return TypeAdapter(Duration).validate_python(text)
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"'{text}' is no duration", hint=told) from error
 
 
 def write_duration(value: timedelta) -> str:

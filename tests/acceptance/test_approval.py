@@ -1,9 +1,6 @@
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,12 +10,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.server import start_in, start_worker
 from pgvigil.postgres import connect
-from pgvigil.processes import marked_processes
 from pgvigil.sandbox import Sandbox
-from pgvigil.sandbox.services import is_alive
 from tests.acceptance.conftest import Pgvigil
+from tests.fixtures.deployed import kill_prefect, start_prefect
 
 pytestmark = pytest.mark.long
 
@@ -133,7 +128,8 @@ def test_a_drop_waits_for_a_person_and_outlives_server_and_worker(
     assert [0, 1, 2, 3, 4] == table.standing
     assert [] == table.sql("SELECT 1 FROM pg_stat_activity WHERE application_name ~ 'roll_partitions'")
     assert [] == table.sql("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")
-    restart(prefect_sandbox)
+    kill_prefect(prefect_sandbox)
+    start_prefect(prefect_sandbox)
     _await(lambda: str(run) in pgvigil("approve").stdout)
 
     assert pgvigil("approve", str(run), *YES).returncode == 0
@@ -143,20 +139,6 @@ def test_a_drop_waits_for_a_person_and_outlives_server_and_worker(
     ((decided),) = decisions(pgvigil)
     assert ("approve", "Ada L.", "CHG-17") == (decided["decision"], decided["approver"], decided["note"])
     assert len(decided["digests"][0]) == 12
-
-
-def restart(sandbox: Sandbox) -> None:
-    """End the sandbox's server and worker without a word, and start both again."""
-    url = sandbox.environment["PREFECT_API_URL"]
-    for pid in marked_processes(f"PGVIGIL_SANDBOX={sandbox.directory}"):
-        told = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"deployments.serving" in told or b"worker" in told.split(b"\0"):
-            os.kill(pid, signal.SIGKILL)
-            _await(lambda pid=pid: not is_alive(pid))
-    server = start_in(sandbox)
-    assert url == server.url
-    server.await_ready()
-    start_worker(sandbox, url, "dba")
 
 
 def test_what_changed_since_is_asked_again_and_a_no_keeps_it(

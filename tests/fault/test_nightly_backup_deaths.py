@@ -1,22 +1,25 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from deployments import sandbox as deployed
-from deployments.server import start_worker
+from deployments.server import python_path, start_worker
 from pgvigil.audit import list_runs
 from pgvigil.postgres import connect
 from pgvigil.processes import marked_processes
 from pgvigil.sandbox import Sandbox, down, services
 from tests.fixtures.backup import processes_of
+from tests.fixtures.deployed import up_unwatched
 from tests.fixtures.sandbox import reachable_directory
 
 DEPLOYMENT = "nightly_backup/nightly-backup"
@@ -33,7 +36,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
 def slow_sandbox() -> Iterator[Sandbox]:
     """A sandbox with Prefect whose backups take long enough to be killed in the middle of a file."""
     directory = reachable_directory()
-    made = deployed.up(directory / "slow", empty=True)
+    made = up_unwatched(directory / "slow", empty=True)
     conf = made.pgbackrest_conf
     slow = "[global:backup]\ncompress-type=bz2\ncompress-level=9\nprocess-max=1\n"
     conf.write_text(f"{conf.read_text()}\n{slow}")
@@ -153,7 +156,70 @@ def test_a_worker_that_dies_leaves_no_orphan(
     start_worker(slow_sandbox, slow_sandbox.environment["PREFECT_API_URL"], "dba")
     if number == signal.SIGKILL:
         assert audited(slow_sandbox)[0].startswith("ended verified"), audited(slow_sandbox)
+    else:
+        assert_found_by_the_watch(slow_sandbox, client, run_in_mid_backup)
     assert_good_afterwards(slow_sandbox, client)
+
+
+def assert_found_by_the_watch(sandbox: Sandbox, client: SyncPrefectClient, run: FlowRun) -> None:
+    """Prefect held it for running; the watch tells what it left and what comes next."""
+    assert state(client, run) == "Running"
+    with command(sandbox, "run", "keep-watch", "fleet") as watching:
+        watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    found = client.read_flow_run(run.id).state
+    assert found is not None
+    assert found.name == "Crashed"
+    assert "has no outcome; the next nightly_backup of demo finds what it left" in str(found.message)
+
+
+def command(sandbox: Sandbox, *words: str) -> subprocess.Popen[str]:
+    """Start the program with the environment of a sandbox."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "deployments", *words],
+        env={**os.environ, **sandbox.environment, "PYTHONPATH": python_path()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.long
+def test_a_worker_that_was_drained_is_stopped_without_a_loss(
+    slow_sandbox: Sandbox, client: SyncPrefectClient, run_in_mid_backup: FlowRun
+) -> None:
+    """The run at work ends verified, a new one waits for the worker that comes after the maintenance."""
+    with command(slow_sandbox, "drain", "dba") as draining:
+        wait_for(lambda: client.read_work_pool("dba").is_paused, "the pause")
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
+        waiting = client.create_flow_run_from_deployment(deployment.id, parameters={"cluster": "demo"})
+        told, _ = draining.communicate(timeout=180)
+    assert f"waiting for: {client.read_flow_run(run_in_mid_backup.id).name}" in told
+    assert (0, "Completed") == (draining.returncode, state(client, run_in_mid_backup))
+    assert state(client, waiting) in {"Scheduled", "Late"}
+
+    pid = worker_pid(slow_sandbox)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not services.is_alive(pid), "the worker's end")
+    start_worker(slow_sandbox, slow_sandbox.environment["PREFECT_API_URL"], "dba")
+    with command(slow_sandbox, "drain", "dba", "--resume") as resuming:
+        assert "'dba' takes runs again" in resuming.communicate(timeout=60)[0]
+
+    wait_for(lambda: is_over(client, waiting), "the run that waited", 120)
+    assert "Completed" == state(client, waiting)
+
+
+@pytest.mark.long
+def test_a_pool_that_a_person_paused_stays_so(slow_sandbox: Sandbox, client: SyncPrefectClient) -> None:
+    """A drain ends at once where nothing is at work, and undoes only its own pause."""
+    client.update_work_pool("dba", WorkPoolUpdate(is_paused=True))
+    for words in (("drain", "dba"), ("drain", "dba", "--resume")):
+        with command(slow_sandbox, *words) as done:
+            told, _ = done.communicate(timeout=60)
+        assert client.read_work_pool("dba").is_paused
+    client.update_work_pool("dba", WorkPoolUpdate(is_paused=False))
+
+    assert told == "'dba' stays paused: a person paused it, not a drain\n"
 
 
 def test_nothing_of_a_run_is_left_beside_the_spool(slow_sandbox: Sandbox) -> None:
