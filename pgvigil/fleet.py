@@ -164,6 +164,12 @@ class Fleet(Frozen):
             for database, settings in cluster.databases.items():
                 yield f"{name}/{database}", settings
 
+    def databases(self) -> Iterator[tuple[str, DatabaseSettings]]:
+        """Yield every database as cluster/database."""
+        for name, settings in self.subjects():
+            if isinstance(settings, DatabaseSettings):
+                yield name, settings
+
     def tags(self, subject: str) -> frozenset[str]:
         """Return a subject's tags; a database has those of its cluster as well."""
         cluster, _, database = subject.partition("/")

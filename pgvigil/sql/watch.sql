@@ -8,17 +8,17 @@ WHERE kind = 'run_ended' AND flow = 'keep_watch' AND subject = %(subject)s AND d
 ORDER BY seq DESC
 LIMIT 1
 
--- horizons: per database and table, how far partitions reached when a roll last looked
+-- horizons: per table of these databases, how far partitions reached when a roll last looked
 SELECT DISTINCT ON (e.subject, h.horizon ->> 'table') e.subject, h.horizon
 FROM pgvigil.audit AS e
 CROSS JOIN LATERAL jsonb_path_query(e.detail, 'lax $.remembered.horizons[*]') AS h(horizon)
-WHERE e.kind = 'run_ended' AND e.flow = 'roll_partitions'
+WHERE e.subject = ANY (%(subjects)s::text[]) AND e.flow = 'roll_partitions' AND e.kind = 'run_ended'
 ORDER BY e.subject, h.horizon ->> 'table', e.seq DESC
 
--- at_work: subjects on which a run of a flow is in progress
+-- at_work: those of these subjects on which a run of a flow is in progress
 SELECT DISTINCT s.subject
 FROM pgvigil.audit AS s
-WHERE s.kind = 'run_started' AND s.flow = %(flow)s
+WHERE s.subject = ANY (%(subjects)s::text[]) AND s.flow = %(flow)s AND s.kind = 'run_started'
     AND NOT EXISTS (
         SELECT FROM pgvigil.audit AS e
         WHERE e.run_id = s.run_id AND e.seq > s.seq AND e.kind IN ('run_started', 'run_ended', 'run_lost')

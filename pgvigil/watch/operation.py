@@ -43,7 +43,9 @@ def look(run: Run) -> Facts:
         ((now,),) = (row.values() for row in session.execute(query("watch", "now")).fetchall())
         statuses = assess(claims, expectations(fleet, claims), now)
         reaches = tuple(_reaches(session, fleet))
-        at_work = session.execute(query("watch", "at_work"), {"flow": "run_backfill"}).fetchall()
+        migrated = [name for name, settings in fleet.databases() if settings.backfills]
+        values = {"flow": "run_backfill", "subjects": migrated}
+        at_work = session.execute(query("watch", "at_work"), values).fetchall()
         memory = _memory(session, run.identity.subject)
     waits = tuple(wait for row in at_work for wait in _waits(run, row["subject"]))
     run.facts["statuses"] = tuple(statuses)
@@ -54,12 +56,12 @@ def look(run: Run) -> Facts:
 def _reaches(session: Connection, fleet: Fleet) -> Iterator[Reach]:
     """Read how far partitions reach, of the tables that the fleet file has."""
     wanted = {
-        (f"{cluster}/{database}", policy.table): policy.ahead
-        for cluster, settings in fleet.clusters.items()
-        for database, own in settings.databases.items()
-        for policy in own.partitions
+        (name, policy.table): policy.ahead
+        for name, settings in fleet.databases()
+        for policy in settings.partitions
     }
-    for row in session.execute(query("watch", "horizons")).fetchall():
+    subjects = list({name for name, _ in wanted})
+    for row in session.execute(query("watch", "horizons"), {"subjects": subjects}).fetchall():
         horizon = Horizon.model_validate(row["horizon"])
         if ahead := wanted.get((row["subject"], horizon.table)):
             yield Reach.of(row["subject"], horizon, ahead)
