@@ -177,10 +177,14 @@ class ObjectExists(StorageFailed):
 
 
 class SignalFailed(PgvigilError):
-    """Nobody outside took the sign that pgvigil is alive."""
+    """Nobody outside took the sign that pgvigil is alive; `context["status"]` has HTTP's word for it."""
 
     code = "PGV-700"
-    transient = True
+
+    @property
+    def transient(self) -> bool:  # type: ignore[override]
+        """Whether the service was away; one that says no will say so again."""
+        return int(self.context.get("status") or 500) >= 500
 
 
 class EvidenceError(PgvigilError):

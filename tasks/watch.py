@@ -171,7 +171,7 @@ def _event(alarm: Alarm, what: str) -> Event:
     )
 
 
-@task(name="signal", **CHANGE)
+@task(name="signal", **READ)
 def give_signal(run: Run) -> None:
     """Tell the world outside that pgvigil is alive."""
     operation.give_signal(run)

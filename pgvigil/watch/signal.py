@@ -38,10 +38,11 @@ def send(url: str) -> int:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310 - as above
             return int(answer.status)
     except urllib.error.HTTPError as error:
-        told = f"answers with HTTP {error.code}"
+        told, status = f"answers with HTTP {error.code}", error.code
     except (OSError, http.client.HTTPException) as error:
-        told = f"does not answer: {getattr(error, 'reason', None) or type(error).__name__}"
+        told, status = f"does not answer: {getattr(error, 'reason', None) or type(error).__name__}", None
     raise SignalFailed(
         f"{place(url)} {told}, expected HTTP 200",
         hint="look at the service and the way to it; until it hears again, it takes pgvigil for dead",
+        status=status,
     )

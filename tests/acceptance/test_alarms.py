@@ -106,7 +106,13 @@ def start(client: SyncPrefectClient, name: str, due: datetime) -> UUID:
     deployment = client.read_deployment_by_name(name)
     scheduled: State[None] = State(type=StateType.SCHEDULED, name="Scheduled")
     scheduled.state_details.scheduled_time = due
-    return client.create_flow_run_from_deployment(deployment.id, state=scheduled, name=f"{name} {due}").id
+    run = client.create_flow_run_from_deployment(
+        deployment.id,
+        parameters={} if name.startswith("keep_watch") else {"cluster": "demo"},
+        state=scheduled,
+        name=f"{name} {due}",
+    )
+    return run.id
 
 
 @pytest.mark.parametrize(
