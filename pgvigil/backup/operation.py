@@ -63,6 +63,7 @@ def hold(run: Run) -> Iterator[Stanza]:
 def look(stanza: Stanza) -> Survey:
     """Survey the world and note each pre-flight as a check; raises what forbids a backup."""
     run, policy = stanza.run, stanza.settings.backup
+    survey.require_owner(stanza.settings.pgbackrest)
     world = survey.survey(stanza.settings, stanza.pgbackrest, run.name)
     survey.require_stanza(world)
     run.findings += survey.check_server(world, policy, stanza.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import pwd
 import re
 import shlex
 import signal
@@ -362,6 +363,34 @@ def check_space(settings: PgBackRestSettings, world: Survey) -> list[Finding]:
     for repo, path in repositories.items():
         findings += _check_free(settings.stanza, repo, path, world.stanza)
     return findings
+
+
+def require_owner(settings: PgBackRestSettings) -> None:
+    """Raise PreconditionFailed where pgBackRest would write into a repository of another user of this host.
+
+    Its files would be closed to that user, whose archive-push then fails: WAL piles up at the server. What
+    is not in sight is not looked at.
+    """
+    try:
+        repositories = posix_repositories(read_options(settings))
+    except ConfigError:
+        return
+    runner = pwd.getpwnam(settings.user).pw_uid if settings.user else os.geteuid()
+    for repo, path in repositories.items():
+        owner = path.stat().st_uid
+        if owner != runner:
+            raise PreconditionFailed(
+                f"pgbackrest would run as '{_user(runner)}', but repository {repo} at {path} belongs to "
+                f"'{_user(owner)}', who could not write beside its files",
+                hint=f"set pgbackrest.user: {_user(owner)} in the fleet file, or run pgvigil as that user",
+            )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _check_free(stanza: str, repo: int, path: Path, info: StanzaInfo) -> list[Finding]:

@@ -225,6 +225,14 @@ def stanza_leftovers(cluster: Cluster) -> str:
     return "no backup process on this host has lost its starter"
 
 
+def repository_owner(cluster: Cluster) -> str:
+    """Compare who owns repositories that are directories of this host with who pgBackRest runs as."""
+    settings = cluster.settings.pgbackrest
+    here = survey.posix_repositories(survey.read_options(settings))
+    survey.require_owner(settings)
+    return f"{len(here)} of {len(cluster.info.repo)} repositories are directories in sight, of the right user"
+
+
 def repository_space(cluster: Cluster) -> str:
     """Compare the free space of repositories that are directories of this host with the last backups."""
     settings = cluster.settings.pgbackrest
@@ -251,5 +259,6 @@ CLUSTER = (
     Look("stanza.of-server", stanza_of_server, needs=("stanza.created", "server.facts")),
     Look("stanza.started", stanza_started, needs=("stanza.created",)),
     Look("stanza.leftovers", stanza_leftovers),
+    Look("repository.owner", repository_owner, needs=("repository.reachable",), required=False),
     Look("repository.space", repository_space, needs=("stanza.created", "server.facts"), required=False),
 )

@@ -71,6 +71,8 @@ _CODES: dict[int, tuple[str, str]] = {
 }
 
 _ERROR_LINE = re.compile(r"ERROR: \[(\d{3})\]: (.*)")
+# What it tried before it gave up: the reason stands there, and only the result in the error.
+_WHY_LINE = re.compile(r"WARN: unable to check pg\d+: (.*)")
 
 
 def failure(action: str, completed: Completed) -> PgvigilError:
@@ -112,6 +114,10 @@ def _told(tail: tuple[str, ...]) -> str:
     for line in tail:
         match = _ERROR_LINE.search(line)
         if match:
-            return match[2]
+            return "; ".join([match[2], *_reasons(tail)])
     spoken = [line for line in tail if line.strip()]
     return spoken[-1] if spoken else "no message"
+
+
+def _reasons(tail: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(match[1] for match in map(_WHY_LINE.search, tail) if match))

@@ -21,7 +21,7 @@ from pgvigil.sandbox import Sandbox
 from tests.fixtures.backup import orphan
 
 TEST = "test_doctor"
-LINES = 30
+LINES = 31
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -148,7 +148,7 @@ def test_a_healthy_sandbox_is_verified_and_left_as_it_was(in_sandbox: Sandbox, f
     assert [(line.id, line.message) for line in lines if line.verdict is not Verdict.VERIFIED] == []
     assert {line.hint for line in lines} == {""}
     assert verdict(lines) is Verdict.VERIFIED
-    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 21 + [
+    assert [line.subject for line in lines] == ["audit"] * 4 + ["reports"] + ["demo"] * 22 + [
         "demo/shop cents"
     ] * 4
 
@@ -250,7 +250,7 @@ def test_what_lies_behind_a_prefix_is_told_and_decides_nothing(fleet: Fleet) -> 
     lines = examine(with_pgbackrest(fleet, command=("env", "pgbackrest")), "demo")
 
     unseen = [line for line in lines if line.verdict is not Verdict.VERIFIED]
-    assert [line.id for line in unseen] == ["pgbackrest.role", "repository.space"]
+    assert [line.id for line in unseen] == ["pgbackrest.role", "repository.owner", "repository.space"]
     assert all("behind 'env'" in line.message and line.hint for line in unseen)
     assert verdict(lines) is Verdict.VERIFIED
 

@@ -1,3 +1,5 @@
+import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -369,3 +371,21 @@ def test_a_dsn_that_cannot_be_read_is_told_without_its_words(dsn: str) -> None:
     assert not caught.value.transient
     assert "correct the dsn" in caught.value.hint
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_repository_of_another_user_is_refused(tmp_path: Path) -> None:
+    """What root writes there, the server's archive-push could not change: archiving would stop."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    conf = tmp_path / "pgbackrest.conf"
+    conf.write_text(f"[global]\nrepo1-path={repository}\n", encoding="ascii")
+    settings = PgBackRestSettings(stanza="demo", config=conf)
+    survey.require_owner(settings)
+
+    shutil.chown(repository, "nobody")
+
+    with pytest.raises(PreconditionFailed, match="run as 'root', but repository 1") as refusal:
+        survey.require_owner(settings)
+    assert "pgbackrest.user: nobody" in refusal.value.hint
+    survey.require_owner(settings.model_copy(update={"user": "nobody"}))

@@ -133,3 +133,15 @@ def test_an_exit_code_is_a_class_and_a_decision(code: int, kind: type[PgvigilErr
     assert transient is is_transient(error)
     assert "because of this" in error.message
     assert error.hint
+
+
+def test_the_reason_of_a_failed_connection_is_told_with_it() -> None:
+    """The error has the result only; why stands in a warning before it, once for each try."""
+    warning = "P00   WARN: unable to check pg1: [DbConnectError] FATAL:  Peer authentication failed"
+    error = failure(
+        "take a backup", ended(56, warning, warning, "P00  ERROR: [056]: unable to find primary cluster")
+    )
+
+    assert error.message.endswith(
+        "unable to find primary cluster; [DbConnectError] FATAL:  Peer authentication failed"
+    )
