@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -61,16 +62,20 @@ class Shown(Frozen):
     evidence: str
 
 
-RUNS = (
+# Two lanes at a time, as two workers would: what is done to the cluster, and what to one of its databases.
+CLUSTER = (
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=full",)),
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=diff",)),
     Run(flow="nightly-backup", subject="demo", parameters=("backup_type=incr",)),
     Run(flow="verify-wal-archive", subject="demo"),
     Run(flow="restore-drill", subject="demo", parameters=("recovery_target=time",)),
-    Run(flow="roll-partitions", subject="demo/shop"),
-    Run(flow="restore-partition", subject="demo/shop", parameters=("attach=true",)),
 )
 BACKFILL = Run(flow="run-backfill", subject="demo/shop", parameters=("backfill=cents",))
+DATABASE = (
+    Run(flow="roll-partitions", subject="demo/shop"),
+    Run(flow="restore-partition", subject="demo/shop", parameters=("attach=true",)),
+    BACKFILL,
+)
 # The same archive with a hole in it: a watch that never saw red has proven nothing about its alarm.
 BROKEN = Run(flow="verify-wal-archive", subject="broken-copy")
 
@@ -79,15 +84,10 @@ def main(directory: Path) -> int:
     """Do all runs against a running sandbox, print the table, and return the worst exit code."""
     sandbox = Sandbox.load(directory)
     out = Console()
-    codes, rows = [], []
-    for each in (*RUNS, BACKFILL):
-        out.print(f"$ pgvigil {' '.join(each.argv)}", highlight=False, soft_wrap=True)
-        if each == BACKFILL:
-            kill_in_the_middle(sandbox, partial(_tell, out))
-            out.print("  the same command once more goes on where it was", highlight=False)
-        code, row = _do(each, sandbox.environment)
-        codes.append(code)
-        rows.append(row)
+    drive = partial(_drive, out, sandbox)
+    with ThreadPoolExecutor() as lanes:
+        done = [each for lane in lanes.map(drive, (CLUSTER, DATABASE)) for each in lane]
+    codes, rows = [code for code, _ in done], [row for _, row in done]
     out.print(f"$ pgvigil {' '.join(BROKEN.argv)}   # one segment less", highlight=False, soft_wrap=True)
     code, row = _do(BROKEN, {**sandbox.environment, "PGVIGIL_FLEET": str(break_copy(sandbox))})
     rows.append(row)
@@ -100,6 +100,18 @@ def main(directory: Path) -> int:
     (out if out.is_terminal else Console(width=WIDE)).print(_table(rows))
     out.print(_where(sandbox), highlight=False, soft_wrap=True)
     return max(codes)
+
+
+def _drive(out: Console, sandbox: Sandbox, lane: Sequence[Run]) -> list[tuple[int, Shown]]:
+    """Do the runs of one lane, one after the other."""
+    done = []
+    for each in lane:
+        out.print(f"$ pgvigil {' '.join(each.argv)}", highlight=False, soft_wrap=True)
+        if each == BACKFILL:
+            kill_in_the_middle(sandbox, partial(_tell, out))
+            _tell(out, "the same command once more goes on where it was")
+        done.append(_do(each, sandbox.environment))
+    return done
 
 
 def _tell(out: Console, words: str) -> None:
