@@ -514,16 +514,12 @@ def doctor(
 ) -> int:
     """Check what flows need before they need it; exit 1 if something is broken."""
     from deployments import show  # noqa: PLC0415
-    from pgvigil.doctor import examine  # noqa: PLC0415
+    from pgvigil.doctor import examine, verdict  # noqa: PLC0415
     from pgvigil.fleet import load_fleet  # noqa: PLC0415
-    from pgvigil.reports import Verdict  # noqa: PLC0415
 
     found = examine(load_fleet(), subject)
     (show.as_json if json else show.diagnoses)(found)
-    verdicts = {diagnosis.verdict for diagnosis in found}
-    if Verdict.REFUTED in verdicts:
-        return 1
-    return 0 if verdicts == {Verdict.VERIFIED} else COULD_NOT_RUN
+    return verdict(found).exit_code
 
 
 @app.command("alarm-test")

@@ -3,7 +3,6 @@
 import os
 import pwd
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -135,7 +134,7 @@ def test_the_tutorial_leads_to_a_proven_restore(own: OwnCluster) -> None:
         assert done.returncode == 0, f"{own_block}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         said.append(done.stdout)
         if "infra" in block:
-            password = f"ALTER ROLE pgvigil PASSWORD {shlex.quote(PASSWORD)}"
+            password = f"ALTER ROLE pgvigil PASSWORD '{PASSWORD}'"
             own.as_server("psql", "-Xqc", password, "postgres")
 
     drill = next(text for text in said if "restore_drill" in text and "nightly_backup" not in text)
