@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,6 +7,7 @@ from deployments.reference import pages
 from pgvigil.errors import PgvigilError
 from pgvigil.fleet import Fleet, fleet_schema
 
+HOUSE = Path(__file__).resolve().parents[2]
 SCHEMA = fleet_schema()
 MODELS: dict[str, dict[str, Any]] = {"Fleet": SCHEMA, **SCHEMA["$defs"]}
 PAGES = pages()
@@ -58,3 +60,9 @@ def test_every_command_and_flow_is_told_of() -> None:
     assert "## pgvigil audit verify" in PAGES["cli.md"]
     assert "## restore-drill" in PAGES["flows.md"]
     assert "`recovery_target`" in PAGES["flows.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_are_those_of_this_code(name: str) -> None:
+    """Run 'make docs' when this fails."""
+    assert (HOUSE / "docs" / "reference" / name).read_text(encoding="utf-8") == PAGES[name]
