@@ -398,11 +398,14 @@ def fleet_schema() -> None:
 @fleet_app.command("check")
 @answers
 def fleet_check() -> None:
-    """Read the fleet file and say what is in it."""
+    """Read the fleet file and say what is in it, and whom each wave covers."""
+    from deployments import show  # noqa: PLC0415
     from pgvigil.fleet import fleet_path, load_fleet  # noqa: PLC0415
+    from pgvigil.waves.selection import select  # noqa: PLC0415
 
     fleet = load_fleet()
     typer.echo(f"'{fleet_path()}' is good; its clusters: {', '.join(fleet.clusters)}")
+    show.waves({pipeline: select(fleet, pipeline) for pipeline in fleet.pipelines()})
 
 
 Database = Annotated[str, typer.Argument(metavar="SUBJECT", help="The database as cluster/database.")]

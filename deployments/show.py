@@ -17,7 +17,7 @@ from pgvigil.pages import markdown
 from pgvigil.reports import facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from deployments.approval import Waiting
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgvigil.doctor import Diagnosis
     from pgvigil.reports import Report
     from pgvigil.status import ProofStatus
+    from pgvigil.waves.selection import Selection
 
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(data:[^)]*\)")
 
@@ -170,6 +171,20 @@ def backfill(found: Shown) -> None:
             ("table", "key", "SQLSTATE", "message"),
             ((q.table, ", ".join(q.key), q.sqlstate, q.message) for q in found.quarantined),
         )
+
+
+def waves(found: Mapping[str, Selection]) -> None:
+    """Print whom each pipeline's wave covers, and whom it leaves out, with why."""
+    rows = (
+        (
+            pipeline,
+            str(each.at_once),
+            ", ".join(member.subject for member in each.members) or "nobody",
+            "; ".join(f"{left.subject}: {left.reason}" for left in each.left_out) or "nobody",
+        )
+        for pipeline, each in found.items()
+    )
+    _print(("wave", "at once", "covers", "leaves out"), rows)
 
 
 def changes(found: Sequence[str], *, dry_run: bool) -> None:

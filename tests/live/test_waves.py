@@ -5,9 +5,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
 
 from pgvigil import audit
-from pgvigil.audit import RunSummary
+from pgvigil.audit import AuditLog, Kind, RunIdentity, RunSummary
+from pgvigil.fleet import load_fleet
 from pgvigil.pages import markdown
 from pgvigil.postgres import connect
 from pgvigil.reports import Verdict, headline
@@ -200,3 +206,36 @@ def test_without_the_audit_store_a_wave_goes_on_and_says_what_it_cannot_know(wat
 
     assert {"nowhere": "refuted", "shop": "verified"} == states(report)
     assert {"wave-without-lock", "wave-without-memory"} <= {each.code for each in report.findings}
+
+
+SLOT = datetime(2026, 11, 26, 3, 30, tzinfo=UTC)
+ASKS = UUID(int=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends", "is_served"),
+    [
+        ({}, [], True),
+        ({"slot": SLOT + timedelta(days=1)}, [], True),
+        ({"slot": SLOT - timedelta(days=1)}, [], False),
+        ({"parameters": {"cluster": "demo", "repo": 2}}, [], False),
+        ({"prefect_flow_run": ASKS}, [], False),
+        ({}, [Kind.RUN_LOST], False),
+    ],
+    ids=["the same slot", "a later one", "an earlier one", "other parameters", "the run that asks", "lost"],
+)
+def test_a_slot_is_served_by_another_run_for_it_or_a_later_one(
+    watch: Watch, changes: dict[str, Any], ends: list[Kind], is_served: bool
+) -> None:
+    """With the same parameters, as a schedule's runs have, and unless it died."""
+    watch.write("shop")
+    run = RunIdentity(run_id=uuid4(), flow="restore_drill", subject="demo", actor="test")
+    given = {"slot": SLOT, "parameters": {"cluster": "demo"}, "prefect_flow_run": UUID(int=2)} | changes
+    with AuditLog(load_fleet().audit, "test") as log:
+        log.append(run.event(Kind.RUN_STARTED, "", given))
+        for end in ends:
+            log.append(run.event(end))
+    with connect(watch.sandbox.ops_dsn(watch.log), "test") as session:
+        found = audit.served(session, "restore_drill", "demo", SLOT, {"cluster": "demo"}, ASKS)
+
+    assert is_served == bool(found)
