@@ -19,7 +19,7 @@ from typing_extensions import override
 from pgvigil.errors import PgvigilError
 from pgvigil.pages import markdown
 from pgvigil.reports import Report, Verdict, headline
-from tasks.schedule import served_by, slot
+from tasks.schedule import for_the_record, served_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,10 +148,9 @@ def context() -> dict[str, Any]:
     if FlowRunContext.get() is None:
         return {}
     wave = next((tag.removeprefix(WAVE) for tag in flow_run.tags or () if tag.startswith(WAVE)), None)
-    due = slot()
     return {
         "prefect_flow_run": flow_run.id,
         "prefect_deployment": deployment.name,
         **({"wave": wave} if wave else {}),
-        **({"slot": due.isoformat(), "parameters": flow_run.parameters} if due else {}),
+        **for_the_record(),
     }

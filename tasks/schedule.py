@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
@@ -30,6 +30,14 @@ def slot() -> datetime | None:
     """Return the schedule's time that this run is for; None for a run that no schedule started."""
     run = _scheduled()
     return run.expected_start_time if run else None
+
+
+def for_the_record() -> dict[str, Any]:
+    """Tell the slot of this run and what its schedule gave it; nothing for a run that no schedule started."""
+    run = _scheduled()
+    if run is None or run.expected_start_time is None:
+        return {}
+    return {"slot": run.expected_start_time.isoformat(), "parameters": run.parameters}
 
 
 def served_by(flow: str, subject: str) -> str:

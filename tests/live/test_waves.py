@@ -9,8 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
-
 from pgvigil import audit
 from pgvigil.audit import AuditLog, Kind, RunIdentity, RunSummary
 from pgvigil.fleet import load_fleet
@@ -77,7 +75,7 @@ def _most_at_once(runs: list[RunSummary]) -> int:
 
 
 def test_a_budget_ends_the_wave_and_the_next_run_does_what_is_left(watch: Watch) -> None:
-    """Who failed is not run again, who was left is; and a wave that left nobody is not gone on with."""
+    """Who failed is not run again unless all are, anew; a wave that left nobody is not gone on with."""
     watch.database("wave_bad", good=False)
     watch.database("wave_left")
     watch.write("nowhere", "wave_bad", "wave_left", at_once=1, budget=2)
@@ -88,6 +86,9 @@ def test_a_budget_ends_the_wave_and_the_next_run_does_what_is_left(watch: Watch)
     assert "2 subjects were not verified, the budget is 2" == stopped.stopped
     (told,) = [each for each in stopped.findings if each.code == "wave-stopped"]
     assert told.message.endswith("left: demo/wave_left")
+
+    assert 3 == len(watch.wave(anew=True, dry_run=True).to_begin)
+    assert ("demo/wave_left",) == watch.wave(dry_run=True).to_begin
 
     goes_on = watch.wave()
 
@@ -134,20 +135,6 @@ def _await(find: Callable[[], object], seconds: float = 60) -> None:
     while not find():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.1)
-
-
-def test_anew_begins_with_everybody(watch: Watch) -> None:
-    """Though the last wave left somebody."""
-    watch.database("wave_bad", good=False)
-    watch.database("wave_left")
-    watch.write("wave_bad", "wave_left", at_once=1, budget=1)
-    watch.wave()
-    watch.write("wave_bad", "wave_left")
-
-    report = watch.wave(anew=True)
-
-    assert {"demo/wave_bad": 2, "demo/wave_left": 1} == Counter(run.subject for run in members(watch))
-    assert {"wave_bad": "refuted", "wave_left": "verified"} == states(report)
 
 
 def test_a_second_wave_at_the_same_time_begins_nobody(watch: Watch) -> None:
@@ -212,30 +199,29 @@ SLOT = datetime(2026, 11, 26, 3, 30, tzinfo=UTC)
 ASKS = UUID(int=1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "ends", "is_served"),
-    [
-        ({}, [], True),
-        ({"slot": SLOT + timedelta(days=1)}, [], True),
-        ({"slot": SLOT - timedelta(days=1)}, [], False),
-        ({"parameters": {"cluster": "demo", "repo": 2}}, [], False),
-        ({"prefect_flow_run": ASKS}, [], False),
-        ({}, [Kind.RUN_LOST], False),
-    ],
-    ids=["the same slot", "a later one", "an earlier one", "other parameters", "the run that asks", "lost"],
-)
-def test_a_slot_is_served_by_another_run_for_it_or_a_later_one(
-    watch: Watch, changes: dict[str, Any], ends: list[Kind], is_served: bool
-) -> None:
+SERVES: dict[str, tuple[dict[str, Any], list[Kind], bool]] = {
+    "the same slot": ({}, [], True),
+    "a later one": ({"slot": SLOT + timedelta(days=1)}, [], True),
+    "an earlier one": ({"slot": SLOT - timedelta(days=1)}, [], False),
+    "other parameters": ({"parameters": {"cluster": "demo", "repo": 2}}, [], False),
+    "the run that asks": ({"prefect_flow_run": ASKS}, [], False),
+    "lost": ({}, [Kind.RUN_LOST], False),
+}
+
+
+def test_a_slot_is_served_by_another_run_for_it_or_a_later_one(watch: Watch) -> None:
     """With the same parameters, as a schedule's runs have, and unless it died."""
     watch.write("shop")
-    run = RunIdentity(run_id=uuid4(), flow="restore_drill", subject="demo", actor="test")
-    given = {"slot": SLOT, "parameters": {"cluster": "demo"}, "prefect_flow_run": UUID(int=2)} | changes
+    given = {"slot": SLOT, "parameters": {"cluster": "demo"}, "prefect_flow_run": UUID(int=2)}
     with AuditLog(load_fleet().audit, "test") as log:
-        log.append(run.event(Kind.RUN_STARTED, "", given))
-        for end in ends:
-            log.append(run.event(end))
+        for flow, (changes, ends, _) in SERVES.items():
+            run = RunIdentity(run_id=uuid4(), flow=flow, subject="demo", actor="test")
+            for event in (run.event(Kind.RUN_STARTED, "", given | changes), *map(run.event, ends)):
+                log.append(event)
     with connect(watch.sandbox.ops_dsn(watch.log), "test") as session:
-        found = audit.served(session, "restore_drill", "demo", SLOT, {"cluster": "demo"}, ASKS)
+        found = {
+            flow: bool(audit.served(session, flow, "demo", SLOT, {"cluster": "demo"}, ASKS))
+            for flow in SERVES
+        }
 
-    assert is_served == bool(found)
+    assert {flow: is_served for flow, (_, _, is_served) in SERVES.items()} == found

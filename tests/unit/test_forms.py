@@ -69,7 +69,9 @@ def test_without_a_name_to_choose_any_text_goes() -> None:
     assert "enum" not in form(flow, {"backfill": FormField(choose="backfills")}, {})["properties"]["backfill"]
 
 
-@pytest.mark.parametrize("name", ["roll-partitions", "restore-partition", "run-backfill", "reap-drills"])
+@pytest.mark.parametrize(
+    "name", ["roll-partitions", "restore-partition", "run-backfill", "reap-drills", "fleet-roll-partitions"]
+)
 def test_what_changes_data_is_a_dry_run_in_the_form_alone(name: str) -> None:
     """The form has it on; the flow itself, and so every schedule, has it off."""
     entry = next(each for each in load_manifest().deployments if each.name == name)
