@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 WAVE = "wave:"  # begins the tag of a run that belongs to a wave over the fleet
 
+_log = logging.getLogger(__name__)
+# What the call that is under way has come to, for its caller, who must not lose it together with the server.
+_kept: ContextVar[list[Report]] = ContextVar("_kept")
+
 P = ParamSpec("P")
 R = TypeVar("R", bound=Report)
 
@@ -49,7 +54,18 @@ class Pipeline(Flow[P, R]):
         """Run the flow and return its report; with `return_state=True`, Prefect's state instead."""
         if kwargs.pop("return_state", False):
             return super().__call__(*args, return_state=True, **kwargs)
-        return report_of(super().__call__(*args, return_state=True, **kwargs))
+        kept: list[Report] = []
+        token = _kept.set(kept)
+        try:
+            state = super().__call__(*args, return_state=True, **kwargs)
+        except Exception as error:  # Prefect's: its server went away, and the work is done and on record
+            if not kept:
+                raise
+            _log.warning("the Prefect server did not hear how the run ended: %s", error)
+            return kept[-1]
+        finally:
+            _kept.reset(token)
+        return report_of(state)
 
 
 def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
@@ -66,9 +82,11 @@ def pipeline(**options: Any) -> Callable[[Callable[P, R]], Pipeline[P, R]]:
             given.apply_defaults()
             served = served_by(options["name"], str(next(iter(given.arguments.values()))))
             # Its slot is served, so nothing is wrong; and nothing was proven, so no clock is set back.
-            return (
-                Completed(name="Skipped", message=served) if served else to_state(function(*args, **kwargs))
-            )
+            if served:
+                return Completed(name="Skipped", message=served)
+            report = function(*args, **kwargs)
+            _kept.get([]).append(report)
+            return to_state(report)
 
         # Prefect reads types where the wrapper lives; they must be resolved where the function lives.
         conclude.__signature__ = signature  # type: ignore[attr-defined]

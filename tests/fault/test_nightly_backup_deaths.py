@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pgvigil.postgres import connect
 from pgvigil.processes import marked_processes
 from pgvigil.sandbox import Sandbox, down, services
 from tests.fixtures.backup import processes_of
-from tests.fixtures.deployed import up_unwatched
+from tests.fixtures.deployed import kill_prefect, start_prefect, up_unwatched
 from tests.fixtures.sandbox import reachable_directory
 
 DEPLOYMENT = "nightly_backup/nightly-backup"
@@ -220,6 +221,22 @@ def test_a_pool_that_a_person_paused_stays_so(slow_sandbox: Sandbox, client: Syn
     client.update_work_pool("dba", WorkPoolUpdate(is_paused=False))
 
     assert told == "'dba' stays paused: a person paused it, not a drain\n"
+
+
+@pytest.mark.long
+def test_a_run_whose_server_dies_goes_on_to_its_report(
+    slow_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect killed in mid-backup: who started the run in a shell gets the verdict that is on record."""
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")  # or each of its calls takes a minute to give up
+    with command(slow_sandbox, "run", "nightly-backup", "demo", "--json") as run:
+        wait_for(lambda: len(processes_of(slow_sandbox)) > 1, "the backup's workers")
+        kill_prefect(slow_sandbox)
+        said, _ = run.communicate(timeout=120)
+    start_prefect(slow_sandbox)
+
+    assert (0, "verified") == (run.returncode, json.loads(said)["verdict"])
+    assert audited(slow_sandbox)[0].startswith("ended verified")
 
 
 def test_nothing_of_a_run_is_left_beside_the_spool(slow_sandbox: Sandbox) -> None:
