@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo demo-stop test long soak docs screenshots check bench lock system clean
+.PHONY: help demo demo-stop test long soak mutations docs screenshots check bench lock system clean
 
 help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test       the suite, on live servers: under twelve minutes on two cores'
 	@echo 'make long       its claims that take tens of seconds each: browser, approval, more kills and faults'
 	@echo 'make soak       what must stay silent or outlive a kill, thirty times, and an idle hour'
+	@echo 'make mutations  each central check disabled once: the suite must notice (ONLY=name for one)'
 	@echo 'make docs       the reference pages in docs/, from the code'
 	@echo 'make screenshots  pictures of the UI, into docs/screenshots'
 	@echo 'make check      format, lint, types, import contract'
@@ -42,6 +43,10 @@ long: $(VENV)/.dev
 # The claims about silence and exactness once more, thirty times each and with an idle hour: about two hours.
 soak: $(VENV)/.dev
 	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_ROUNDS=30 PGVIGIL_IDLE=3600 $(BIN)/python -m pytest -m rounds
+
+# Each central check disabled once, in a copy of the tree: a test must go red. Writes docs/mutations.md.
+mutations: $(VENV)/.dev
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python tests/mutations.py $(ONLY)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m deployments.reference docs/reference

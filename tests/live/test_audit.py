@@ -16,12 +16,16 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import yaml
 from psycopg.rows import dict_row
+from typer.testing import CliRunner
 
+from deployments.cli import app
 from pgvigil import audit, postgres
 from pgvigil.audit import AuditLog, Event, Head, Kind, RunIdentity, step, sweep, verify
 from pgvigil.errors import AuditUnreachable, ConfigError, DatabaseFailed, EvidenceError, VersionUnsupported
-from pgvigil.fleet import AuditSettings
+from pgvigil.fleet import AuditSettings, S3Settings
+from pgvigil.reportstore import open_report_store
 from pgvigil.sql import query
 from pgvigil.status import Claim, Expectation, State, assess
 
@@ -347,6 +351,8 @@ def test_a_change_within_the_chain_is_found_and_named(
     assert fault.expected != fault.actual
 
 
+REPLACED_LAST = (EDIT.replace("seq = 3", "seq = 5"), REHASH.format(5))
+CUT_TAIL = ("DELETE FROM pgvigil.audit_log WHERE seq > 3",)
 REWRITE = """
 DO $$
 DECLARE
@@ -367,9 +373,9 @@ END $$
 @pytest.mark.parametrize(
     ("statements", "seq", "what"),
     [
-        (("DELETE FROM pgvigil.audit_log WHERE seq > 3",), 4, "rows at the end are missing"),
+        (CUT_TAIL, 4, "rows at the end are missing"),
         (("DELETE FROM pgvigil.audit_log",), 1, "rows at the end are missing"),
-        ((EDIT.replace("seq = 3", "seq = 5"), REHASH.format(5)), 5, "not the one that was anchored"),
+        (REPLACED_LAST, 5, "not the one that was anchored"),
         ((REWRITE,), 5, "not the one that was anchored"),
     ],
 )
@@ -386,6 +392,39 @@ def test_a_change_that_keeps_the_chain_whole_is_found_through_a_head(
     assert fault is not None
     assert seq == fault.seq
     assert what in fault.what
+
+
+@pytest.mark.parametrize(
+    ("statements", "told"),
+    [
+        ((EDIT,), "broken at 3: body was altered"),
+        (("DELETE FROM pgvigil.audit_log WHERE seq = 2",), "broken at 2: row is missing"),
+        (MAKE_ROOM, "broken at 3: row does not follow the one before it"),
+        (SWAP, "broken at 2: row does not follow the one before it"),
+        (CUT_TAIL, "broken at 4: rows at the end are missing"),
+        (REPLACED_LAST, "broken at 5: row is not the one that was anchored"),
+    ],
+    ids=["edit", "delete", "insert", "reorder", "truncate", "replace the last"],
+)
+def test_the_command_finds_and_names_each_tampering(
+    store: AuditStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statements: tuple[str, ...], told: str
+) -> None:
+    """`pgvigil audit verify` ends with 0 on the log as it was written, and with 1 at the broken link."""
+    fleet = {
+        "audit": store.settings.model_dump(mode="json"),
+        "clusters": {"demo": {"dsn": NOTHING_LISTENS, "pgbackrest": {"stanza": "demo"}}},
+    }
+    (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(fleet))
+    monkeypatch.setenv("PGVIGIL_FLEET", str(tmp_path / "fleet.yaml"))
+    head = fill(store)[-1]
+    open_report_store(store.settings.reports, S3Settings()).anchor(head.seq, head.hash)
+    whole = CliRunner().invoke(app, ["audit", "verify"])
+    tamper(store, *statements)
+
+    broken = CliRunner().invoke(app, ["audit", "verify"])
+
+    assert (0, 1) == (whole.exit_code, broken.exit_code), whole.output
+    assert told in broken.output
 
 
 def test_two_hundred_writers_make_one_gapless_chain(store: AuditStore) -> None:
