@@ -19,7 +19,7 @@ from pgvigil.drill.content import hash_copy
 from pgvigil.drill.copy import Copy
 from pgvigil.drill.digest import Limits
 from pgvigil.drill.judgement import passed, refuted, unknown
-from pgvigil.drill.recover import Outcome, Stop, Watch
+from pgvigil.drill.recovery import Outcome, Stop, Watch
 from pgvigil.drill.report import Reached, Restored, Rpo, WalUsed
 from pgvigil.drill.results import result_of
 from pgvigil.drill.state import OWED, Drill, Halt, Marked, Plan
@@ -31,7 +31,7 @@ from pgvigil.wal.names import parse_lsn, segment_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pgvigil.drill.recover import Recovery
+    from pgvigil.drill.recovery import Recovery
     from pgvigil.drill.scratch import Place
     from pgvigil.drill.source import MarkedDatabase, Readings
 

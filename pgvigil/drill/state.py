@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.facts import PhaseName, Target
     from pgvigil.drill.history import History
     from pgvigil.drill.judgement import Judgement
-    from pgvigil.drill.recover import Stop
+    from pgvigil.drill.recovery import Stop
     from pgvigil.drill.source import Cluster, MarkedDatabase
     from pgvigil.drill.untouched import Listing
     from pgvigil.fleet import ClusterSettings

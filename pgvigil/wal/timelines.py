@@ -65,6 +65,11 @@ def read_history(text: str) -> tuple[Branch, ...]:
     return tuple(branches)
 
 
+def timeline_of(lsn: int, tip: int, branches: Iterable[Branch]) -> int:
+    """Return the timeline of the WAL that ends at an LSN, on the way over these branches to a tip."""
+    return next((branch.timeline for branch in branches if lsn <= branch.lsn), tip)
+
+
 @dataclass
 class Tree:
     """Who descends from whom; `unreadable` has the history files whose content is none, and why."""

@@ -9,7 +9,8 @@ import zstandard
 from pgvigil.drill import copy as copies
 from pgvigil.drill import scratch
 from pgvigil.drill.copy import Copy
-from pgvigil.drill.recover import Outcome, Recovery, Stop, recover
+from pgvigil.drill.recover import recover
+from pgvigil.drill.recovery import Outcome, Recovery, Stop
 from pgvigil.drill.restore import restore
 from pgvigil.errors import PreconditionFailed
 from pgvigil.pgbackrest import PgBackRest
@@ -148,6 +149,53 @@ def test_a_timeline_of_somebody_else_is_a_stray(drill: Drill) -> None:
     assert [Outcome.TIMELINE_STRAY] * 2 == [to_mark.outcome, to_end.outcome], (to_mark, to_end)
     assert "timeline 2, expected 1" in to_mark.message
     assert to_end.promoted
+
+
+def fork(drill: Drill, at: str, *segments: str, timeline: int = 2) -> None:
+    """Archive a history that leaves timeline 1 at a mark, and copies of the segments of other marks."""
+    history = drill.vault.archive / f"{timeline:08X}.history"
+    history.write_text(f"1\t{drill.marked.marks[at].lsn}\tno recovery target specified\n")
+    drill.vault.sandbox.give(history)
+    for name in segments:
+        stored = drill.marked.segment(name, drill.vault)
+        target = drill.vault.archive / f"{timeline:08X}{stored.name[8:16]}"
+        target.mkdir(exist_ok=True)
+        (target / f"{timeline:08X}{stored.name[8:]}").write_bytes(stored.read_bytes())
+        for path in (target, *target.iterdir()):
+            drill.vault.sandbox.give(path)
+
+
+def test_a_strays_history_alone_leads_recovery_astray(drill: Drill) -> None:
+    """The server follows it over the source's own files, and starts no more once it is beyond the fork."""
+    copy = drill.copied()
+    reached = recovered(drill, drill.stop("two"), copy)
+    fork(drill, "one")
+
+    went_on = recovered(drill, drill.stop("four"), copy)
+    from_backup = recovered(drill, drill.stop("four"))
+
+    assert reached.reached, reached
+    assert [Outcome.TIMELINE_STRAY] * 2 == [went_on.outcome, from_backup.outcome], (went_on, from_backup)
+    assert "does not contain minimum recovery point" in "\n".join(went_on.lines)
+
+
+def test_a_failover_of_the_source_after_the_stop_is_no_stray(drill: Drill) -> None:
+    """The way to the new timeline leads over the stop, whose segment is taken from the new one's copy."""
+    fork(drill, "three", "three")
+
+    recovery = recovered(drill, drill.stop("three"))
+
+    assert (Outcome.REACHED, 1) == (recovery.outcome, recovery.timeline), recovery
+
+
+def test_a_history_that_cannot_be_read_is_no_history(drill: Drill) -> None:
+    """The source's own history is damaged in the archive: nothing can be restored beyond it."""
+    fork(drill, "one")
+    (drill.vault.archive / "00000002.history").write_text("one, and then two\n")
+
+    recovery = recovered(drill, end_of_wal(drill, timeline=2))
+
+    assert recovery.outcome is Outcome.TIMELINE_MISSING, recovery
 
 
 def push(wal: Path, drill: Drill) -> None:

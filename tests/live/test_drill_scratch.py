@@ -269,7 +269,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 from pgvigil.drill import copy as copies, scratch
-from pgvigil.drill.recover import Stop, Watch, recover
+from pgvigil.drill.recover import recover
+from pgvigil.drill.recovery import Stop, Watch
 from pgvigil.drill.restore import restore, restore_command
 from pgvigil.fleet import load_fleet
 from pgvigil.pgbackrest import PgBackRest

@@ -4,7 +4,7 @@ import pytest
 
 from pgvigil.drill.copy import find_programs, read_major
 from pgvigil.drill.facts import Mark
-from pgvigil.drill.recover import Stop
+from pgvigil.drill.recovery import Stop
 from pgvigil.drill.restore import read_progress
 from pgvigil.drill.scratch import Place, room_needed
 from pgvigil.errors import VersionUnsupported
