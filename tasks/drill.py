@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from pgvigil.drill.choose import Wanted
     from pgvigil.drill.copy import Copy
+    from pgvigil.drill.place import Place
     from pgvigil.drill.proving import Recovered
-    from pgvigil.drill.scratch import Place
     from pgvigil.drill.source import MarkedDatabase
     from pgvigil.drill.state import Drill, Halt, Marked, Plan
     from pgvigil.runs import Run

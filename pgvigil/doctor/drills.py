@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pgvigil import postgres
 from pgvigil.doctor.cluster import SESSION
 from pgvigil.doctor.lines import Look
-from pgvigil.drill import copy, scratch
+from pgvigil.drill import copy, refusals
 from pgvigil.drill.source import read_cluster
 from pgvigil.errors import PreconditionFailed, VersionUnsupported
 from pgvigil.sql import query
@@ -23,7 +23,7 @@ def drill_scratch(cluster: Cluster) -> str:
     """Look for every reason to refuse the scratch directory, and make nothing."""
     drill = cluster.settings.drill
     user = cluster.settings.drill_pgbackrest.user
-    scratch.look_over(drill.scratch, user, _read_source(cluster).places)
+    refusals.look_over(drill.scratch, user, _read_source(cluster).places)
     return f"copies can be made in '{drill.scratch}'"
 
 
@@ -31,8 +31,8 @@ def drill_room(cluster: Cluster) -> str:
     """Compare the free space of scratch with the largest newest backup of a repository."""
     where = cluster.settings.drill.scratch
     newest = [found[-1] for key in cluster.info.repo if (found := cluster.info.backups(key.key))]
-    need = max((scratch.room_needed(backup, 0) for backup in newest), default=0)
-    free = scratch.free_bytes(where)
+    need = max((refusals.room_needed(backup, 0) for backup in newest), default=0)
+    free = refusals.free_bytes(where)
     if free < need:
         raise PreconditionFailed(
             f"scratch '{where}' has {free} bytes free, a copy needs {need}",

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pgvigil.drill.tables import Doubt
     from pgvigil.postgres import Connection, sql
 
-_GLANCE = timedelta(milliseconds=10)  # for all locks of a database: at rest they are free
+_GLANCE = timedelta(milliseconds=10)  # for one lock: at rest it is free
+_SHARE_OF_FENCE = 4  # all locks of a database may take this part, 1/n, of the bound: its machine may be busy
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,11 @@ class Neighbour:
 @contextmanager
 def bounded(source: Source) -> Iterator[tuple[Connection, Connection]]:
     """Open the two sessions of a neighbour; the server itself ends what they hold when the bound is over."""
+    locking = source.policy.fence / _SHARE_OF_FENCE
     with exporter(source) as snapshot, source.connect() as locker:
-        for timeout in ("lock_timeout", "statement_timeout"):
-            set_timeout(locker, timeout, _GLANCE)
-        set_timeout(locker, "idle_in_transaction_session_timeout", source.policy.fence - _GLANCE)
+        set_timeout(locker, "lock_timeout", _GLANCE)
+        set_timeout(locker, "statement_timeout", locking)
+        set_timeout(locker, "idle_in_transaction_session_timeout", source.policy.fence - locking)
         try:
             yield snapshot, locker
         finally:

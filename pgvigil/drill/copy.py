@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from pgvigil import postgres
+from pgvigil.drill.place import Place
 from pgvigil.drill.restore import environment
-from pgvigil.drill.scratch import Place
 from pgvigil.errors import (
     DeadlineExceeded,
     PreconditionFailed,
@@ -34,7 +34,7 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pgvigil.drill.scratch import Owner
+    from pgvigil.drill.place import Owner
 
 OLDEST_MAJOR = 15
 NEWEST_MAJOR = 18

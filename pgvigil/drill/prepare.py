@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pgvigil import __version__, postgres
-from pgvigil.drill import scratch
+from pgvigil.drill import refusals, scratch
 from pgvigil.drill.choose import Source, choose, source_of
 from pgvigil.drill.finish import settle
 from pgvigil.drill.history import History, read_history
 from pgvigil.drill.judgement import passed, unknown
+from pgvigil.drill.place import Request, read_owner
 from pgvigil.drill.reaping import told
 from pgvigil.drill.report import Versions
 from pgvigil.drill.source import read_cluster
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pgvigil.drill.choose import Wanted
-    from pgvigil.drill.scratch import Place
+    from pgvigil.drill.place import Place
     from pgvigil.drill.source import Cluster
     from pgvigil.runs import Run
 
@@ -99,13 +100,13 @@ def _versions(drill: Drill, cluster: Cluster) -> Versions:
 @contextmanager
 def claim(drill: Drill, plan: Plan) -> Iterator[Place]:
     """Claim a place for the copy, and leave nothing of it behind, unless it is kept until its deadline."""
-    request = scratch.Request(
+    request = Request(
         scratch=drill.policy.scratch,
         stanza=drill.stanza,
         run_id=drill.run.id,
         system_id=str(plan.server.system_id),
         user=drill.settings.drill_pgbackrest.user,
-        room=scratch.room_needed(plan.backup, plan.wal_bytes(plan.server.lsn)),
+        room=refusals.room_needed(plan.backup, plan.wal_bytes(plan.server.lsn)),
         protected=plan.cluster.places,
     )
     with drill.run.step("claim scratch", {"directory": str(request.directory)}):
@@ -123,7 +124,7 @@ def claim(drill: Drill, plan: Plan) -> Iterator[Place]:
 def _clean(drill: Drill, place: Place) -> None:
     """Remove the copy, or note that it is kept; that this fails must not hide why the drill ended."""
     run = drill.run
-    owner = scratch.read_owner(place.directory)
+    owner = read_owner(place.directory)
     if owner is not None and owner.keep_until is not None:
         until = f"kept until {owner.keep_until:%Y-%m-%d %H:%M} UTC, as was asked"
         run.checks.append(unknown("clean", OWED["clean"], until, required=False))

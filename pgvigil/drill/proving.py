@@ -31,8 +31,8 @@ from pgvigil.wal.names import parse_lsn, segment_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pgvigil.drill.place import Place
     from pgvigil.drill.recovery import Recovery
-    from pgvigil.drill.scratch import Place
     from pgvigil.drill.source import MarkedDatabase, Readings
 
     Hear = Callable[[Any], None]

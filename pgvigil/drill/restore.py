@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from pgvigil.drill.scratch import OWNER, read_owner
+from pgvigil.drill.place import OWNER, read_owner
 from pgvigil.errors import PreconditionFailed
 from pgvigil.pgbackrest import PgBackRest, argv
 from pgvigil.processes import Command, run
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pgvigil.drill.scratch import Place
+    from pgvigil.drill.place import Place
     from pgvigil.fleet import PgBackRestSettings
     from pgvigil.pgbackrest import Backup
 

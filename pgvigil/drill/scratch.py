@@ -23,107 +23,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pgvigil import liveness
-from pgvigil.drill import copyprocesses
+from pgvigil.drill import copyprocesses, refusals
+from pgvigil.drill.place import OWNER, SOCKET, Owner, Place, read_owner
 from pgvigil.errors import Busy, PgvigilError, PreconditionFailed
-from pgvigil.processes import Command, run
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from pgvigil.pgbackrest import Backup
+    from pgvigil.drill.place import Request
 
-OWNER = "owner.json"
-SOCKET = ".s.PGSQL.5432"
 CLAIM_PATIENCE = 10.0  # seconds to wait for another claim, which takes milliseconds
 _POLL = 0.05
 LONGEST_SOCKET = 107  # bytes of sockaddr_un.sun_path without its closing zero
 _NAME = re.compile(r"^(?P<stanza>.+)-[0-9a-f]{8}$")
 _DRAFT = re.compile(r"^\..+-[0-9a-f]{8}\.draft$")
-_LIVE = ("PG_VERSION", "postmaster.pid")
-
-Refusal = Literal["path", "link", "live data", "source", "not empty", "access", "room"]
-
-
-class Place(Frozen):
-    """Where the parts of one copy lie; `user` is the server's, None for the user we are."""
-
-    directory: Path
-    sockets: Path
-    user: str | None = None
-
-    @property
-    def data(self) -> Path:
-        """The copy's data directory."""
-        return self.directory / "data"
-
-    @property
-    def tablespaces(self) -> Path:
-        """Where every tablespace of the source is put, under its name."""
-        return self.directory / "tablespaces"
-
-    @property
-    def conf(self) -> Path:
-        """The copy's configuration, ours alone to write."""
-        return self.directory / "conf"
-
-    @property
-    def log(self) -> Path:
-        """What server and pgBackRest say."""
-        return self.directory / "log"
-
-    @property
-    def tools(self) -> Path:
-        """Locks, logs and spool of pgBackRest, so that none of production's is touched."""
-        return self.directory / "pgbackrest"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variable by which every process of this copy is found."""
-        return {copyprocesses.MARK: str(self.directory)}
-
-
-class Request(Frozen):
-    """What a drill needs to claim; `protected` are the source's data directory and tablespaces."""
-
-    scratch: Path
-    stanza: str
-    run_id: UUID
-    system_id: str
-    user: str | None = None
-    room: int = Field(default=0, ge=0, description="bytes")
-    protected: tuple[Path, ...] = ()
-
-    @property
-    def directory(self) -> Path:
-        """The directory that this drill gets."""
-        return self.scratch / f"{self.stanza}-{self.run_id.hex[:8]}"
-
-
-class Owner(Frozen):
-    """Whose a directory is; it stands in the directory as `owner.json`."""
-
-    run_id: UUID
-    stanza: str
-    system_id: str
-    host: str = Field(default_factory=socket.gethostname)
-    pid: int = Field(default_factory=os.getpid)
-    process_started: int | None = Field(default_factory=liveness.own_start)
-    pid_space: str = Field(default_factory=liveness.pid_space)
-    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
-    keep_until: datetime | None = None
-    sockets: Path
-    user: str | None = None
-
-    def place(self, directory: Path) -> Place:
-        """Return the place of this owner."""
-        return Place(directory=directory, sockets=self.sockets, user=self.user)
-
-    def __str__(self) -> str:
-        return f"run {self.run_id} (process {self.pid} on {self.host}, since {self.created_at:%F %T} UTC)"
 
 
 class Reaped(Frozen):
@@ -151,48 +68,19 @@ class Reaping(Frozen):
     left: tuple[Left, ...] = ()
 
 
-def room_needed(backup: Backup, wal_bytes: int) -> int:
-    """Return the bytes that a copy needs: the set as it was, the WAL to replay, and a tenth more."""
-    return (backup.info.size + wal_bytes) * 11 // 10
-
-
 def claim(request: Request, now: datetime) -> tuple[Place, Reaping]:
     """Remove what dead drills of the stanza left, then make a directory of our own and return it.
 
     Nothing is written before every refusal was considered. Raises PreconditionFailed, whose
     `context["refusal"]` names the kind, and Busy when a drill of the stanza is alive.
     """
-    refuse(request)
+    refusals.refuse(request)
     _make_scratch(request.scratch)
-    _check_access(request)
+    refusals.check_access(request)
     reaping = _reap(request.scratch, now, request.stanza)
     _check_alone(request, reaping)
-    _check_room(request)
+    refusals.check_room(request)
     return _create(request), reaping
-
-
-def refuse(request: Request) -> None:
-    """Raise PreconditionFailed when the scratch directory is one in which no copy may be made."""
-    _check_path(request.scratch)
-    _check_live(request.scratch)
-    for path in request.protected:
-        _check_apart(request.scratch, path)
-    _check_vacant(request)
-
-
-def look_over(directory: Path, user: str | None, protected: Sequence[Path]) -> None:
-    """Raise PreconditionFailed for a scratch directory that a claim would refuse now; makes nothing."""
-    _check_path(directory)
-    _check_live(directory)
-    for path in protected:
-        _check_apart(directory, path)
-    _check_writable(directory if directory.exists() else directory.parent)
-    _check_open(directory if directory.exists() else directory.parent, user)
-
-
-def free_bytes(directory: Path) -> int:
-    """Return the bytes free where a scratch directory is, or will be made."""
-    return shutil.disk_usage(directory if directory.exists() else directory.parent).free
 
 
 def keep(place: Place, until: datetime) -> Owner:
@@ -225,89 +113,13 @@ def reap(scratch: Path, now: datetime) -> Reaping:
     return _reap(scratch, now, None)
 
 
-def read_owner(directory: Path) -> Owner | None:
-    """Read who owns a directory; None when it has no readable owner file, and is so nobody's of ours."""
-    try:
-        return Owner.model_validate_json((directory / OWNER).read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-# --- refusals ---------------------------------------------------------------------------------------
-
-
-def _refused(kind: Refusal, message: str, hint: str) -> PreconditionFailed:
-    return PreconditionFailed(message, hint=hint, refusal=kind)
-
-
-def _check_path(scratch: Path) -> None:
-    if not scratch.is_absolute() or not str(scratch).isprintable():
-        raise _refused(
-            "path",
-            f"scratch {str(scratch)!r} is not an absolute path of printable characters",
-            "correct drill.scratch in the fleet file",
-        )
-    real = scratch.resolve()
-    if real != scratch:
-        raise _refused(
-            "link",
-            f"scratch '{scratch}' leads through a symbolic link to '{real}'",
-            f"write '{real}' into drill.scratch, if it is meant",
-        )
-    if not scratch.parent.is_dir() or (scratch.exists() and not scratch.is_dir()):
-        raise _refused(
-            "path", f"scratch '{scratch}' is not a directory and cannot become one", "create its parent"
-        )
-
-
-def _check_live(scratch: Path) -> None:
-    """Refuse a data directory upward, and one directly inside that is not a drill's."""
-    inside = [entry for entry in _entries(scratch) if read_owner(entry) is None]
-    for step in [scratch, *scratch.parents, *inside]:
-        found = next((name for name in _LIVE if os.path.lexists(step / name)), None)
-        if found:
-            how = "contains" if step in inside else "is or lies in"
-            raise _refused(
-                "live data",
-                f"scratch '{scratch}' {how} the data directory '{step}': it has {found}",
-                "name a directory of its own in drill.scratch",
-            )
-
-
-def _check_apart(scratch: Path, protected: Path) -> None:
-    """Refuse to share a directory with the source, by inode: no other spelling or bind mount helps."""
-    if not protected.exists():
-        return  # the source is on another host
-    if any(step.exists() and step.samefile(protected) for step in [scratch, *scratch.parents]):
-        raise _refused(
-            "source",
-            f"scratch '{scratch}' is or lies in '{protected}', which is the source's",
-            "name a directory of its own in drill.scratch",
-        )
-    if scratch.exists() and any(step.samefile(scratch) for step in protected.parents):
-        raise _refused(
-            "source",
-            f"scratch '{scratch}' contains '{protected}', which is the source's",
-            "name a directory of its own in drill.scratch",
-        )
-
-
-def _check_vacant(request: Request) -> None:
-    if os.path.lexists(request.directory):
-        raise _refused(
-            "not empty",
-            f"'{request.directory}' exists already",
-            "look at it and remove it; each run makes a directory of its own",
-        )
-
-
 def _make_scratch(scratch: Path) -> None:
     if scratch.exists():
         return
     try:
         _make_open(scratch)
     except OSError as error:
-        raise _refused(
+        raise refusals.refused(
             "access", f"cannot create scratch '{scratch}': {error.strerror}", "create it for pgvigil's user"
         ) from error
 
@@ -316,48 +128,6 @@ def _make_open(directory: Path) -> None:
     """Create a directory that others may enter, whatever the umask says."""
     directory.mkdir()
     directory.chmod(0o755)
-
-
-def _check_access(request: Request) -> None:
-    _check_writable(request.scratch)
-    _check_open(request.scratch, request.user)
-
-
-def _check_writable(directory: Path) -> None:
-    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        raise _refused(
-            "access", f"'{directory}' is not writable for pgvigil's user", "correct its owner and mode"
-        )
-
-
-def _check_open(directory: Path, user: str | None) -> None:
-    closed = _closed_to(user, directory) if user else None
-    if closed:
-        raise _refused(
-            "access",
-            f"user '{user}', as whom the copy runs, cannot enter '{closed}'",
-            f"open it: chmod o+x '{closed}', or name another directory in drill.scratch",
-        )
-
-
-_FIRST_CLOSED = 'for step; do test -x "$step" || { printf %s "$step"; break; }; done'
-
-
-def _closed_to(user: str, directory: Path) -> str | None:
-    """Return the first directory on the way that a user cannot enter, if any."""
-    steps = [*map(str, reversed(directory.parents)), str(directory)]
-    done = run(Command(argv=("sh", "-c", _FIRST_CLOSED, "sh", *steps), user=user))
-    return done.stdout.decode(errors="surrogateescape") or None
-
-
-def _check_room(request: Request) -> None:
-    free = shutil.disk_usage(request.scratch).free
-    if free < request.room:
-        raise _refused(
-            "room",
-            f"scratch '{request.scratch}' has {free} bytes free, the copy needs {request.room}",
-            "free space there, or name a larger file system in drill.scratch",
-        )
 
 
 def _check_alone(request: Request, reaping: Reaping) -> None:
@@ -384,7 +154,7 @@ def _create(request: Request) -> Place:
     with _locked(request.scratch, CLAIM_PATIENCE):
         # Somebody may have claimed since we looked.
         _check_alone(request, _look(request.scratch, datetime.now(UTC), request.stanza)[1])
-        _check_vacant(request)
+        refusals.check_vacant(request)
         draft = _draft(request.directory)
         _make_open(draft)
         _write_owner(draft, owner)
@@ -394,7 +164,7 @@ def _create(request: Request) -> Place:
         _furnish(place)
     except OSError as error:
         remove(place)
-        raise _refused(
+        raise refusals.refused(
             "access", f"cannot furnish '{place.directory}': {error}", "see owner, mode and free space there"
         ) from error
     return place
@@ -487,7 +257,7 @@ def _reap(scratch: Path, now: datetime, stanza: str | None) -> Reaping:
 def _look(scratch: Path, now: datetime, stanza: str | None) -> tuple[list[tuple[Reaped, Owner]], Reaping]:
     """Part the directories into those to remove and those to leave."""
     dead, left = [], []
-    for entry in _entries(scratch):
+    for entry in refusals.entries(scratch):
         owner = read_owner(entry)
         if not _NAME.match(entry.name) or (owner and stanza not in {None, owner.stanza}):
             continue
@@ -526,7 +296,7 @@ def _life(owner: Owner) -> str:
 
 def _finish_drafts(scratch: Path) -> list[Reaped]:
     """Remove what was killed while it appeared or vanished: nothing but an owner file is in it."""
-    drafts = [entry for entry in _entries(scratch) if _DRAFT.match(entry.name)]
+    drafts = [entry for entry in refusals.entries(scratch) if _DRAFT.match(entry.name)]
     if not drafts:
         return []
     reaped = []
@@ -537,17 +307,6 @@ def _finish_drafts(scratch: Path) -> list[Reaped]:
             stanza = name.rpartition("-")[0]
             reaped.append(Reaped(directory=scratch / name, stanza=stanza, reason="it was never finished"))
     return reaped
-
-
-def _entries(scratch: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in scratch.iterdir() if entry.is_dir() and not entry.is_symlink())
-    except FileNotFoundError:
-        return []
-    except PermissionError as error:
-        raise _refused(
-            "access", f"cannot list scratch '{scratch}'", "run as the user who owns it, or correct its mode"
-        ) from error
 
 
 def _remove_sockets(place: Place) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from pgvigil.drill import copyprocesses, scratch
-from pgvigil.drill.scratch import Owner, Place, Request
+from pgvigil.drill.place import OWNER, SOCKET, Owner, Place, Request, read_owner
 from pgvigil.errors import Busy, PreconditionFailed
 from pgvigil.postgres import connect, conninfo
 from pgvigil.sandbox.model import server_user
@@ -30,10 +30,10 @@ def claim(asked: Request) -> Place:
 
 def left_by_a_dead_run(asked: Request, *, keep_until: datetime | None = None) -> Place:
     place = claim(asked)
-    owner = scratch.read_owner(place.directory)
+    owner = read_owner(place.directory)
     assert owner
     dead = owner.model_copy(update={"pid": ended_process(), "keep_until": keep_until})
-    (place.directory / scratch.OWNER).write_text(dead.model_dump_json())
+    (place.directory / OWNER).write_text(dead.model_dump_json())
     return place
 
 
@@ -187,10 +187,10 @@ def test_a_reaper_removes_the_dead_and_the_expired_and_no_other(scratch_director
 def test_a_process_that_took_over_the_pid_is_not_the_owner(scratch_directory: Path) -> None:
     """Pid and start time together name a process."""
     place = claim(request(scratch_directory))
-    owner = scratch.read_owner(place.directory)
+    owner = read_owner(place.directory)
     assert owner
     older = owner.model_copy(update={"process_started": 1})
-    (place.directory / scratch.OWNER).write_text(older.model_dump_json())
+    (place.directory / OWNER).write_text(older.model_dump_json())
 
     assert [place.directory] == [item.directory for item in scratch.reap(scratch_directory, NOW).reaped]
 
@@ -330,7 +330,7 @@ def dying(drill: Drill, phase: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def only_place(directory: Path) -> Place:
-    found = [(entry, scratch.read_owner(entry)) for entry in directory.iterdir()]
+    found = [(entry, read_owner(entry)) for entry in directory.iterdir()]
     ((entry, owner),) = found
     assert isinstance(owner, Owner)
     return owner.place(entry)
@@ -387,7 +387,7 @@ def test_a_kept_copy_outlives_its_run_until_its_deadline(drill: Drill) -> None:
     before = scratch.reap(drill.directory, datetime.now(UTC))
     dsn = conninfo(host=str(place.sockets), user="postgres", dbname="postgres")
     deadline = time.monotonic() + 30
-    while not (place.sockets / scratch.SOCKET).exists():
+    while not (place.sockets / SOCKET).exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     with connect(dsn, "test") as session:
@@ -420,7 +420,7 @@ def test_a_run_knows_its_own_directory_again(scratch_directory: Path) -> None:
     """What the owner file says leads back to the same place."""
     run_id = uuid4()
     place = claim(request(scratch_directory, run_id=run_id))
-    owner = scratch.read_owner(place.directory)
+    owner = read_owner(place.directory)
 
     assert owner
     assert (run_id, place) == (owner.run_id, owner.place(place.directory))

@@ -4,9 +4,10 @@ import pytest
 
 from pgvigil.drill.copy import find_programs, read_major
 from pgvigil.drill.facts import Mark
+from pgvigil.drill.place import Place
 from pgvigil.drill.recovery import Stop
+from pgvigil.drill.refusals import room_needed
 from pgvigil.drill.restore import read_progress
-from pgvigil.drill.scratch import Place, room_needed
 from pgvigil.errors import VersionUnsupported
 from pgvigil.pgbackrest import Backup, argv
 
