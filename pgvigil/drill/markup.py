@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_FOLD = 12  # rows, from which on a list is folded
+
 
 class Markup(str):
     """Text that is HTML already."""
@@ -63,6 +65,18 @@ def pairs(rows: Iterable[tuple[object, object]]) -> Markup:
 def folded(title: object, *children: object) -> Markup:
     """Build a part that opens when asked to, and stands open on paper."""
     return tag("details", tag("summary", title), *children)
+
+
+def badge(words: object, colour: str) -> Markup:
+    """Show a word in a colour of its meaning: verified, refuted, inconclusive or plain."""
+    return tag("span", words, class_=f"badge {colour}")
+
+
+def listed(title: str, content: Markup, rows: int) -> Markup:
+    """Show a list under its title; a long one is folded, and no list is nothing."""
+    if not rows:
+        return Markup()
+    return folded(title, content) if rows > _FOLD else join([tag("h4", title), content])
 
 
 def document(title: str, style: str, body: Iterable[object]) -> str:

@@ -42,18 +42,19 @@ def restored_rows(report: DrillReport) -> Iterator[tuple[str, str]]:
 
 def heartbeats(reached: Reached) -> str:
     """Say what was found of the two commits around the target."""
-    words = {True: "yes", False: "NO", None: "not looked at"}
-    before, after = words[reached.before_is_present], words[reached.after_is_absent]
-    return f"the commit before the target is there: {before}; the one after it is not: {after}"
+    before = {True: "is there", False: "IS MISSING", None: "was not looked at"}[reached.before_is_present]
+    after = {True: "is not there", False: "IS THERE", None: "was not looked at"}[reached.after_is_absent]
+    return f"what was committed before the target {before}; what was committed after it {after}"
 
 
 def rpo_text(rpo: Rpo) -> str:
     """Say how old the last recoverable commit was."""
-    last = f"the last replayed commit is of {time_text(rpo.last_commit_at)}"
-    age = f"then {seconds_text(rpo.age_seconds)} old"
+    age = (
+        f"{seconds_text(rpo.age_seconds)}: the last commit in the copy is of {time_text(rpo.last_commit_at)}"
+    )
     arrival = rpo.arrival_seconds
-    stored = f"; a commit was stored after {seconds_text(arrival)}" if arrival is not None else ""
-    return f"{last}, {age}{stored}"
+    stored = f"; a commit is in the repository after {seconds_text(arrival)}" if arrival is not None else ""
+    return f"{age}{stored}"
 
 
 def share_text(share: float | None) -> str:
