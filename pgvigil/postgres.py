@@ -128,11 +128,22 @@ def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: t
         "search_path": "pg_catalog",
         "client_encoding": "UTF8",  # a database of bytes (SQL_ASCII) would give its names as such
         "timezone": "UTC",
+        "client_encoding": _encoding(connection),
         # A role may have others as its own, which the driver cannot read.
         "datestyle": "ISO, MDY",
         "intervalstyle": "postgres",
     }
     _set(connection, settings, is_local=False)
+
+
+def _encoding(connection: Connection) -> str:
+    """Choose what names travel in: LATIN1 brings the bytes of a database without encoding as they are."""
+    return "LATIN1" if is_unencoded(connection) else "UTF8"
+
+
+def is_unencoded(connection: Connection) -> bool:
+    """Tell a database whose text is bytes of no known encoding."""
+    return connection.info.parameter_status("server_encoding") == "SQL_ASCII"
 
 
 def _set(connection: Connection, settings: Mapping[str, str], *, is_local: bool) -> None:

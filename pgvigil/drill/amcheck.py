@@ -32,8 +32,14 @@ if TYPE_CHECKING:
 SCHEMA = "pgvigil_amcheck"
 
 _EXPECTED = "every table and B-tree index of the database sound, every entry of a table in its indexes"
-_READING = re.compile(r'^pg_amcheck: checking (?:heap table|btree index) "(?P<name>.*)"$')
-_CORRUPT = re.compile(r'^(?:heap table|btree index) "(?P<name>.*)"(?P<place>, block .*)?:$')
+_READING = re.compile(r'^pg_amcheck: checking (?:heap table|btree index) "(?P<name>.*)"$', re.DOTALL)
+_CORRUPT = re.compile(r'^(?:heap table|btree index) "(?P<name>.*)"(?P<place>, block .*)?:$', re.DOTALL)
+_NAMING = (
+    'pg_amcheck: checking heap table "',
+    'pg_amcheck: checking btree index "',
+    'heap table "',
+    'btree index "',
+)
 _WORDS = re.compile(r"^ {4}(?P<words>.*)$")
 _CORRUPTION = 2  # pg_amcheck's exit code
 _ASKED = 50  # so many relations are asked about again
@@ -95,9 +101,14 @@ class _Reader:
         self.checked: set[str] = set()
         self.damages: dict[str, str] = {}
         self._relation = ""
+        self._begun = ""
 
     def take(self, line: str) -> None:
-        """Take the next line of either stream."""
+        """Take the next line of either stream; a name may have several."""
+        line, self._begun = self._begun + line, ""
+        if line.startswith(_NAMING) and not (_READING.match(line) or _CORRUPT.match(line)):
+            self._begun = line + "\n"
+            return
         if match := _READING.match(line):
             self.checked.add(match["name"].removeprefix(self.prefix))
             self.on_progress(len(self.checked))
@@ -155,8 +166,10 @@ def check_database(  # noqa: PLR0913 - one call, its bounds and who listens
             access.database(database), application_name, statement_timeout=deadline
         ) as connection:
             install(connection)
+            _end_prepared(connection)
             relations = read_relations(connection)
-            outcome = _run(access, database, deadline, jobs, on_progress)
+            encoding = "SQL_ASCII" if postgres.is_unencoded(connection) else "UTF8"
+            outcome = _run(access, database, encoding, deadline, jobs, on_progress)
             return judge(database, relations, _ask_again(connection, relations, outcome))
     except PgvigilError as error:
         name = f"amcheck {database}"
@@ -182,6 +195,12 @@ def install(connection: Connection) -> None:
             connection.execute("ALTER EXTENSION amcheck UPDATE")
 
 
+def _end_prepared(connection: Connection) -> None:
+    """Roll back what was prepared at the source: it holds its locks in the copy, too, and for ever."""
+    for row in connection.execute(query("drill_amcheck", "prepared")).fetchall():
+        connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(row["gid"])))
+
+
 _ENABLE = {"O": "ENABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
 
 
@@ -199,10 +218,11 @@ def _deaf(connection: Connection, event_triggers: Sequence[Sequence[str]]) -> It
 def read_relations(connection: Connection) -> tuple[Relation, ...]:
     """Read which relations of the database have pages to check."""
     rows = connection.execute(query("drill_amcheck", "relations")).fetchall()
+    shown = _as_printed if postgres.is_unencoded(connection) else str
     return tuple(
         Relation(
             oid=row["oid"],
-            name=f"{row['schema_name']}.{row['name']}",
+            name=shown(f"{row['schema_name']}.{row['name']}"),
             checked_as=row["checked_as"],
             kind=row["kind"],
         )
@@ -210,8 +230,18 @@ def read_relations(connection: Connection) -> tuple[Relation, ...]:
     )
 
 
-def _run(
-    access: Access, database: str, deadline: timedelta, jobs: int, on_progress: Callable[[int], None]
+def _as_printed(name: str) -> str:
+    """Read a name that came byte by byte as it is read from pg_amcheck's lines."""
+    return name.encode("latin-1").decode(errors="replace")
+
+
+def _run(  # noqa: PLR0913 - one call, its bounds and who listens
+    access: Access,
+    database: str,
+    encoding: str,
+    deadline: timedelta,
+    jobs: int,
+    on_progress: Callable[[int], None],
 ) -> Outcome:
     words = (
         str(access.programs / "pg_amcheck"),
@@ -226,8 +256,8 @@ def _run(
     reader = _Reader(database, on_progress)
     # These outrank what users set for database or role; the words that are read here are English.
     options = f"-c lc_messages=C -c lock_timeout=0 -c statement_timeout={postgres.milliseconds(deadline)}"
-    environment = {**access.environment, "LC_ALL": "C", "PGOPTIONS": options}
-    command = Command(argv=words, user=access.user, env=environment, deadline=deadline)
+    own = {"LC_ALL": "C", "PGOPTIONS": options, "PGCLIENTENCODING": encoding}
+    command = Command(argv=words, user=access.user, env={**access.environment, **own}, deadline=deadline)
     done = run(command, on_line=reader.take)
     return Outcome(
         exit_code=done.exit_code,

@@ -1,5 +1,5 @@
--- databases: every database of the copy, and whether it lets anybody in
-SELECT datname AS name, datallowconn AS allows FROM pg_database ORDER BY oid
+-- databases: every database of the copy, and whether it lets anybody in; one half dropped (-2) never does again
+SELECT datname AS name, datallowconn AS allows FROM pg_database WHERE datconnlimit <> -2 ORDER BY oid
 
 -- installed: the amcheck that is here, whether a newer one could be, and the event triggers that would hear of it
 SELECT e.extversion AS version, n.nspname AS schema_name,
@@ -9,6 +9,9 @@ SELECT e.extversion AS version, n.nspname AS schema_name,
   FROM (SELECT) AS always
   LEFT JOIN pg_extension AS e ON e.extname = 'amcheck'
   LEFT JOIN pg_namespace AS n ON n.oid = e.extnamespace
+
+-- prepared: transactions of this database that were prepared and neither committed nor rolled back
+SELECT gid FROM pg_prepared_xacts WHERE database = current_database()
 
 -- relations: what has pages of its own, and which of pg_amcheck's two kinds it is, if any
 SELECT c.oid::bigint AS oid, n.nspname AS schema_name, c.relname AS name,

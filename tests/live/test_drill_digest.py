@@ -3,17 +3,21 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 
 import psycopg
 import pytest
 
 from pgvigil import postgres
+from pgvigil.drill import amcheck, catalogue
+from pgvigil.drill.amcheck import Access
 from pgvigil.drill.content import SourceContent, hash_copy, hash_source
 from pgvigil.drill.digest import Limits, Piece, Progress, collect, cut, hash_piece, hash_tables, pin
 from pgvigil.drill.facts import Digest
 from pgvigil.drill.mark import Marked, mark
 from pgvigil.drill.tables import Inventory, list_tables
 from pgvigil.policies.drill import DrillPolicy
+from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox
 from tests.fixtures.drill_source import RUN, admin, make_database, nothing
 
@@ -215,6 +219,28 @@ def test_every_type_of_the_server_can_be_hashed(database: str, owner: psycopg.Co
     owner.execute("DROP TABLE every")
 
     assert (2, True) == (rows, len(types) > 150)
+
+
+def test_a_database_without_an_encoding_is_read_byte_by_byte(sandbox: Sandbox) -> None:
+    """Names and values that are no text anywhere: each has its own hash, and the catalogue can be read."""
+    dsn = sandbox.admin_dsn(sandbox.primary_port, "bytes")
+    with admin(sandbox) as session:
+        session.execute("CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    with postgres.connect(dsn, RUN) as session:
+        session.execute('CREATE TABLE public."one \xff" AS SELECT 1 AS n')
+        session.execute("CREATE TABLE \"two \xfe\xfd\" (n) AS VALUES ('\xff')")
+        first = digests(dsn, "one \xff", "two \xfe\xfd")
+        session.execute("UPDATE \"two \xfe\xfd\" SET n = '\xfe'")
+        changed = digests(dsn, "two \xfe\xfd")
+        described = catalogue.read(session, "database")
+    place = f"host={sandbox.sockets} port={sandbox.primary_port} user=postgres"
+    access = Access(dsn=place, programs=sandbox.postgres_bin, user=sandbox.server_user)
+    sound = amcheck.check_database(access, RUN, "bytes", timedelta(seconds=60))
+
+    assert [1, 1] == [first["one \xff"].rows, first["two \xfe\xfd"].rows]
+    assert first["two \xfe\xfd"].hash != changed["two \xfe\xfd"].hash
+    assert described.items
+    assert Verdict.VERIFIED is sound.checks[0].verdict, sound
 
 
 @pytest.mark.parametrize(

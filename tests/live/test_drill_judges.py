@@ -423,6 +423,19 @@ def test_settings_of_the_database_do_not_hinder_amcheck(copy: Copy) -> None:
     assert decisive(judgement) is Verdict.VERIFIED
 
 
+def test_a_prepared_transaction_does_not_hinder_amcheck(healthy_copy: Copy) -> None:
+    """It came with the WAL and nobody would ever end it: it is rolled back in the copy."""
+    with connect(healthy_copy.access.database(DATABASE), NAME) as session:
+        session.execute("BEGIN")
+        session.execute("UPDATE shop.items SET name = name WHERE id = 1")
+        session.execute("PREPARE TRANSACTION 'it''s forgotten'")
+
+    judgement = amcheck.check_database(healthy_copy.access, NAME, DATABASE, BOUND)
+
+    assert decisive(judgement) is Verdict.VERIFIED
+    assert judgement.findings == ()
+
+
 def test_a_database_without_amcheck_is_inconclusive_by_name(copy: Copy) -> None:
     """Where the extension cannot be installed nothing is known, and the other databases are checked."""
     copy.sql(f"CREATE SCHEMA {amcheck.SCHEMA}")
