@@ -13,6 +13,7 @@ import shutil
 import socket
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from pgvigil.reportstore import ReportStore
+
 ReportType = TypeVar("ReportType", bound=Report)
 
 _SMALL = 2**20
@@ -61,6 +64,11 @@ class Run:
     def id(self) -> UUID:
         """The run's own id."""
         return self.identity.run_id
+
+    @cached_property
+    def store(self) -> ReportStore:
+        """Where its evidence is kept; raises ConfigError."""
+        return open_report_store(self.fleet.audit.reports, self.fleet.s3)
 
     @property
     def name(self) -> str:
@@ -207,7 +215,7 @@ def _is_kept(file: Path) -> bool:
 
 def _store(run: Run, report: ReportType, documents: Mapping[str, bytes]) -> ReportType:
     try:
-        uris = open_report_store(run.fleet.audit.reports, run.fleet.s3).save(report, documents)
+        uris = run.store.save(report, documents)
     except PgvigilError as error:
         return _with_findings(report, finding_of(error, run.identity.subject, Severity.WARNING))
     return report.model_copy(update={"evidence": uris})
@@ -222,7 +230,7 @@ def _anchor(run: Run, report: ReportType, link: Link) -> ReportType:
     if not report.evidence:
         return report
     try:
-        open_report_store(run.fleet.audit.reports, run.fleet.s3).anchor(link.seq, link.hash)
+        run.store.anchor(link.seq, link.hash)
     except PgvigilError as error:
         return _with_findings(report, finding_of(error, run.identity.subject, Severity.WARNING))
     return report

@@ -40,6 +40,7 @@ OLDEST_MAJOR = 15
 NEWEST_MAJOR = 18
 LAST_GRACE = timedelta(seconds=30)  # for the orderly end of a copy, whose run may have died
 _POLL = 0.1
+_SHORT_POLL = 0.01  # for what is part of the measured time
 _HOMES = ("/usr/lib/postgresql/{major}/bin", "/usr/pgsql-{major}/bin")  # Debian, PGDG on Red Hat
 _AUTO_CONF = "postgresql.auto.conf"
 
@@ -381,15 +382,16 @@ def connect(
 
 
 def promote(copy: Copy, deadline: timedelta) -> float:
-    """Promote the copy and return the seconds until it takes writes; does nothing to a promoted one."""
+    """Let a copy that is paused at its target take writes, and return the seconds; a promoted one does."""
     begun = time.monotonic()
-    with connect(copy, "postgres", "pgvigil drill promote", deadline + timedelta(seconds=5)) as connection:
-        wait = {"seconds": max(1, int(deadline.total_seconds()))}
-        row = connection.execute(query("drill_copy", "promote"), wait).fetchone()
-    if not row or not row["promoted"]:
-        raise DeadlineExceeded(
-            f"the copy was not promoted within {deadline.total_seconds():g} s", hint="see its log"
-        )
+    with connect(copy, "postgres", "pgvigil drill promote") as connection:
+        connection.execute(query("drill_copy", "promote"))
+        while (connection.execute(query("drill_copy", "in_recovery")).fetchone() or {})["in_recovery"]:
+            if time.monotonic() - begun > deadline.total_seconds():
+                raise DeadlineExceeded(
+                    f"the copy was not promoted within {deadline.total_seconds():g} s", hint="see its log"
+                )
+            time.sleep(_SHORT_POLL)
     return time.monotonic() - begun
 
 

@@ -7,8 +7,12 @@ SELECT pg_is_in_recovery() AS in_recovery,
        pg_last_wal_replay_lsn()::text AS lsn,
        pg_last_xact_replay_timestamp() AS committed_at
 
--- promote: end recovery where it is, and wait so long until writes are taken
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_promote(true, %(seconds)s) ELSE true END AS promoted
+-- promote: end recovery where it is paused. At its target the server takes this for a promotion, at once;
+-- pg_promote it would hear only when it next looks whether the pause is over, within a second
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume() END
+
+-- in_recovery: whether it still replays
+SELECT pg_is_in_recovery() AS in_recovery
 
 -- first_query: what any client reads first
 SELECT count(*) FROM pg_class
