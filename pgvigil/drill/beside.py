@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.tables import Doubt
     from pgvigil.postgres import Connection, sql
 
+SESSIONS = 2  # that a neighbour has open
 _GLANCE = timedelta(milliseconds=10)  # for one lock: at rest it is free
 _SHARE_OF_FENCE = 4  # all locks of a database may take this part, 1/n, of the bound: its machine may be busy
 

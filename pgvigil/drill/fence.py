@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
-from pgvigil.drill.beside import Fence, Neighbour, bounded
+from pgvigil.drill.beside import SESSIONS, Fence, Neighbour, bounded
 from pgvigil.drill.point import Point, Source, ask, exporter, set_timeout
 from pgvigil.drill.tables import Doubt, Inventory, list_tables
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
@@ -143,9 +143,9 @@ def from_fence(source: Source, beside: Sequence[Source] = ()) -> Iterator[Point]
 
 
 def _invite(siege: _Siege, beside: Sequence[Source], stack: ExitStack) -> Iterator[Neighbour]:
-    """Open the databases that may share the fence, as far as there is room for their locks."""
+    """Open the databases that may share the fence, as far as there is room for their locks and sessions."""
     room = siege.room - len(siege.order)
-    for source in beside:
+    for source in beside[: siege.source.allowance // SESSIONS]:
         snapshot, locker = stack.enter_context(bounded(source))
         own = _prepare(source, snapshot)
         if 0 < len(own.order) <= room:

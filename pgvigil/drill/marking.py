@@ -14,6 +14,7 @@ from pgvigil.drill.source import MarkedDatabase, mark_databases
 from pgvigil.drill.state import OWED, Drill, Marked, Plan
 from pgvigil.drill.witness import beat, end_segment, fix_target
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
+from pgvigil.reports import Finding, Severity
 from pgvigil.runs import finding_of
 from pgvigil.sql import query
 from pgvigil.wal.heartbeat import Beat, Look, await_arrival, is_hopeless
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pgvigil.drill.facts import Heartbeat, Mark
+    from pgvigil.drill.source import Cluster
 
     Hear = Callable[[Any], None]
+
+_TOGETHER = 16  # databases that are read before a mark which they may share
 
 
 def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
@@ -36,6 +40,7 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
     if not plan.choice.proves_equality:
         return _past(drill, plan, listing)
     run = drill.run
+    _tell_unreadable(drill, plan.cluster)
     with run.step("mark source", {"databases": list(plan.cluster.databases)}) as noted:
         with postgres.connect(drill.settings.dsn, run.name) as session:
             before = catalogue.read(session, "cluster")
@@ -43,7 +48,7 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
             left = plan.cluster.databases
             while left:
                 present = beat(session, f"pgvigil {run.id} present")
-                newest = _mark(drill, plan, left, on_progress)
+                newest = _mark(drill, plan, left[-_TOGETHER:], on_progress)
                 marked += newest
                 left = _without(left[:-1], newest)
             target = fix_target(session, plan.choice.target_kind, _last(newest), present, f"pgvigil {run.id}")
@@ -55,6 +60,20 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
     run.facts["target"] = target
     arrival = _await(drill, plan, segment, target.absent or target.present or present)
     return Marked(target, tuple(marked), (before, after), listing, datetime.now(UTC), arrival)
+
+
+def _tell_unreadable(drill: Drill, cluster: Cluster) -> None:
+    """Tell of databases whose rows nobody can compare, because nobody can enter them."""
+    for name in cluster.closed:
+        why = f"database '{name}' lets nobody in, so what it holds cannot be compared"
+        hint = "ALTER DATABASE … ALLOW_CONNECTIONS true for the time of the drill, or drop it"
+        drill.run.checks.append(unknown(f"rows {name}", OWED["rows"], why))
+        drill.run.findings.append(
+            Finding(code="database-closed", severity=Severity.WARNING, message=why, hint=hint, subject=name)
+        )
+    for name in cluster.half_dropped:
+        why = f"a DROP DATABASE of '{name}' was broken off: nothing of it can be used; drop it again"
+        drill.run.checks.append(unknown(f"rows {name}", OWED["rows"], why, required=False))
 
 
 def _mark(drill: Drill, plan: Plan, names: tuple[str, ...], on_progress: Hear) -> tuple[MarkedDatabase, ...]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pgvigil.drill.tables import Doubt, Inventory
     from pgvigil.postgres import Connection
 
+_SHARE_OF_SESSIONS = 4  # a mark takes at most this part, 1/n, of the server's spare connections
+
 
 class Source(Frozen):
     """The database to be marked, or `only` these of its tables, and what its server says of itself."""
@@ -37,7 +39,13 @@ class Source(Frozen):
     wal_level: str
     may_replicate: bool
     deadlock_timeout: timedelta
+    spare: int
     only: frozenset[int] | None = None
+
+    @property
+    def allowance(self) -> int:
+        """How many sessions a mark may open for neighbours: users need the others."""
+        return max(self.spare, 0) // _SHARE_OF_SESSIONS
 
     def connect(self) -> AbstractContextManager[Connection]:
         """Open a session in the database."""

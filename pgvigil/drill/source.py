@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,23 @@ if TYPE_CHECKING:
     from pgvigil.policies.drill import DrillPolicy
     from pgvigil.postgres import Connection
 
+_READERS = 3  # catalogues that are read at the same time, each in a session of its own
+
 
 class Cluster(Frozen):
-    """The source cluster; paths are those of its own host."""
+    """The source cluster; paths are those of its own host.
+
+    `closed` databases let nobody in, so nobody knows what they hold; `half_dropped` ones wait for another
+    DROP DATABASE, and hold nothing any more.
+    """
 
     version: str
     superuser: str
     data_directory: Path | None
     tablespaces: tuple[Path, ...]
     databases: tuple[str, ...]
+    closed: tuple[str, ...] = ()
+    half_dropped: tuple[str, ...] = ()
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -84,8 +93,10 @@ def mark_databases(  # noqa: PLR0913 - which databases, how, and who hears of it
     """
     where = {name: postgres.in_database(dsn, name) for name in names}
     *others, main = names
-    before = {main: _read(where[main], run_name)}
-    before |= {name: read for name in others if (read := _try_read(where[name], run_name))}
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda name: _try_read(where[name], run_name), others)
+        before = {main: _read(where[main], run_name)}
+        before |= {name: read for name, read in zip(others, found, strict=True) if read}
     contents = hash_database(
         where[main],
         policy,
@@ -94,11 +105,13 @@ def mark_databases(  # noqa: PLR0913 - which databases, how, and who hears of it
         seed=seed,
         on_progress=on_progress,
     )
-    readings: dict[str, Readings] = {}
-    for name in {each.mark.database for each in contents}:
-        first = before[name]
-        after = _read(where[name], run_name, since=first[0])
-        readings[name] = Readings((first[0], after[0]), (first[1], after[1]))
+    marked = sorted({each.mark.database for each in contents})
+    with ThreadPoolExecutor(_READERS) as pool:
+        after = pool.map(lambda name: _read(where[name], run_name, since=before[name][0]), marked)
+        readings = {
+            name: Readings((before[name][0], shape), (before[name][1], states))
+            for name, (shape, states) in zip(marked, after, strict=True)
+        }
     return tuple(_numbered(contents, readings))
 
 

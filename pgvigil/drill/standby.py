@@ -35,7 +35,7 @@ def from_standby(primary: Source, beside: Sequence[Source] = ()) -> Iterator[Poi
     """
     source = _find(primary)
     with ExitStack() as stack, source.connect() as pauser, source.connect() as watch:
-        everywhere = [source, *map(_find, beside)]
+        everywhere = [source, *map(_find, beside[: source.allowance])]
         sessions = [(each, stack.enter_context(exporter(each))) for each in everywhere]
         _require_replaying(watch, source)
         with _paused(pauser, watch, source):

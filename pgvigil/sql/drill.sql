@@ -5,8 +5,11 @@ SELECT version() AS version,
        current_setting('data_directory') AS data_directory,
        ARRAY(SELECT pg_tablespace_location(oid) FROM pg_tablespace
               WHERE pg_tablespace_location(oid) <> '' ORDER BY oid) AS tablespaces,
-       ARRAY(SELECT datname FROM pg_database WHERE datallowconn
-              ORDER BY pg_database_size(oid), datname) AS databases
+       ARRAY(SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2
+              ORDER BY pg_database_size(oid), datname) AS databases,
+       ARRAY(SELECT datname FROM pg_database
+              WHERE NOT datallowconn AND datconnlimit <> -2 AND datname <> 'template0' ORDER BY datname) AS closed,
+       ARRAY(SELECT datname FROM pg_database WHERE datconnlimit = -2 ORDER BY datname) AS half_dropped
 
 -- beat: a transaction that is looked for in the copy by its id; the message makes it write WAL
 SELECT pg_current_xact_id()::text AS xid,

@@ -1,5 +1,6 @@
 -- pin: all that could render or filter the same row differently on another server or for another role
-SELECT set_config('client_encoding', current_setting('server_encoding'), false),
+SELECT set_config('client_encoding', CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'LATIN1'
+                                          ELSE current_setting('server_encoding') END, false),
        set_config('datestyle', 'ISO, YMD', false),
        set_config('intervalstyle', 'postgres', false),
        set_config('extra_float_digits', '3', false),
@@ -69,8 +70,11 @@ SELECT md5(concat(
              WHERE class.relkind = 'c')
        )) AS types
 
--- server: what decides which marks can be had here
-SELECT pg_is_in_recovery() AS in_recovery,
+-- server: what decides which marks can be had here; spare are the connections that nobody has
+SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - coalesce(current_setting('reserved_connections', true)::int, 0)
+           - (SELECT sum(numbackends) FROM pg_stat_database)::int AS spare,
+       pg_is_in_recovery() AS in_recovery,
        current_database() AS database,
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database_oid,
        current_user AS role,

@@ -101,6 +101,28 @@ def test_what_is_not_the_sources_refutes_the_drill_by_its_name(exercise: Exercis
     assert {Verdict.REFUTED} == {proof.verdict for proof in report.proofs}
 
 
+@pytest.fixture
+def shut(exercise: Exercise) -> Iterator[None]:
+    """A database that lets nobody in, and one whose DROP DATABASE was broken off."""
+    exercise.sql("CREATE DATABASE shut ALLOW_CONNECTIONS false")
+    exercise.sql("CREATE DATABASE ruin")
+    exercise.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'ruin'")
+    yield
+    exercise.sql("UPDATE pg_database SET datconnlimit = -1 WHERE datname = 'ruin'")
+    exercise.sql("DROP DATABASE ruin")
+    exercise.sql("DROP DATABASE shut")
+
+
+@pytest.mark.usefixtures("shut")
+def test_a_database_that_nobody_can_enter_is_not_called_equal(exercise: Exercise) -> None:
+    """What it holds is not known, so the drill is no proof; of one half dropped there is nothing to prove."""
+    report = exercise.drill(recovery_target="name")
+
+    assert (Verdict.INCONCLUSIVE, ["rows shut"]) == (report.verdict, unproven(report))
+    assert ["database-closed"] == [finding.code for finding in faults(report)]
+    assert "broken off" in next(check.detail for check in report.checks if check.id == "rows ruin")
+
+
 @pytest.mark.long
 def test_a_table_reordered_at_the_source_is_no_mismatch(exercise: Exercise) -> None:
     """Rows are compared, not where they lie: rewritten before the mark and after it, all is equal."""
