@@ -346,10 +346,18 @@ def wait_ready(server: Server, deadline: timedelta) -> float:
     return time.monotonic() - begun
 
 
+# What users may have set for the role or the database; the isolation is refused by a server in recovery.
+_OUTRANKING = {
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
+    "session_replication_role": "replica",
+    "default_transaction_isolation": r"read\ committed",
+    "role": "none",
+}
+
+
 def dsn(copy: Copy, database: str = "postgres") -> str:
-    """Return how to enter the copy as superuser: its socket, and no library, trigger or role setting."""
-    isolated = ("session_preload_libraries", "local_preload_libraries")
-    options = "".join(f"-c {name}= " for name in isolated) + "-c session_replication_role=replica"
+    """Return how to enter the copy as superuser: its socket, and nothing that role or database are set to."""
     return postgres.conninfo(
         host=str(copy.place.sockets),
         hostaddr="",
@@ -357,7 +365,7 @@ def dsn(copy: Copy, database: str = "postgres") -> str:
         user=copy.superuser,
         dbname=database,
         sslmode="disable",
-        options=options,
+        options=" ".join(f"-c {name}={value}" for name, value in _OUTRANKING.items()),
     )
 
 
