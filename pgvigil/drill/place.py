@@ -32,7 +32,7 @@ class Place(Frozen):
 
     @property
     def tablespaces(self) -> Path:
-        """Where every tablespace of the source is put, under its name."""
+        """Where every tablespace of the source is put, under its OID."""
         return self.directory / "tablespaces"
 
     @property

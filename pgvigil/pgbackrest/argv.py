@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Version = tuple[int, int]
 
@@ -115,12 +115,16 @@ class Destination(Frozen):
         return {"PGBACKREST_SPOOL_PATH": str(self.tools / "spool")}
 
 
-def restore(target: Target, repo: int, label: str, destination: Destination) -> list[str]:
+def restore(
+    target: Target, repo: int, label: str, destination: Destination, tablespaces: Sequence[int] = ()
+) -> list[str]:
     """Restore one set into directories of our own, recovering to the end of WAL, and never archiving.
 
     What the configuration may say for the production server is undone: another host, a delta into what
-    is there, links and tablespaces to their old places, databases left out, recovery settings.
+    is there, links and tablespaces to their old places, databases left out, recovery settings. The set's
+    `tablespaces` are placed by OID: pgBackRest takes the name of one, such as `../..`, for a path.
     """
+    places = [f"--tablespace-map={oid}={destination.tablespaces / str(oid)}" for oid in tablespaces]
     return _command(
         target,
         "restore",
@@ -131,13 +135,14 @@ def restore(target: Target, repo: int, label: str, destination: Destination) -> 
         "--no-delta",
         "--no-link-all",
         f"--tablespace-map-all={destination.tablespaces}",
+        *(places or ["--reset-tablespace-map"]),
         *(f"--reset-{name}" for name in _PRODUCTION_ONLY),
         *_elsewhere(destination),
         console="detail",
     )
 
 
-_PRODUCTION_ONLY = ("tablespace-map", "link-map", "db-include", "db-exclude", "recovery-option")
+_PRODUCTION_ONLY = ("link-map", "db-include", "db-exclude", "recovery-option")
 
 
 def archive_get(target: Target, repo: int, destination: Destination) -> list[str]:

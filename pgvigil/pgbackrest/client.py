@@ -15,6 +15,7 @@ from pgvigil.pgbackrest.info import (
     read_info,
     read_listing,
     read_page_errors,
+    read_tablespaces,
 )
 from pgvigil.processes import Command, Completed, run
 
@@ -66,6 +67,11 @@ class PgBackRest:
         completed = self._run(f"read backup {label}", argv.info(self.target, label, repo))
         return read_page_errors(completed.stdout, self.target.stanza, label)
 
+    def tablespaces(self, label: str, repo: int) -> tuple[int, ...]:
+        """Return the OIDs of the tablespaces that a backup has."""
+        completed = self._run(f"read backup {label}", argv.info(self.target, label, repo))
+        return read_tablespaces(completed.stdout, self.target.stanza, label)
+
     def ls(
         self, repo: int, path: str, *, recurse: bool = False, match: str = ""
     ) -> dict[str, RepositoryFile]:
@@ -115,7 +121,8 @@ class PgBackRest:
         transcript: Path,
     ) -> Completed:
         """Restore one set into empty directories; raises the typed failure, which leaves a partial copy."""
-        command = argv.restore(self.target, repo, label, destination)
+        tablespaces = self.tablespaces(label, repo)
+        command = argv.restore(self.target, repo, label, destination, tablespaces)
         return self._run(f"restore {label}", command, on_line=on_line, transcript=transcript)
 
     def is_stopped(self, repo: int) -> bool:

@@ -67,17 +67,22 @@ class _Named(_Foreign):
     name: str
 
 
-class _PageErrors(_Foreign):
+class _Tablespace(_Foreign):
+    oid: int
+
+
+class _Detail(_Foreign):
     label: str
     error_list: tuple[str | _Named, ...] = Field(default=(), alias="error-list")
+    tablespace: tuple[_Tablespace, ...] | None = None
 
 
-class _StanzaPageErrors(_Foreign):
+class _StanzaDetail(_Foreign):
     name: str
-    backup: tuple[_PageErrors, ...] = ()
+    backup: tuple[_Detail, ...] = ()
 
 
-_PAGE_ERRORS = TypeAdapter(tuple[_StanzaPageErrors, ...])
+_DETAILS = TypeAdapter(tuple[_StanzaDetail, ...])
 
 
 class Backup(_Foreign):
@@ -193,18 +198,30 @@ def read_info(text: bytes, stanza: str) -> StanzaInfo:
 
 def read_page_errors(text: bytes, stanza: str, label: str) -> tuple[str, ...]:
     """Return the source files with page checksum errors from `info --set`: names, or objects with one."""
-    try:
-        entries = _PAGE_ERRORS.validate_python(_load(text, list))
-    except ValidationError as error:
-        raise _unreadable("info --set", error) from error
     return tuple(
         item if isinstance(item, str) else item.name
+        for backup in _details(text, stanza, label)
+        for item in backup.error_list
+    )
+
+
+def read_tablespaces(text: bytes, stanza: str, label: str) -> tuple[int, ...]:
+    """Return the OIDs of a backup's tablespaces from `info --set`."""
+    return tuple(each.oid for backup in _details(text, stanza, label) for each in backup.tablespace or ())
+
+
+def _details(text: bytes, stanza: str, label: str) -> list[_Detail]:
+    try:
+        entries = _DETAILS.validate_python(_load(text, list))
+    except ValidationError as error:
+        raise _unreadable("info --set", error) from error
+    return [
+        backup
         for entry in entries
         if entry.name == stanza
         for backup in entry.backup
         if backup.label == label
-        for item in backup.error_list
-    )
+    ]
 
 
 class RepositoryFile(_Foreign):

@@ -172,6 +172,7 @@ def test_a_strays_history_alone_leads_recovery_astray(drill: Drill) -> None:
     fork(drill, "one")
 
     went_on = recovered(drill, drill.stop("four"), copy)
+    scratch.remove(copy.place)
     from_backup = recovered(drill, drill.stop("four"))
 
     assert reached.reached, reached
@@ -258,7 +259,7 @@ def test_what_the_configuration_says_of_production_is_undone(drill: Drill) -> No
         "[global:restore]",
         "delta=y",
         "link-all=y",
-        f"tablespace-map=elsewhere={elsewhere}",
+        f"tablespace-map=../../elsewhere={elsewhere}",
         "db-include=shop",
         "recovery-option=recovery_target_xid=123",
     ]
@@ -269,7 +270,8 @@ def test_what_the_configuration_says_of_production_is_undone(drill: Drill) -> No
         assert recovery.reached, recovery.message
         assert drill.beats(copy) == ["one"]
     assert [] == [*drill.vault.sandbox.directory.glob("production*")]
-    assert (copy.place.tablespaces / "elsewhere").is_dir()
+    (place,) = drill.marked.vault.sql("SELECT oid::text FROM pg_tablespace WHERE spcname LIKE '../%'")
+    assert [copy.place.tablespaces / place["oid"]] == list(copy.place.tablespaces.iterdir())
 
 
 def test_a_pgbackrest_on_another_host_is_refused_before_it_restores_there(drill: Drill) -> None:

@@ -25,7 +25,16 @@ def test_a_restore_never_touches_what_is_there_and_never_archives() -> None:
     assert {"--no-delta", "--no-link-all", "--archive-mode=off", "--tablespace-map-all=/s/ts"} <= set(words)
     assert {"--repo=2", "--set=L", "--type=default", "--pg1-path=/s/data", "--reset-pg1-host"} <= set(words)
     assert {"--lock-path=/s/tools/lock", "--log-path=/s/tools/log"} <= set(words)
+    assert "--reset-tablespace-map" in words
     assert not {"--delta", "--force"} & set(words)
+
+
+def test_tablespaces_are_placed_by_oid() -> None:
+    """A name may be a path that leads anywhere, and what production says of places does not count."""
+    words = argv.restore(TARGET, 2, "L", DESTINATION, (16384, 16999))
+
+    assert {"--tablespace-map=16384=/s/ts/16384", "--tablespace-map=16999=/s/ts/16999"} <= set(words)
+    assert "--reset-tablespace-map" not in words  # pgBackRest refuses it beside the others, which replace all
 
 
 @pytest.mark.parametrize(
