@@ -135,7 +135,7 @@ def _share(report: DrillReport) -> tuple[str, str]:
     blocks = sum(found.blocks for found in tables)
     proven = sum(found.blocks_read for found in tables if found.verdict is Verdict.VERIFIED)
     share = proven / blocks if blocks else equal / len(tables)
-    return share_text(share), f"of the data; {equal} of {count_text(len(tables), 'table')} compared"
+    return share_text(share), f"of the data; {equal} of {count_text(len(tables), 'table')} equal"
 
 
 def _count(checks: Sequence[Check]) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from pgvigil.drill.state import OWED, Drill, Halt, Marked, Plan
 from pgvigil.drill.witness import is_committed
 from pgvigil.errors import PgBackRestFailed
 from pgvigil.reports import Check, Finding, Severity
+from pgvigil.sql import query
 from pgvigil.wal.names import parse_lsn, segment_name
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.place import Place
     from pgvigil.drill.recovery import Recovery
     from pgvigil.drill.source import MarkedDatabase, Readings
+    from pgvigil.postgres import Connection
 
     Hear = Callable[[Any], None]
 
@@ -175,11 +177,18 @@ def hear_witnesses(drill: Drill, plan: Plan, marked: Marked, copy: Copy, recover
         target = marked.target
         is_present = is_committed(session, target.present) if target.present else None
         is_absent = not is_committed(session, target.absent) if target.absent else None
+        _note_version(drill, session)
     _note_reached(drill, plan, recovery, is_present, is_absent)
     if target.present:
         drill.run.checks.append(_witnesses(is_present=is_present, is_absent=is_absent))
     drill.run.checks.append(_identity(drill, plan, recovery))
     _note_rpo(drill, marked, recovery)
+
+
+def _note_version(drill: Drill, session: Connection) -> None:
+    row = session.execute(query("drill_copy", "version")).fetchone() or {}
+    facts = drill.run.facts
+    facts["versions"] = facts["versions"].model_copy(update={"copied": row["version"]})
 
 
 def _witnesses(*, is_present: bool | None, is_absent: bool | None) -> Check:

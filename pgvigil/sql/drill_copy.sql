@@ -1,6 +1,9 @@
 -- data_directory: where the server that answers lives
 SELECT current_setting('data_directory') AS data_directory
 
+-- version: which PostgreSQL runs the copy
+SELECT version() AS version
+
 -- replay: how far recovery is; the pause state exists only while it goes on
 SELECT pg_is_in_recovery() AS in_recovery,
        CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE '' END AS pause,

@@ -39,6 +39,7 @@ def test_every_kind_of_target_is_reached_and_proven_equal(exercise: Exercise, ki
     assert {"restore repo1", f"restore repo1 {kind}"} == {proof.name for proof in report.proofs}
     assert ["postgres", "shop", "template1"] == sorted(each.database for each in report.databases)
     assert {1.0} == {each.share for each in report.databases}
+    assert report.versions.source == report.versions.copied != ""
     assert ["first query", "replay", "restore", "start"] == sorted(
         {p.name for p in report.phases} & {"restore", "replay", "start", "first query"}
     )
