@@ -128,22 +128,11 @@ def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: t
         "search_path": "pg_catalog",
         "client_encoding": "UTF8",  # a database of bytes (SQL_ASCII) would give its names as such
         "timezone": "UTC",
-        "client_encoding": _encoding(connection),
         # A role may have others as its own, which the driver cannot read.
         "datestyle": "ISO, MDY",
         "intervalstyle": "postgres",
     }
     _set(connection, settings, is_local=False)
-
-
-def _encoding(connection: Connection) -> str:
-    """Choose what names travel in: LATIN1 brings the bytes of a database without encoding as they are."""
-    return "LATIN1" if is_unencoded(connection) else "UTF8"
-
-
-def is_unencoded(connection: Connection) -> bool:
-    """Tell a database whose text is bytes of no known encoding."""
-    return connection.info.parameter_status("server_encoding") == "SQL_ASCII"
 
 
 def _set(connection: Connection, settings: Mapping[str, str], *, is_local: bool) -> None:
@@ -165,6 +154,17 @@ def in_database(dsn: str, database: str) -> str:
         return psycopg.conninfo.make_conninfo(dsn, dbname=database)
     except psycopg.Error:
         return dsn  # unreadable: opening it tells why
+
+
+def is_unencoded(connection: Connection) -> bool:
+    """Tell a database whose text is bytes of no known encoding."""
+    return connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+
+
+def read_bytes(connection: Connection) -> None:
+    """Let the text of a database of bytes come as LATIN1, which takes any and gives them back."""
+    if is_unencoded(connection):
+        connection.execute("SELECT pg_catalog.set_config('client_encoding', 'LATIN1', false)")
 
 
 def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:

@@ -165,6 +165,7 @@ def check_database(  # noqa: PLR0913 - one call, its bounds and who listens
         with postgres.connect(
             access.database(database), application_name, statement_timeout=deadline
         ) as connection:
+            postgres.read_bytes(connection)
             install(connection)
             _end_prepared(connection)
             relations = read_relations(connection)

@@ -386,6 +386,7 @@ def connect(
                 f"the session leads to '{row.get('data_directory')}', expected '{copy.place.data}'",
                 hint="unset PGHOSTADDR and PGSERVICE",
             )
+        postgres.read_bytes(connection)
         yield connection
 
 

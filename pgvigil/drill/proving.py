@@ -269,6 +269,7 @@ def _compare_rest(drill: Drill, copy: Copy, name: str, readings: Readings) -> No
         copies.connect(copy, name, drill.run.name) as there,
         postgres.connect(postgres.in_database(drill.settings.dsn, name), drill.run.name) as here,
     ):
+        postgres.read_bytes(here)
         until = catalogue.read_window(there).next
         copied = catalogue.read(there, "database", since=readings.catalogue[0].window, until=until)
         drill.take(catalogue.prove(name, (*readings.catalogue, copied), here, there))

@@ -227,10 +227,11 @@ def test_a_database_without_an_encoding_is_read_byte_by_byte(sandbox: Sandbox) -
     with admin(sandbox) as session:
         session.execute("CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
     with postgres.connect(dsn, RUN) as session:
+        postgres.read_bytes(session)
         session.execute('CREATE TABLE public."one \xff" AS SELECT 1 AS n')
-        session.execute("CREATE TABLE \"two \xfe\xfd\" (n) AS VALUES ('\xff')")
+        session.execute("CREATE TABLE public.\"two \xfe\xfd\" (n) AS VALUES ('\xff')")
         first = digests(dsn, "one \xff", "two \xfe\xfd")
-        session.execute("UPDATE \"two \xfe\xfd\" SET n = '\xfe'")
+        session.execute("UPDATE public.\"two \xfe\xfd\" SET n = '\xfe'")
         changed = digests(dsn, "two \xfe\xfd")
         described = catalogue.read(session, "database")
     place = f"host={sandbox.sockets} port={sandbox.primary_port} user=postgres"
