@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from psycopg.pq import TransactionStatus
@@ -124,11 +124,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The objects of one database, or of the cluster, under one snapshot."""
+    """The objects of one database, or of the cluster, under one snapshot; `rows` counts its catalogs'."""
 
     scope: Scope
     window: Window
     items: Mapping[Address, Item]
+    rows: int = 0
 
 
 class Difference(NamedTuple):
@@ -194,7 +195,19 @@ def read(
         rows = connection.execute(statement).fetchall()
         temporary = {_address(row) for row in connection.execute(query("drill_catalogue", "temporary"))}
     items = {_address(row): Item(int(row["digest"]), row["touched"]) for row in rows}
-    return Catalogue(scope, window, {a: item for a, item in items.items() if a not in temporary})
+    kept = {address: item for address, item in items.items() if address not in temporary}
+    return Catalogue(scope, window, kept, sum(row["rows"] for row in rows))
+
+
+def reread(connection: Connection, earlier: Catalogue) -> Catalogue:
+    """Read again what was read earlier; where no row came, went or was written since, that still stands."""
+    with _snapshot(connection):
+        window = read_window(connection)
+        touched = _within(earlier.window, window.next)
+        counted = connection.execute(_count(_catalogs(connection), earlier.scope, touched)).fetchone()
+        if counted == {"rows": earlier.rows, "touched": False}:
+            return replace(earlier, window=window)
+        return read(connection, earlier.scope, since=earlier.window)
 
 
 def read_window(connection: Connection) -> Window:
@@ -379,9 +392,23 @@ def _digests(catalogs: Mapping[str, _Catalog], scope: Scope, touched: sql.Compos
         _digest_part(each, catalogs, scope, touched) for each in catalogs.values() if _is_of(each, scope)
     ]
     return sql.SQL(
-        "SELECT classid, objid, sum(hash) AS digest, bool_or(touched) AS touched FROM ({}) AS rows"
-        " GROUP BY classid, objid"
+        "SELECT classid, objid, sum(hash) AS digest, bool_or(touched) AS touched, count(*) AS rows"
+        " FROM ({}) AS rows GROUP BY classid, objid"
     ).format(sql.SQL(" UNION ALL ").join(parts))
+
+
+def _count(catalogs: Mapping[str, _Catalog], scope: Scope, touched: sql.Composable) -> sql.Composed:
+    """Compose the statement that counts the same rows without reading them, and tells whether one is new."""
+    parts = [
+        sql.SQL("SELECT count(*) AS rows, bool_or({}) AS touched FROM {} WHERE {}").format(
+            touched if each.readable else sql.SQL("false"), _relation(each), _condition(each, scope)
+        )
+        for each in catalogs.values()
+        if _is_of(each, scope)
+    ]
+    return sql.SQL("SELECT sum(rows)::bigint AS rows, bool_or(touched) AS touched FROM ({}) AS parts").format(
+        sql.SQL(" UNION ALL ").join(parts)
+    )
 
 
 def _digest_part(

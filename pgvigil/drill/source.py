@@ -133,5 +133,5 @@ def _try_read(dsn: str, run_name: str) -> tuple[Catalogue, States] | None:
 def _read(dsn: str, run_name: str, since: Catalogue | None = None) -> tuple[Catalogue, States]:
     with postgres.connect(dsn, run_name) as session:
         postgres.read_bytes(session)
-        window = since.window if since else None
-        return catalogue.read(session, "database", since=window), sequences.read(session)
+        shape = catalogue.reread(session, since) if since else catalogue.read(session, "database")
+        return shape, sequences.read(session)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -265,6 +266,27 @@ def test_an_object_made_anew_is_told_as_different(at_bench: Bench, operated: Cop
     assert finding.code == "catalogue-differs"
     assert "'none'::text" in finding.message
     assert "'other'::text" in finding.message
+
+
+def test_a_reading_stands_until_a_row_comes_goes_or_changes(at_bench: Bench) -> None:
+    """What one reading is made of is not read again for nothing, and no change is passed over."""
+    with connect(at_bench.sandbox.admin_dsn(at_bench.sandbox.primary_port, DATABASE), NAME) as source:
+        first = catalogue.read(source, "database")
+        stands = catalogue.reread(source, first)
+        readings = [first]
+        for statement in (
+            "CREATE TABLE shop.new ()",
+            "COMMENT ON TABLE shop.new IS 'n'",
+            "DROP TABLE shop.new",
+        ):
+            source.execute(statement.encode())
+            readings.append(catalogue.reread(source, readings[-1]))
+
+    assert stands.items is first.items
+    assert [True] * 3 == [one.items != two.items for one, two in pairwise(readings)]
+    assert {a: item.digest for a, item in first.items.items()} == {
+        a: item.digest for a, item in readings[-1].items.items()
+    }
 
 
 def test_secrets_are_not_told(at_bench: Bench, operated: Copy) -> None:
