@@ -53,6 +53,7 @@ LONGEST = (
     "live/test_restore_drill",
     "acceptance/test_cli",
     "live/test_verify_wal_archive_lines",
+    "acceptance/test_prefect_deaths",
     "acceptance/test_approval",
     "acceptance/test_browser",
     "fault/test_restore_drill_deaths",

@@ -37,7 +37,7 @@ SETTINGS: tuple[type[BaseSettings], ...] = (
 )
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|_URL$|TOKEN|CIPHER|-pass$|s3-key")
 REFERENCE = re.compile(r"_SECRET_(NAME|KEY)$")
-NO_SECRET = {"PREFECT_API_URL", "PREFECT_SERVER_UI_API_URL", "repo1-s3-key-type"}
+NO_SECRET = {"PREFECT_API_URL", "PREFECT_SERVER_UI_API_URL", "PREFECT_UI_URL", "repo1-s3-key-type"}
 SCALARS: dict[str, type | tuple[type, ...]] = {"str": (str, int), "int": int, "bool": bool}
 DEFINITIONS = [*sorted((INFRA / "kubernetes").glob("*.yaml")), *sorted((INFRA / "helm").glob("*.yaml"))]
 POOLS: dict[str, Any] = {
