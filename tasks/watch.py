@@ -173,8 +173,9 @@ def _event(alarm: Alarm, what: str) -> Event:
 
 @task(name="signal", **READ)
 def give_signal(run: Run) -> None:
-    """Tell the world outside that pgvigil is alive."""
-    operation.give_signal(run)
+    """Tell the world outside that pgvigil is alive; a watch that could tell nobody does not speak for it."""
+    if not _is_private():
+        operation.give_signal(run)
 
 
 def _is_private() -> bool:
