@@ -41,12 +41,12 @@ class Row:
         return asdict(self) | {"ratio": self.ratio}
 
 
-def paired(sides: Sequence[Callable[[], object]], runs: int = RUNS) -> list[float]:
+def paired(sides: Sequence[Callable[[], object]], runs: int = RUNS, *, warm: bool = True) -> list[float]:
     """Run the sides in turn (A B A B …), at least three times each, and return each side's median seconds.
 
-    One turn before them warms caches and is not counted.
+    One turn before them warms caches and is not counted, unless the work is so long that it warms its own.
     """
-    for side in sides:
+    for side in sides if warm else ():
         side()
     turns = [[_seconds(side) for side in sides] for _ in range(max(3, runs))]
     return [round(statistics.median(column), 3) for column in zip(*turns, strict=True)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 LEVEL = 3
-PIECES_AHEAD = 32
+PIECES_AHEAD = 16
 _MIB = 1024 * 1024
 
 
