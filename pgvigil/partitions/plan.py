@@ -131,8 +131,9 @@ def _model(table: Table) -> tuple[Partition | None, str]:
     below = table.below.get(newest.oid, ())
     if not (newest.is_timeless and all(each.is_timeless for each in below)):
         return None, f"; plain, because what is below '{newest.name}' is its own part of '{table.key}'"
-    if any(each.kind not in "rp" or each.is_pending for each in below):
-        return None, f"; plain, because not all that is below '{newest.name}' are whole tables"
+    is_whole = all(each.kind in "rp" and not each.is_pending for each in below)
+    if not is_whole or all(each.kind == "p" for each in below):
+        return None, f"; plain, because what is below '{newest.name}' is not whole"
     return newest, f", partitioned like '{newest.name}'"
 
 
@@ -146,7 +147,7 @@ def _twigs(made: Name, model: Partition, below: tuple[Member, ...], taken: set[s
     names = {model.oid: made}
     for number, each in enumerate(below, start=1):
         tail = each.name.name.removeprefix(model.name.name).strip("_")
-        name = _free_name(made.name, tail if tail != each.name.name else str(number), taken)
+        name = _free_name(made.name, str(number) if tail in {"", each.name.name} else tail, taken)
         taken.add(name)
         names[each.oid] = Name(schema_=made.schema_, name=name)
         yield Twig(

@@ -164,8 +164,10 @@ SELECT activity.pid, coalesce(activity.application_name, prepared.gid) AS applic
        extract(epoch FROM clock_timestamp() - coalesce(activity.xact_start, prepared.prepared)) AS seconds
   FROM pg_locks AS locks
   LEFT JOIN pg_stat_activity AS activity USING (pid)
-  LEFT JOIN pg_prepared_xacts AS prepared
-    ON locks.pid IS NULL AND locks.virtualtransaction = '-1/' || prepared.transaction
+  LEFT JOIN pg_locks AS own
+    ON locks.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
+       AND own.virtualtransaction = locks.virtualtransaction
+  LEFT JOIN pg_prepared_xacts AS prepared ON prepared.transaction = own.transactionid
  WHERE locks.locktype = 'relation' AND locks.granted AND locks.pid IS DISTINCT FROM pg_backend_pid()
    AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND locks.relation = ANY (%(oids)s)

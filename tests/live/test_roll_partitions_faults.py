@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import pytest
 
 from pgvigil.reports import Verdict
+from pgvigil.sandbox import operate
+from pgvigil.sandbox import postgres as servers
 from tests.fixtures.partitions import Shop, quote, run
 
 
@@ -96,6 +98,25 @@ def test_a_detach_that_somebody_still_works_on_is_waited_for(shop: Shop) -> None
     assert Verdict.VERIFIED == shop.roll().verdict
 
 
+@pytest.mark.long
+def test_a_prepared_transaction_in_the_way_is_named(shop: Shop) -> None:
+    """It holds the table without a process; nothing is left pending, and without it the next run goes on."""
+    operate.configure(shop.sandbox, max_prepared_transactions="2")
+    operate.stop(shop.sandbox)
+    servers.start(shop.sandbox, "primary")
+    shop.policy(wait="1s", block="100ms")
+    name = oldest(shop)
+    with shop.session() as session:
+        run(session, f"BEGIN; SELECT count(*) FROM {name}; PREPARE TRANSACTION 'forgotten one'")
+        report = shop.roll()
+        run(session, "ROLLBACK PREPARED 'forgotten one'")
+
+    assert "prepared transaction 'forgotten one' (postgres, prepared)" in messages(report)
+    assert name in shop.partitions()
+    shop.policy()
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
 def test_an_old_snapshot_elsewhere_holds_a_pending_detach_up_and_is_named(shop: Shop) -> None:
     """Even one that read another table: it is named, and no row is lost meanwhile."""
     shop.policy(wait="1s", block="100ms")
@@ -172,9 +193,15 @@ def test_a_move_out_of_default_is_no_deletion(shop: Shop) -> None:
     shop.policy(keep=None, archive=None)
     refused = shop.roll()
 
+    shop.sql(
+        "ALTER TABLE notes DROP CONSTRAINT notes_event_at_fkey, ADD FOREIGN KEY (event, at) REFERENCES events"
+    )
+    referred = shop.roll()
+
     assert "would delete or change those that refer to them: notes_event_at_fkey of public.notes" in messages(
         refused
     )
+    assert "are in the DEFAULT partition, and are referred to" in messages(referred)
     assert (1, 1) == (count(shop, "events_rest"), count(shop, "notes"))
     shop.sql("DROP TABLE notes")
     report = shop.roll()

@@ -292,13 +292,14 @@ def test_what_a_table_that_stands_means_to_others_is_told() -> None:
     [
         ({}, ", partitioned like 'public.p8'"),
         ({"is_timeless": False}, "; plain, because what is below 'public.p8' is its own part of 'at'"),
-        ({"is_pending": True}, "; plain, because not all that is below 'public.p8' are whole tables"),
+        ({"is_pending": True}, "; plain, because what is below 'public.p8' is not whole"),
+        ({"kind": "p"}, "; plain, because what is below 'public.p8' is not whole"),
     ],
 )
 def test_what_is_made_is_partitioned_like_the_newest_or_says_why_not(
     changes: dict[str, object], told: str
 ) -> None:
-    """Bounds below a partition that tell no time hold for the next one too; others only people know."""
+    """Bounds below that tell no time hold for the next one too; where no row finds a leaf it is plain."""
     newest = month(8, kind="p", partition_by="LIST (kind)")
     given = {"name": Name(schema_="x", name="p8_a"), "oid": 7, "parent": newest.oid, "kind": "r", "size": 1}
     member = Member.model_validate({**given, "is_pending": False, "is_alike": True, **changes})
