@@ -72,6 +72,8 @@ class WaveReport(Report):
 
     @override
     def section(self) -> str:
+        whole = [each for each in self.outcomes if each.verdict is Verdict.VERIFIED]
+        broken = [each for each in self.outcomes if each.verdict is not Verdict.VERIFIED]
         parts = [f"## Wave `{self.wave}`"] if self.wave else []
         if self.stopped:
             parts.append(
@@ -79,8 +81,10 @@ class WaveReport(Report):
             )
         if self.to_begin:
             parts.append(f"To begin, {self.at_once} at once: {cell(named(self.to_begin))}")
-        if self.outcomes:
-            parts.append(table(("verdict", "subject", "what", "run"), map(_row, self.outcomes)))
+        # No table for these: Prefect's page cuts a long cell off, and the reasons are what people came for.
+        parts += ["\n".join(map(_line, broken))] if broken else []
+        if whole:
+            parts.append(table(("verdict", "subject", "what", "run"), map(_row, whole)))
         if self.left_out:
             parts.append("### Not in this wave")
             parts.append(table(("subject", "why"), ((each.subject, each.reason) for each in self.left_out)))
@@ -106,8 +110,29 @@ def named(subjects: Sequence[str]) -> str:
     return ", ".join(subjects[:_MOST_NAMES]) + (f" and {others} more" if others > 0 else "")
 
 
+def _line(outcome: Outcome) -> str:
+    what = f"{MARK[outcome.verdict]} **{_result(outcome)}** {cell(outcome.subject)}: {cell(_said(outcome))}"
+    return f"- {what}" + (f" ({run})" if (run := _run(outcome)) else "")
+
+
 def _row(outcome: Outcome) -> tuple[str, ...]:
-    shown = outcome.state if outcome.state != "ended" else str(outcome.verdict)
-    run = outcome.where or (str(outcome.run_id) if outcome.run_id else "")
-    said = f"{outcome.said} (in an earlier run of this wave)" if outcome.earlier else outcome.said
-    return f"{MARK[outcome.verdict]} {shown}", outcome.subject, said, run
+    return (
+        f"{MARK[outcome.verdict]} {_result(outcome)}",
+        outcome.subject,
+        _said(outcome),
+        outcome.where or _run(outcome),
+    )
+
+
+def _result(outcome: Outcome) -> str:
+    return outcome.state if outcome.state != "ended" else str(outcome.verdict)
+
+
+def _said(outcome: Outcome) -> str:
+    return f"{outcome.said} (in an earlier run of this wave)" if outcome.earlier else outcome.said
+
+
+def _run(outcome: Outcome) -> str:
+    if outcome.where.startswith("http"):
+        return f"[its run]({outcome.where})"
+    return f"run {outcome.run_id}" if outcome.run_id else outcome.where

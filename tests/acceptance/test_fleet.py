@@ -29,6 +29,7 @@ from pgvigil.postgres import connect, sql
 from pgvigil.sandbox import Sandbox
 from pgvigil.sandbox.lifecycle import TARGET
 from tests.acceptance.conftest import Pgvigil
+from tests.fixtures.deployed import kill_prefect, start_prefect
 
 pytestmark = pytest.mark.long
 POOL = "dba"
@@ -163,6 +164,23 @@ def test_of_missed_runs_the_newest_works_and_the_others_are_skipped_by_name(
     wait_for(lambda: len(on_record(prefect_sandbox, "reap_drills")) > before)
     (retried,) = wait_for_end(client, [old.id])
     assert "Completed" == retried.state_name
+
+
+def test_a_wave_waits_for_a_server_that_was_killed(
+    prefect_sandbox: Sandbox, client: SyncPrefectClient
+) -> None:
+    """Server and worker are killed while its subject is at work, and come again: it ends verified."""
+    wave = client.read_deployment_by_name("watch_fleet/fleet-reap-drills")
+    before = len(on_record(prefect_sandbox, "reap_drills"))
+    run = client.create_flow_run_from_deployment(wave.id)
+    wait_for(lambda: len(on_record(prefect_sandbox, "reap_drills")) > before)
+
+    kill_prefect(prefect_sandbox)
+    start_prefect(prefect_sandbox)
+
+    (ended,) = wait_for_end(client, [run.id], 240)
+    assert "Completed" == ended.state_name, ended.state
+    assert before + 1 == len(on_record(prefect_sandbox, "reap_drills"))
 
 
 ROLLED = {"partitions": [{"table": "public.events", "key": "at", "every": "1 month", "ahead": 1}]}

@@ -54,8 +54,8 @@ def test_every_member_is_a_check_and_the_worst_comes_first(watch: Watch) -> None
     ] == [(each.subject, each.verdict, _part(each.said)) for each in report.outcomes]
     assert ["selection", *(each.subject for each in report.outcomes)] == [c.id for c in report.checks]
     assert headline(report).startswith("1 refuted, 2 inconclusive, 3 verified of 6 subjects; demo/wave_bad")
-    rows = [line for line in markdown(report).splitlines() if "wave\\_" in line and line.startswith("| ")]
-    assert "demo/wave\\_bad" in rows[0]
+    lines = [line for line in markdown(report).splitlines() if line.startswith("- ") and "**" in line]
+    assert "**refuted** demo/wave\\_bad: state: expected good, found bad (run " in lines[0]
     assert {run.run_id for run in members(watch)} >= {
         each.run_id for each in report.outcomes if each.run_id and "nowhere" not in each.subject
     }
