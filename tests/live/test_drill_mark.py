@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -237,6 +238,15 @@ def test_databases_at_rest_share_a_fence(ward: str, sandbox: Sandbox) -> None:
     place = marked.mark.lsn, marked.mark.name
     assert ("shop", *place, ()) == (shared.mark.database, shared.mark.lsn, shared.mark.name, shared.doubts)
     assert 0 < shared.mark.writers_waited_ms <= 200
+
+
+def test_neighbours_of_a_fence_leave_the_connections_to_users(ward: str, sandbox: Sandbox) -> None:
+    """Where few are spare, each database gets a mark of its own."""
+    with ExitStack() as users:
+        for _ in range(read_source(ward, RUN, policy()).spare - 7):
+            users.enter_context(admin(sandbox))
+        with mark(ward, policy(), RUN, beside=[sandbox.dsn("shop")]) as marked:
+            assert () == marked.beside
 
 
 def test_databases_share_the_hold_of_a_standby(field_with_standby: Field) -> None:
