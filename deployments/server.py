@@ -99,7 +99,7 @@ class PrivateServer(StartingServer):
 
 
 def require_answer(url: str) -> None:
-    """Raise ConfigError when the Prefect server of PREFECT_API_URL is away or is another server."""
+    """Raise ConfigError when the Prefect server of PREFECT_API_URL is away, is another, or lets us not in."""
     try:
         _ask(url, _ANSWER_SECONDS)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -108,6 +108,31 @@ def require_answer(url: str) -> None:
             f"the Prefect server at {url} does not answer: {reason}",
             hint="start it, or add --local: the same run on a server of its own, with the same audit log",
         ) from error
+    _require_admission(url)
+
+
+def _require_admission(url: str) -> None:
+    """Raise ConfigError when the server wants a password and ours is none or another.
+
+    Prefect would say so in the middle of a run's beginning, as an HTTP error without a cure.
+    """
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - who asks imports Prefect next anyway
+    from prefect.exceptions import PrefectHTTPStatusError  # noqa: PLC0415
+    from prefect.settings import PREFECT_API_AUTH_STRING  # noqa: PLC0415
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except PrefectHTTPStatusError as refusal:
+        if refusal.response.status_code not in _WITH_CREDENTIALS:
+            raise
+        given = (
+            "another password" if PREFECT_API_AUTH_STRING.value() else "no password (PREFECT_API_AUTH_STRING)"
+        )
+        raise ConfigError(
+            f"the Prefect server at {url} refuses this caller, who has {given}",
+            hint="set PREFECT_API_AUTH_STRING to what the server has in PREFECT_SERVER_API_AUTH_STRING",
+        ) from None
 
 
 def required_url() -> str:
@@ -197,6 +222,8 @@ def start_in(sandbox: Sandbox) -> StartingServer:
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(sandbox),
         # Leases in memory die with the server, and with them every run that holds one.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # No password, so that its page opens at once; but no other page in the same browser may use it.
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
     }
     if (home / "url").exists():
         env[PORT] = str(urlsplit((home / "url").read_text(encoding="ascii")).port)

@@ -26,6 +26,7 @@ def main(announcement: Path, port: int) -> None:
         url = f"http://{HOST}:{listener.getsockname()[1]}/api"
         os.environ["PREFECT_SERVER_UI_API_URL"] = url
         os.environ["PREFECT_UI_URL"] = url.removesuffix("/api")  # where messages of automations lead
+        os.environ["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] = url.removesuffix("/api")
         draft = announcement.with_suffix(".new")
         draft.write_text(url, encoding="ascii")
         draft.replace(announcement)

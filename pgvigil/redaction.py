@@ -20,7 +20,7 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 _WORDS = ("passw", "passphrase", "secret", "cipher", "access", "session")  # one of them is in every name
-_VARIABLE = re.compile(r"KEY|SECRET|PASS|TOKEN|CIPHER|CREDENTIAL", re.IGNORECASE)
+_VARIABLE = re.compile(r"KEY|SECRET|PASS|TOKEN|CIPHER|CREDENTIAL|AUTH_STRING", re.IGNORECASE)
 _PLACE = "FILE"  # what such a variable ends with where it only says in which file the secret is
 _SHORTEST = 6  # characters; less would mask half of every sentence
 

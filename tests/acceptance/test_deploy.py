@@ -1,6 +1,9 @@
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -15,8 +18,9 @@ from deployments.deploy import deploy
 from deployments.manifest import read_manifest
 from deployments.steps import Wanted
 from pgvigil.fleet import Fleet, load_fleet
-from pgvigil.sandbox import Sandbox
+from pgvigil.sandbox import Sandbox, services
 from tests.acceptance.conftest import Pgvigil
+from tests.fixtures.sockets import listening
 
 WAVE = "watch_fleet/fleet-nightly-backup"
 NAME = "nightly_backup/nightly-backup"
@@ -87,6 +91,26 @@ def test_the_worker_completes_a_run(client: SyncPrefectClient, deployment: Deplo
     (ended,) = _await(lambda: [r for r in [client.read_flow_run(run.id)] if r.state and r.state.is_final()])
 
     assert ended.state_name == "Completed", ended.state
+
+
+def test_nothing_of_a_sandbox_listens_beyond_this_host(prefect_sandbox: Sandbox) -> None:
+    """PostgreSQL, S3, and Prefect's server and worker: every socket is on loopback."""
+    box = prefect_sandbox
+    prefect = urlsplit(box.environment["PREFECT_API_URL"]).port
+    found = listening(services.find(box.directory, [None, box.server_user]))
+
+    assert {box.primary_port, box.ops_port, box.s3_port, prefect} <= {port for port, _ in found}
+    assert [place for place in found if not place[1].is_loopback] == []
+
+
+def test_no_other_page_may_use_a_sandbox(client: SyncPrefectClient) -> None:
+    """Without a password, a browser could: so no other origin is let in, and a write needs a token."""
+    url = str(client.api_url)
+    asked = urllib.request.Request(f"{url}health", headers={"Origin": "http://elsewhere.example"})  # noqa: S310
+    with urllib.request.urlopen(asked) as answer:  # noqa: S310 - the sandbox's own address
+        assert answer.headers["Access-Control-Allow-Origin"] is None
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{url}flow_runs/", data=b"{}")  # noqa: S310 - as above
 
 
 def _await(find: Callable[[], list[FlowRun]], seconds: float = 90) -> list[FlowRun]:

@@ -230,12 +230,13 @@ def test_output_beyond_the_limit_is_refused() -> None:
         run(Command(argv=("yes",), capture_limit=1000))
 
 
-def test_secrets_reach_no_line_no_transcript_and_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["REPO_CIPHER_PASS", "PREFECT_API_AUTH_STRING"])
+def test_secrets_reach_no_line_no_transcript_and_no_error(tmp_path: Path, name: str) -> None:
     """What the environment holds under a secret's name is masked wherever text leaves the runner."""
     seen: list[str] = []
     command = Command(
-        argv=("sh", "-c", "echo key=$REPO_CIPHER_PASS; echo postgresql://u:hunter22@h/db; kill -9 $$"),
-        env={"REPO_CIPHER_PASS": "planted-secret"},
+        argv=("sh", "-c", f"echo key=${name}; echo postgresql://u:hunter22@h/db; kill -9 $$"),
+        env={name: "planted-secret"},
     )
 
     with pytest.raises(ProcessKilled) as caught:
