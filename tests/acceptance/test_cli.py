@@ -57,7 +57,7 @@ def test_a_report_is_shown_as_a_page(pgvigil: Pgvigil) -> None:
     ("arguments", "told"),
     [
         (["nightly-bakup", "demo"], "did you mean 'nightly-backup'?"),
-        (["drop-everything", "demo"], "there are: nightly-backup"),
+        (["drop-everything", "demo"], "there are: keep-watch, nightly-backup"),
         (["nightly-backup", "demo", "-p", "backup_typ=full"], "did you mean 'backup_type'?"),
         (["nightly-backup", "demo", "-p", "backup_type=huge"], "parameter 'backup_type' got 'huge'"),
         (["nightly-backup", "demo", "-p", "dry_run=perhaps"], "parameter 'dry_run' got 'perhaps'"),

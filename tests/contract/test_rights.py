@@ -25,6 +25,7 @@ FOREVER = "inf"
 RIGHTS = {
     "ListObjectsV2": {"s3:ListBucket"},
     "ListMultipartUploads": {"s3:ListBucketMultipartUploads"},
+    "HeadBucket": {"s3:ListBucket"},
     "HeadObject": {"s3:GetObject"},
     "CreateMultipartUpload": {"s3:PutObject"},
     "UploadPart": {"s3:PutObject"},
@@ -67,6 +68,7 @@ def work(store: ObjectStore, lock: ObjectLock) -> None:
         store.abort_upload(left)
     store.abort_upload(UnfinishedUpload(uri="s3://locked/rights/gone", upload_id="gone"))
     store.probe("s3://plain/rights")
+    assert store.now("s3://locked/rights/small") is not None
     store.delete("s3://plain/rights/report")
 
 
@@ -107,7 +109,7 @@ def test_no_verb_of_the_store_was_left_out(asked: set[str]) -> None:
     client = boto3.client("s3", region_name="us-east-1")
     operations = {client.meta.method_to_api_mapping[name] for name in called}
 
-    assert len(operations) == 12
+    assert len(operations) == 13
     assert {right for each in operations for right in RIGHTS.get(each, {f"s3:{each}"})} <= asked
 
 
