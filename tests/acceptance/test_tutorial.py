@@ -23,7 +23,7 @@ PASSWORD = "walked-it-myself"
 
 
 class OwnCluster:
-    """A cluster with pgBackRest, set up by hand as infra/pgbackrest.conf.example says."""
+    """A cluster with pgBackRest, set up by hand as infra/pgbackrest/one-host.conf says."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
