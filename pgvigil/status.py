@@ -67,11 +67,6 @@ class ProofStatus(Frozen):
     last_verdict: Verdict | None = None
     run_id: UUID | None = None
 
-    @property
-    def is_verified(self) -> bool:
-        """Whether the proof stands and is young enough."""
-        return self.state is State.VERIFIED
-
 
 def assess(claims: Iterable[Claim], expectations: Iterable[Expectation], now: datetime) -> list[ProofStatus]:
     """Give each expected proof its state, worst first; only a decisive verdict moves a clock.

@@ -1,8 +1,8 @@
 -- now: by the store's own clock
 SELECT pg_catalog.now() AS now
 
--- memory: what the last watch that was kept left to remember
-SELECT detail -> 'remembered' AS remembered
+-- memory: what the last watch that had something new to remember left
+SELECT detail -> 'remembered' AS remembered, happened_at AS at
 FROM pgvigil.audit
 WHERE kind = 'run_ended' AND flow = 'keep_watch' AND subject = %(subject)s AND detail ? 'remembered'
 ORDER BY seq DESC

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from pgvigil.reports import Finding, Frozen, Severity
 from pgvigil.status import ProofStatus, State
@@ -24,6 +24,7 @@ _HINTS: dict[Kind, str] = {
     "horizon": "let roll_partitions run, or look why it does not: docs/alarms.md, 'horizon short'",
     "waiting": "'pgvigil backfill show' says for what; docs/alarms.md, 'backfill waiting'",
 }
+_RENEW = timedelta(days=1)
 _SHARE = 3  # of what the policy wants ahead, this part must be left
 
 
@@ -73,12 +74,25 @@ class Sighting(Frozen):
 
 
 class Memory(Frozen):
-    """What the last watch left for this one."""
+    """What earlier watches left for this one, and when."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     alarms: tuple[Alarm, ...] = ()
     sightings: tuple[Sighting, ...] = ()
+    at: datetime | None = Field(default=None, exclude=True)
+
+    def renewed(
+        self, alarms: tuple[Alarm, ...], sightings: tuple[Sighting, ...], now: datetime
+    ) -> Memory | None:
+        """Return what is to be remembered; None while the same is on record, which is renewed once a day.
+
+        Watches are many: a fleet whose drills have not all had their turn would fill the log with them.
+        """
+        is_same = (self.alarms, self.sightings) == (alarms, sightings)
+        if is_same and self.at and now - self.at < _RENEW:
+            return None
+        return Memory(alarms=alarms, sightings=sightings)
 
 
 class Reach(Frozen):

@@ -5,6 +5,7 @@ What Prefect holds, and what it is told, comes and goes through the callers: thi
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from pgvigil.partitions.facts import Horizon
 from pgvigil.reports import Check, Finding, Severity, Verdict
 from pgvigil.runs import finding_of
 from pgvigil.sql import query
-from pgvigil.status import assess
+from pgvigil.status import State, assess
 from pgvigil.watch import signal
 from pgvigil.watch.alarms import Facts, Memory, Reach, Wait, judge, told
 from pgvigil.watch.proofs import expectations
@@ -48,7 +49,8 @@ def look(run: Run) -> Facts:
         at_work = session.execute(query("watch", "at_work"), values).fetchall()
         memory = _memory(session, run.identity.subject)
     waits = tuple(wait for row in at_work for wait in _waits(run, row["subject"]))
-    run.facts["statuses"] = tuple(statuses)
+    run.facts["counts"] = dict(Counter(status.state for status in statuses))
+    run.facts["statuses"] = tuple(s for s in statuses if s.state not in {State.VERIFIED, State.NEVER})
     _note(run, "proofs", Verdict.VERIFIED, "every proof was looked at", f"{len(statuses)} proofs")
     return Facts(now=now, statuses=tuple(statuses), reaches=reaches, waits=waits, memory=memory)
 
@@ -70,7 +72,7 @@ def _reaches(session: Connection, fleet: Fleet) -> Iterator[Reach]:
 def _memory(session: Connection, subject: str) -> Memory:
     row = session.execute(query("watch", "memory"), {"subject": subject}).fetchone()
     try:
-        return Memory.model_validate(row["remembered"]) if row else Memory()
+        return Memory.model_validate({**row["remembered"], "at": row["at"]}) if row else Memory()
     except ValidationError:
         return Memory()  # alarms are then told once more, which is better than not
 
@@ -98,7 +100,7 @@ def weigh(run: Run, seen: Facts) -> Judgement:
     """Decide the alarms and write them down as findings."""
     found = judge(seen, run.fleet.alarms)
     run.facts |= {"alarms": found.alarms, "over": found.over}
-    run.facts["memory"] = Memory(alarms=found.alarms, sightings=found.sightings)
+    run.facts["memory"] = seen.memory.renewed(found.alarms, found.sightings, seen.now)
     run.findings += [alarm.finding() for alarm in found.alarms]
     return found
 
@@ -141,7 +143,7 @@ def tell(
     if found.due or found.over:
         emit(found.due, found.over)
     alarms = told(found.alarms, found.due, seen.now)
-    run.facts |= {"alarms": alarms, "memory": Memory(alarms=alarms, sightings=found.sightings)}
+    run.facts |= {"alarms": alarms, "memory": seen.memory.renewed(alarms, found.sightings, seen.now)}
     actual = f"{len(found.alarms)} alarms, {len(found.due)} told now, {len(found.over)} over"
     _note(run, "told", Verdict.VERIFIED, "Prefect took the event of each alarm that is due", actual)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
 from typing_extensions import override
 
 from pgvigil.pages import table
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
 
 class WatchReport(Report):
-    """What `keep_watch` returns; `memory` is None when it did not come to judge."""
+    """What `keep_watch` returns: `counts` of all proofs, `statuses` of those that are not as they should be.
 
+    `memory` is what later watches must know, and None when they know it already.
+    """
+
+    counts: dict[State, int] = Field(default_factory=dict)
     statuses: tuple[ProofStatus, ...] = ()
     alarms: tuple[Alarm, ...] = ()
     over: tuple[Alarm, ...] = ()
     corrections: tuple[Correction, ...] = ()
-    memory: Memory | None = None
+    memory: Memory | None = Field(default=None, exclude=True)
 
     @override
     def remembered(self) -> dict[str, Any]:
@@ -38,10 +42,9 @@ class WatchReport(Report):
         return "\n\n".join(self._parts())
 
     def _parts(self) -> Iterator[str]:
-        if self.statuses:
-            count = Counter(status.state for status in self.statuses)
-            told = ", ".join(f"{count[state]} {state}" for state in State if count[state])
-            rows = [(s.state, s.subject, s.proof, s.reason) for s in self.statuses if not s.is_verified]
+        if self.counts:
+            told = ", ".join(f"{self.counts[state]} {state}" for state in State if state in self.counts)
+            rows = [(s.state, s.subject, s.proof, s.reason) for s in self.statuses]
             listed = table(("state", "subject", "proof", "why"), rows)
             yield f"## Proofs\n\n{told}" + (f"\n\n{listed}" if rows else "")
         if self.over:

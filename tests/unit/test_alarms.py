@@ -109,6 +109,18 @@ def test_what_lasts_becomes_an_alarm(state: State, hours: int, expected: list[st
     assert expected == kinds(watch(first, at=NOW + hours * HOUR, statuses=(proof(state),)))
 
 
+@pytest.mark.parametrize(("hours", "is_left"), [(1, False), (23, False), (24, True)])
+def test_what_is_known_is_remembered_once_a_day(hours: int, is_left: bool) -> None:
+    """288 watches a day would fill the log with the same; and none need look back for more than a day."""
+    found = watch(statuses=(proof(State.NEVER), proof(State.STALE)))
+    known = Memory(alarms=found.alarms, sightings=found.sightings, at=NOW)
+
+    again = known.renewed(found.alarms, found.sightings, NOW + hours * HOUR)
+
+    assert is_left == (again is not None)
+    assert known.renewed((), found.sightings, NOW) == Memory(sightings=found.sightings)
+
+
 def test_a_proof_that_does_not_age_is_never_stale() -> None:
     """A backfill that was begun and not yet proven is told by its own run."""
     first = watch(statuses=(proof(State.UNPROVEN, max_age=None),))
