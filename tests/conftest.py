@@ -56,6 +56,7 @@ LONGEST = (
     "acceptance/test_prefect_deaths",
     "acceptance/test_approval",
     "acceptance/test_browser",
+    "acceptance/test_scale",
     "fault/test_restore_drill_deaths",
     "live/test_nightly_backup_world",
     "live/test_verify_wal_archive_servers",

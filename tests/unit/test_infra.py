@@ -24,6 +24,7 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
+from deployments.cli import app
 from pgvigil.fleet import load_fleet
 
 ROOT = Path(__file__).parents[2]
@@ -339,6 +340,15 @@ def test_the_entrypoint_turns_mounted_files_into_variables(tmp_path: Path) -> No
 
 
 # --- files that have a tool of their own ---
+
+
+def test_every_command_of_ours_that_a_unit_runs_is_one() -> None:
+    """A stop that calls what there is not would kill the runs that it should wait for."""
+    units = "".join(text(unit) for unit in (INFRA / "systemd").glob("*.service"))
+    named = set(re.findall(r"bin/pgvigil (\w+)", units))
+
+    assert named == {"drain"}
+    assert named <= {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd to ask")
