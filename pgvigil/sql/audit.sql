@@ -98,6 +98,7 @@ ended AS MATERIALIZED (
         FROM pgvigil.audit AS a
         WHERE a.subject = p.subject AND a.flow = p.flow AND a.kind = 'run_ended'
             AND coalesce(a.detail ->> 'dry_run', 'false') <> 'true'
+        OFFSET 0 -- else the planner joins by a hash of the whole log
     ) AS e
     WHERE p.flow <> 'keep_watch'
 ),
