@@ -65,7 +65,8 @@ class Stage:
     def case(self, flow: Flow, damage: Damage | None = None) -> Iterator[Scene]:
         """Give a copy for one case, a control without a damage; whatever it did is gone afterwards."""
         place = self.cases
-        place.mkdir(mode=0o755)
+        place.mkdir()
+        place.chmod(0o755)  # whatever the umask: the servers' user reads the copy
         try:
             duplicate(self.healthy.root, place / "repo", "--link")  # so nothing may be written into
             scene = self._scene(place, damage)
