@@ -10,7 +10,7 @@ from uuid import UUID
 from pgvigil.reports import Frozen, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 class State(StrEnum):
@@ -26,7 +26,8 @@ class State(StrEnum):
 class Expectation(Frozen):
     """A proof that the fleet wants, and the age at which it is too old.
 
-    Where proofs take turns, a run that tells of another one has left nothing out.
+    Where proofs take turns, a run that tells of another one has left nothing out. `undone_by` is the flow
+    by which people take back what was proven.
     """
 
     subject: str
@@ -34,6 +35,7 @@ class Expectation(Frozen):
     proof: str
     max_age: timedelta
     takes_turns: bool = False
+    undone_by: str = ""
 
 
 class Claim(Frozen):
@@ -76,8 +78,17 @@ def assess(claims: Iterable[Claim], expectations: Iterable[Expectation], now: da
     known: dict[tuple[str, str], list[Claim]] = {}
     for claim in sorted(claims, key=lambda claim: (claim.at, claim.seq)):
         known.setdefault((claim.subject, claim.flow), []).append(claim)
-    statuses = [_status(known.get((wanted.subject, wanted.flow), []), wanted, now) for wanted in expectations]
-    return sorted(statuses, key=_rank)
+    return sorted((_status(_standing(known, wanted), wanted, now) for wanted in expectations), key=_rank)
+
+
+def _standing(known: Mapping[tuple[str, str], list[Claim]], wanted: Expectation) -> list[Claim]:
+    """Return what is said of a proof since it was undone, and that it was; all of it if it was not."""
+    claims = known.get((wanted.subject, wanted.flow), [])
+    others = known.get((wanted.subject, wanted.undone_by), [])
+    undone = next((claim for claim in reversed(others) if claim.proof == wanted.proof), None)
+    if undone is None:
+        return claims
+    return [undone, *(claim for claim in claims if (claim.at, claim.seq) > (undone.at, undone.seq))]
 
 
 def _rank(status: ProofStatus) -> tuple[int, float, str, str, str]:
@@ -148,6 +159,8 @@ def _reason(state: State, wanted: Expectation, last: Claim | None, decisive: Cla
     if last is None:
         what = f"has proven '{wanted.proof}'" if wanted.takes_turns else "has ended"
         return f"no run of {wanted.flow} on {wanted.subject} {what} yet"
+    if last.flow != wanted.flow:
+        return f"undone at {last.at:%Y-%m-%d %H:%M} UTC, and no run of {wanted.flow} has ended since"
     untold = f"the last run could not tell: {last.headline or 'no reason given'}"
     is_untold = last.verdict is Verdict.INCONCLUSIVE
     if decisive is None:

@@ -15,7 +15,7 @@ from pgvigil.backfill.ledger import Overrides, State, Wanted
 from pgvigil.backfill.session import Session
 from pgvigil.backfill.undo import undo
 from pgvigil.errors import Busy, ConfigError
-from pgvigil.reports import Check, Finding, Frozen, Report, Severity, Verdict
+from pgvigil.reports import Check, Finding, Frozen, Proof, Report, Severity, Verdict
 from pgvigil.runs import conduct
 from pgvigil.sql import query
 
@@ -127,6 +127,7 @@ def steer(run: Run, name: str, action: Action, overrides: Overrides) -> None:
                 undone = undo(session, state, policy)
                 noted.update(undone.model_dump())
                 run.findings += _kept(run, undone)
+                run.proofs.append(Proof(name=f"backfill {name}", verdict=Verdict.INCONCLUSIVE))
             else:
                 noted.update(_act(session, state, action, overrides))
     run.facts["shown"] = show(run.fleet, run.identity.subject, name)

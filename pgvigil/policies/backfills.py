@@ -128,6 +128,7 @@ class BackfillPolicy(Watched):
             per_repository=False,
             takes_turns=True,
             begun=True,
+            undone_by="steer_backfill",
         )
 
     @property

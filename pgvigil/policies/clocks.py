@@ -21,7 +21,8 @@ class Clock(Frozen):
 
     A proof per repository is called `<proof> repo<n> <detail>`, else `<proof> <detail>`. Where proofs take
     turns, a run speaks for those that it names, and each repository waits until the others had their turn.
-    With `begun`, it is wanted once a run has told of it, for nothing runs the pipeline but people.
+    With `begun`, it is wanted once a run has told of it, for nothing runs the pipeline but people; a run of
+    the flow `undone_by` that tells of it takes it back.
     """
 
     flow: str
@@ -31,6 +32,7 @@ class Clock(Frozen):
     per_repository: bool = True
     takes_turns: bool = False
     begun: bool = False
+    undone_by: str = ""
 
     def name(self, repo: int | None = None) -> str:
         """Name the proof, of one repository if it is given per repository."""

@@ -53,6 +53,7 @@ def _expected(subject: str, clock: Clock, claims: Sequence[Claim]) -> Iterator[E
             proof=clock.name(repo),
             max_age=clock.age(len(repositories)),
             takes_turns=clock.takes_turns,
+            undone_by=clock.undone_by,
         )
 
 

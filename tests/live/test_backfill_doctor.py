@@ -118,10 +118,14 @@ def test_a_backfill_that_needs_somebody_is_named(yard: Yard, left: str, told: st
 
 
 def test_an_undone_backfill_is_as_new(yard: Yard) -> None:
-    """What was undone is not half done."""
+    """What was undone is not half done, and no longer proven until it is run again."""
     payments(yard, 5)
     yard.define(table="public.payments", **CENTS, before_images="1d")
     yard.run()
     steering.conduct_steering("demo/shop", "work", "undo", {})
 
     assert lines()["backfill.attended"].message == "never run"
+    assert status()["state"] == "unproven"
+    assert status()["reason"].startswith("undone at")
+    yard.run()
+    assert status()["state"] == "verified"

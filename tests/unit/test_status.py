@@ -108,6 +108,18 @@ def test_a_run_speaks_for_a_proof_through_that_proof_alone() -> None:
     assert (found.state, found.last_verdict) == (State.VERIFIED, Verdict.VERIFIED)
 
 
+def test_what_was_undone_is_unproven_until_the_next_run() -> None:
+    """Neither what was verified before nor what was refuted holds for rows that were given back."""
+    asked = wanted(undone_by="steer")
+    before, undone = claim("verified", 5), claim("inconclusive", 3, flow="steer")
+    (found,) = assess([before, claim("refuted", 4), undone], [asked], NOW)
+    (again,) = assess([before, undone, claim("verified", 1)], [asked], NOW)
+
+    assert (found.state, found.verified_at) == (State.UNPROVEN, None)
+    assert found.reason.startswith("undone at 2025-06-01 09:00 UTC")
+    assert again.state is State.VERIFIED
+
+
 def test_a_proof_from_the_future_has_no_negative_age() -> None:
     """A clock that lags behind the server's shows age zero."""
     assert timedelta() == status(claim("verified", -1)).age
