@@ -94,16 +94,20 @@ CREATE TABLE IF NOT EXISTS pgvigil.backfill (
     ended_at timestamptz
 ) WITH (fillfactor = 50);
 
--- Half-open ranges of the key, (after, through], of one table or partition; NULL is before the first row.
--- Rows up to and including `reached` are done. Sweeps are for rows that others held locked.
+-- Half-open ranges, (after, through], of the key by which one table or partition is walked; NULL is before the
+-- first row.
+-- Rows up to and including `reached` are done; of those after it, up to and including `ahead`, some are. Sweeps
+-- are for rows that others held locked.
 CREATE TABLE IF NOT EXISTS pgvigil.backfill_range (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     backfill text NOT NULL REFERENCES pgvigil.backfill ON DELETE CASCADE,
     pass integer NOT NULL,
     relation oid NOT NULL,
+    key text[] NOT NULL DEFAULT '{}',
     after text[],
     through text[] NOT NULL,
     reached text[],
+    ahead text[],
     is_sweep boolean NOT NULL DEFAULT false,
     is_done boolean NOT NULL DEFAULT false,
     attempts integer NOT NULL DEFAULT 0,
@@ -114,6 +118,8 @@ CREATE TABLE IF NOT EXISTS pgvigil.backfill_range (
     rows_done bigint NOT NULL DEFAULT 0,
     batches bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
+ALTER TABLE pgvigil.backfill_range ADD COLUMN IF NOT EXISTS key text[] NOT NULL DEFAULT '{}';
+ALTER TABLE pgvigil.backfill_range ADD COLUMN IF NOT EXISTS ahead text[];
 CREATE INDEX IF NOT EXISTS backfill_range_open ON pgvigil.backfill_range (backfill, id) WHERE NOT is_done;
 
 -- Rows that cannot be changed, with the reason.

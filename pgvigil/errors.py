@@ -217,8 +217,8 @@ _TRANSIENT_PGBACKREST = frozenset({39, 41, 42, 49, 56, 82, 101, 102, 103})
 
 # PostgreSQL appendix A: 08 connection, 40 rollback (serialization, deadlock), 53 resources.
 _TRANSIENT_SQLSTATE_CLASS = frozenset({"08", "40", "53"})
-# 55P03 lock not available; 57P01..57P03 shutdown, crash, cannot connect now.
-_TRANSIENT_SQLSTATE = frozenset({"55P03", "57P01", "57P02", "57P03"})
+# 55P03 lock not available; 57P01..57P03 shutdown, crash, cannot connect now; 25P03, 57P05 ended while idle.
+_TRANSIENT_SQLSTATE = frozenset({"25P03", "55P03", "57P01", "57P02", "57P03", "57P05"})
 
 _TRANSIENT_S3 = frozenset(
     {

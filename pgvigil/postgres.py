@@ -68,6 +68,7 @@ def connect_pooled(dsn: str, application_name: str) -> Iterator[Connection]:
     """
     with translated(dsn), _greet(dsn, application_name, IMPATIENT) as connection:
         connection.prepare_threshold = None
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the role's default is
         yield connection
 
 
@@ -77,6 +78,13 @@ def transaction(connection: Connection, bounds: Mapping[str, str]) -> Iterator[C
     with connection.transaction():
         _set(connection, bounds, is_local=True)
         yield connection
+
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """Do the block so that what fails in it is undone alone; raises DatabaseFailed."""
+    with translated(connection.info.dsn), connection.transaction():
+        yield
 
 
 def _greet(

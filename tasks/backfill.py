@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
 
-from pgvigil.backfill import operation, steering
+from pgvigil.backfill import operation, proof, steering
 from tasks.policy import READ
 from tasks.progress import ProgressBar
 
@@ -67,7 +67,7 @@ def retry_quarantined(move: Move) -> int:
 @task(name="conclude", **(READ | {"retries": 0}))
 def conclude(move: Move) -> None:
     """Judge the end, and make columns NOT NULL if that is wanted."""
-    operation.conclude(move)
+    proof.conclude(move)
 
 
 @task(name="steer", **READ)

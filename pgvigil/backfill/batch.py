@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pgvigil import postgres
 from pgvigil.backfill import statements
-from pgvigil.backfill.ledger import Overrides
+from pgvigil.backfill.ledger import Overrides, Step
+from pgvigil.backfill.remedy import Remedy, remedy
 from pgvigil.backfill.session import Bounds
+from pgvigil.backfill.turns import STRETCHES, Blocks, Course, End
 from pgvigil.errors import ConfigError, DatabaseFailed, PreconditionFailed
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class Job:
             lock=batch.lock_wait,
             search_path=self.policy.search_path,
             is_durable=False,
+            by_index=True,
         )
 
     @property
@@ -57,13 +61,33 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Order:
+    """How the next rows are taken: so many, in turns or not, waiting for those that others hold or not.
+
+    With `course`, on the course that an earlier batch began. With `aside`, a row that fails goes into
+    quarantine.
+    """
+
+    rows: int
+    turns: int = 1
+    course: Course | None = None
+    skip_locked: bool = False
+    aside: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a batch did: rows seen and done, seconds, bytes of WAL of the whole server meanwhile."""
+    """What a batch did: rows seen and done, and those of them that stayed in their page.
+
+    Seconds, and bytes of WAL of the whole server meanwhile. `course` is where it was in which course.
+    """
 
     wanted: Wanted
     overrides: Overrides
+    course: Course | None = None
     seen: int = 0
     done: int = 0
+    hot: int = 0
     seconds: float = 0.0
     wal: int = 0
     is_over: bool = False
@@ -81,11 +105,12 @@ def load_function(name: str) -> Callable[[list[dict[str, Any]]], list[dict[str, 
     return found
 
 
-def run_batch(session: Session, job: Job, lease: Lease, rows: int, *, skip_locked: bool = False) -> Outcome:
+def run_batch(session: Session, job: Job, lease: Lease, order: Order) -> Outcome:
     """Change the next rows of a range and commit them with the cursor.
 
     With `skip_locked`, rows that others hold are noted for a sweep instead of waited for. Raises
-    DatabaseFailed, Fenced; then nothing has happened.
+    DatabaseFailed, Fenced; then nothing has happened. Raises PreconditionFailed, and puts nothing aside,
+    when as many are as the policy allows.
     """
     leaf = job.leaf(lease.relation)
     assert leaf  # noqa: S101 - the worker looked
@@ -97,35 +122,100 @@ def run_batch(session: Session, job: Job, lease: Lease, rows: int, *, skip_locke
             return Outcome("run", Overrides(), is_over=True)
         if claimed.wanted != "run":
             return Outcome(claimed.wanted, claimed.overrides)
-        to, seen = next_end(connection, job, leaf, claimed, rows)
-        part = Part(job, leaf, claimed.reached, to)
-        done = change(connection, part, skip_locked=skip_locked)
-        if skip_locked and part.left(connection):
-            job.ledger.add_sweep(connection, lease, claimed, to)
-        row = job.ledger.advance(connection, lease, to, seen or done, done)
+        course = _course(connection, job, leaf, claimed, order)
+        part = Part(job, leaf, course.after, course.end.key, course, is_one=order.aside)
+        if order.aside:
+            done = change_or_quarantine(connection, part)
+        else:
+            done = change(connection, part, skip_locked=order.skip_locked)
+        if order.skip_locked and part.left(connection):
+            job.ledger.add_sweep(connection, lease, leaf, claimed, course.end.key)
+        step = _step(course, done)
+        row = job.ledger.advance(connection, lease, step)
         spent, wal = time.monotonic() - began, int(row["lsn"]) - claimed.lsn
-    return Outcome("run", claimed.overrides, seen or done, done, spent, wal, row["is_done"])
+    hot = int(row["hot"]) - claimed.hot
+    return Outcome("run", claimed.overrides, course, step.seen, done, hot, spent, wal, row["is_done"])
 
 
-def quarantine_next(session: Session, job: Job, lease: Lease, error: DatabaseFailed) -> Outcome | None:
-    """Put the next row of a range aside and step over it; None when people want something else.
+def _course(connection: Connection, job: Job, leaf: Leaf, claimed: Claimed, order: Order) -> Course:
+    """Go on with a course, unless the cursor tells that its last batch was committed or undone after all."""
+    if order.course and order.course.cursor == claimed.reached:
+        return order.course
+    ends = _neighbours(connection, job, leaf, claimed, order) if order.turns > 1 else ()
+    if ends:
+        return Course(claimed.reached, ends, order.turns)
+    end = next_end(connection, Part(job, leaf, claimed.reached, claimed.limit), order.rows)
+    return Course(claimed.reached, (end,), is_scattered=order.turns > 1)
 
-    Raises PreconditionFailed, and puts nothing aside, when there are as many as the policy allows.
-    """
-    leaf = job.leaf(lease.relation)
-    assert leaf  # noqa: S101 - the worker looked
-    with session.transaction(job.bounds) as connection:
-        claimed = job.ledger.claim(connection, lease, leaf)
-        if claimed is None or claimed.wanted != "run":
-            return None
-        to, seen = next_end(connection, job, leaf, claimed, 1)
-        if not seen:  # somebody has deleted it
-            return None
+
+def _neighbours(
+    connection: Connection, job: Job, leaf: Leaf, claimed: Claimed, order: Order
+) -> tuple[End, ...]:
+    """Find the next stretches of rows that are neighbours in the table; none if they are not."""
+    rows = order.rows * order.turns
+    parts = _stretches(connection, Part(job, leaf, claimed.reached, claimed.limit), rows)
+    ends: list[End] = []
+    for part, end in parts:
+        blocks = _blocks(connection, part, rows)
+        if blocks is None:
+            break
+        ends.append(replace(end, blocks=blocks))
+    return tuple(ends)
+
+
+def _stretches(connection: Connection, rest: Part, rows: int) -> list[tuple[Part, End]]:
+    """Cut stretches of so many rows off; where fewer are left, of half of them."""
+    found = _cut(connection, rest, rows)
+    if found and found[-1][1].rows:
+        return found
+    statement = statements.rows_in(rest.job.target, rest.leaf, span=rest.span)
+    row = connection.execute(statement, rest.parameters).fetchone()
+    half = -(-int(row["rows"]) // STRETCHES) if row else 0
+    return _cut(connection, rest, half) if half else []
+
+
+def _cut(connection: Connection, rest: Part, rows: int) -> list[tuple[Part, End]]:
+    found: list[tuple[Part, End]] = []
+    while len(found) < STRETCHES and rest.after != rest.to:
+        end = next_end(connection, rest, rows)
+        found.append((replace(rest, to=end.key), end))
+        rest = replace(rest, after=end.key)
+    return found
+
+
+def _blocks(connection: Connection, part: Part, rows: int) -> Blocks | None:
+    """Find where an interval of so many rows lies; None if that is too far apart to be read through."""
+    leaf = part.leaf
+    row = connection.execute(
+        statements.edges(part.job.target, leaf, span=part.span), part.parameters
+    ).fetchone()
+    if not row or row["low"] is None:
+        return None
+    first, last = _block(row["low"]), _block(row["high"])
+    most = 2 + int(2 * rows * leaf.blocks_per)
+    return (f"({first},0)", f"({last},{statements.LAST_IN_BLOCK})") if last - first <= most else None
+
+
+def _step(course: Course, done: int) -> Step:
+    """Tell the ledger of a batch: the last turn moves the cursor, each has seen its part of the rows."""
+    is_last, (share, rest) = course.turn is None, divmod(course.end.rows, course.turns)
+    seen = share + (rest if is_last else 0) if course.end.rows else done
+    return Step(to=course.end.key if is_last else None, ahead=course.ahead, seen=seen, done=done)
+
+
+def change_or_quarantine(connection: Connection, part: Part) -> int:
+    """Change the one row of an interval, or put it aside with what the server says of it."""
+    ledger, policy = part.job.ledger, part.job.policy
+    try:
+        with postgres.savepoint(connection):
+            return change(connection, part)
+    except DatabaseFailed as error:
+        if remedy(error) is not Remedy.HALVE:
+            raise
         said = str(error.context.get("said") or error.message)
-        aside = job.ledger.quarantine(connection, leaf.oid, to, error.sqlstate, said)
-        _require_few(aside, job.policy.quarantine, f"{error.sqlstate}: {said}")
-        row = job.ledger.advance(connection, lease, to, 1, 0)
-    return Outcome("run", claimed.overrides, 1, 0, is_over=row["is_done"])
+        aside = ledger.quarantine(connection, part.leaf.oid, part.to, error.sqlstate, said)
+        _require_few(aside, policy.quarantine, f"{error.sqlstate}: {said}")
+        return 0
 
 
 def _require_few(aside: int, most: int, last: str) -> None:
@@ -136,28 +226,27 @@ def _require_few(aside: int, most: int, last: str) -> None:
         )
 
 
-def next_end(connection: Connection, job: Job, leaf: Leaf, claimed: Claimed, rows: int) -> tuple[Key, int]:
-    """Find the key up to which the next batch goes, and how many rows that are if it is known."""
-    statement = statements.boundary(job.target, leaf, span="first" if claimed.reached is None else "next")
-    values: dict[str, Any] = {"skip": rows - 1}
-    values |= statements.parameters("after", claimed.reached) | statements.parameters("to", claimed.through)
-    near = None
+def next_end(connection: Connection, rest: Part, rows: int) -> End:
+    """Find the key up to which the first so many rows of an interval go."""
+    leaf, near = rest.leaf, None
+    statement = statements.boundary(rest.job.target, leaf, span=rest.span)
+    values = rest.parameters | {"skip": rows - 1}
     if leaf.index is None:
-        near = _near(leaf, claimed, rows)
+        near = _near(rest, rows)
         values["most0"] = near
     row = connection.execute(statement, values).fetchone()
     if row:
-        return tuple(row[f"k{place}"] for place in range(len(leaf.key))), rows
-    if near is not None and _block(near) < _block(claimed.through[0]):
-        return (near,), 0
-    return claimed.through, 0
+        return End(tuple(row[f"k{place}"] for place in range(len(leaf.key))), rows)
+    if near is not None and _block(near) < _block(rest.to[0]):
+        return End((near,))
+    return End(rest.to)
 
 
-def _near(leaf: Leaf, claimed: Claimed, rows: int) -> str:
+def _near(rest: Part, rows: int) -> str:
     """Bound the search for a ctid, which has no index, to about twice the blocks that so many rows need."""
-    start = _block(claimed.reached[0]) if claimed.reached else 0
-    end = start + 1 + int(2 * rows * leaf.blocks_per)
-    return f"({min(end, _block(claimed.through[0]))},{statements.LAST_IN_BLOCK})"
+    start = _block(rest.after[0]) if rest.after else 0
+    end = start + 1 + int(2 * rows * rest.leaf.blocks_per)
+    return f"({min(end, _block(rest.to[0]))},{statements.LAST_IN_BLOCK})"
 
 
 def _block(ctid: str) -> int:
@@ -166,18 +255,28 @@ def _block(ctid: str) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """An interval of one table's key, `after` not included; or the one row of key `to`."""
+    """An interval of one table's key, `after` not included, or a turn's part of it; or the row of `to`."""
 
     job: Job
     leaf: Leaf
     after: Key | None
     to: Key
+    course: Course | None = None
     is_one: bool = False
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters of the interval's statements."""
-        return statements.parameters("after", self.after) | statements.parameters("to", self.to)
+        values: dict[str, Any] = {}
+        if self.is_turn and self.course and self.course.end.blocks:
+            low, high = self.course.end.blocks
+            values = {"low": low, "high": high, "turn": self.course.turn, "most": self.course.turns - 1}
+        return values | statements.parameters("after", self.after) | statements.parameters("to", self.to)
+
+    @property
+    def is_turn(self) -> bool:
+        """Whether only one turn's part of the rows is meant."""
+        return self.course is not None and self.course.turn is not None
 
     @property
     def span(self) -> statements.Span:
@@ -201,13 +300,15 @@ def change(connection: Connection, part: Part, *, skip_locked: bool = False) -> 
         return apply_function(connection, part, skip_locked=skip_locked)
     if skip_locked or job.policy.before_images:
         return _change_unlocked(connection, part, wait=not skip_locked)
-    statement = statements.change(job.target, part.leaf, job.policy, span=part.span)
+    statement = statements.change(job.target, part.leaf, job.policy, span=part.span, turn=part.is_turn)
     return connection.execute(statement, part.parameters).rowcount
 
 
 def _change_unlocked(connection: Connection, part: Part, *, wait: bool) -> int:
     job, policy = part.job, part.job.policy
-    statement = statements.change_unlocked(job.target, part.leaf, policy, span=part.span, wait=wait)
+    statement = statements.change_unlocked(
+        job.target, part.leaf, policy, span=part.span, wait=wait, turn=part.is_turn
+    )
     values = part.parameters | _image(part)
     cursor = connection.execute(statement, values)
     if policy.into:
@@ -233,7 +334,8 @@ def _image(part: Part) -> dict[str, Any]:
 def apply_function(connection: Connection, part: Part, *, skip_locked: bool = False) -> int:
     """Read and hold the rows, let the function work, and write what it gave for each."""
     job, policy = part.job, part.job.policy
-    read = statements.lock_rows(job.target, part.leaf, policy, span=part.span, wait=not skip_locked)
+    wait = not skip_locked
+    read = statements.lock_rows(job.target, part.leaf, policy, span=part.span, wait=wait, turn=part.is_turn)
     rows = connection.execute(read, part.parameters).fetchall()
     if not rows:
         return 0

@@ -80,9 +80,16 @@ def _leaf(connection: Connection, policy: BackfillPolicy, row: dict[str, Any]) -
         block_size=row["block_size"],
         fillfactor=row["fillfactor"],
         is_partition=row["is_partition"],
+        takes_turns=bool(index) and not policy.into and not indexed(connection, policy, row["oid"]),
         key=key,
         index=index,
     )
+
+
+def indexed(connection: Connection, policy: BackfillPolicy, relation: int) -> list[str]:
+    """Name the indexes that hold what is written, each with the column."""
+    found = _rows(connection, "indexed", relation=relation, columns=list(policy.targets))
+    return [f"{row['index']} ({row['column']})" for row in found]
 
 
 def _key(

@@ -58,6 +58,11 @@ class Conductor:
         self._dead: Counter[int] = Counter()
         self._wanted_by = ""
 
+    def take(self, job: Job, rows_total: int) -> None:
+        """Walk the table as a new pass has found it."""
+        self.job, self.rows_total = job, rows_total
+        self._health.relations = [leaf.oid for leaf in job.target.leaves]
+
     def close(self) -> None:
         """End the watch, and a VACUUM that is still at work: autovacuum goes on with that."""
         self._is_closing = True

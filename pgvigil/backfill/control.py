@@ -115,7 +115,7 @@ class Control:
     def note_batch(self, relation: int, outcome: Outcome, rows: int) -> None:
         """Count what was done."""
         with self._change:
-            self._dead[relation] += outcome.done
+            self._dead[relation] += outcome.done - outcome.hot
             self._change.notify_all()
             self.batch_rows = rows
             self._trouble = ""

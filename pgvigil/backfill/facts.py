@@ -27,7 +27,10 @@ class KeyColumn(Frozen):
 
 
 class Leaf(Frozen):
-    """A table that holds rows, and the key by which they are walked over; without an index it is ctid."""
+    """A table that holds rows, and the key by which they are walked over; without an index it is ctid.
+
+    It takes turns, see `turns`, where no index holds what is written.
+    """
 
     oid: int
     schema_name: str
@@ -37,6 +40,7 @@ class Leaf(Frozen):
     block_size: int
     fillfactor: int
     is_partition: bool
+    takes_turns: bool
     key: tuple[KeyColumn, ...]
     index: str | None
 
@@ -49,6 +53,11 @@ class Leaf(Frozen):
     def quoted(self) -> str:
         """Its name as SQL reads it."""
         return ".".join('"' + part.replace('"', '""') + '"' for part in (self.schema_name, self.name))
+
+    @property
+    def walk(self) -> list[str]:
+        """Its key's columns and types: a position in one key says nothing in another."""
+        return [f"{column.name} {column.type}" for column in self.key]
 
     @property
     def blocks_per(self) -> float:
@@ -200,8 +209,8 @@ def _plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     cost = plan.forecast
     yield "rows to change", f"about {cost.rows}, from {cost.sampled_rows} sampled"
     yield "time", f"about {duration_text(cost.seconds)} at {cost.rows_per_second:.0f} rows/s with one worker"
-    yield "WAL", f"about {bytes_text(cost.wal_bytes)}"
-    yield "growth", f"at most {bytes_text(cost.growth_bytes)}, less with VACUUM in between"
+    yield "WAL", f"about {bytes_text(cost.wal_bytes)}, less where the rows of a page take turns"
+    yield "growth", f"at most {bytes_text(cost.growth_bytes)}, less with turns and VACUUM in between"
     if cost.hot_ratio is not None:
         yield "heap-only updates", f"{100 * cost.hot_ratio:.0f} % of the sample"
     if plan.resumes:

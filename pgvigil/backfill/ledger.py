@@ -76,13 +76,29 @@ class Claimed(Frozen):
     """Where a batch goes on: the last key done, the end of the range, and what people want."""
 
     reached: tuple[str, ...] | None
+    ahead: tuple[str, ...] | None
     through: tuple[str, ...]
     attempts: int
     is_sweep: bool
     pass_: int
     wanted: Wanted
     overrides: Overrides
+    hot: int
     lsn: int
+
+    @property
+    def limit(self) -> tuple[str, ...]:
+        """Up to where a batch may go: rows that an unfinished course has begun with come first."""
+        return self.ahead or self.through
+
+
+class Step(Frozen):
+    """What a batch did: where the cursor goes, None if it stays; up to which key more is done; rows."""
+
+    to: tuple[str, ...] | None
+    ahead: tuple[str, ...] | None = None
+    seen: int
+    done: int
 
 
 class Lease(Frozen):
@@ -106,11 +122,21 @@ def require_installed(connection: Connection) -> None:
     row = connection.execute(query("backfill", "installed")).fetchone()
     if not row or not row["is_installed"]:
         raise PreconditionFailed(
-            "the tables that keep a backfill's cursor are not in this database, or not ours to write",
+            "the tables that keep a backfill's cursor are not in this database, or not ours to write, "
+            "or of an earlier version",
             hint="run infra/target.sql here, as superuser or owner of the database",
         )
     if row["in_recovery"]:
         raise PreconditionFailed("the server is a standby: it changes nothing", hint="name the primary")
+
+
+def require_same(relation: Leaf | Target, there: int | None) -> None:
+    """Raise PreconditionFailed when another table has taken the name."""
+    if there != relation.oid:
+        raise PreconditionFailed(
+            f"'{relation.label}' is no longer the table that it was when the walk began",
+            hint="look who replaced it; then 'pgvigil backfill restart' and run it again",
+        )
 
 
 def read(session: Session, name: str) -> State | None:
@@ -153,15 +179,16 @@ class Ledger:
         """Cover a table from before its first row to the last of `ends`, without a hole."""
         after: Key | None = None
         for end in ends:
-            values = self._range(number, leaf.oid, after, end)
+            values = self._range(number, leaf, after, end)
             connection.execute(query("backfill", "add_range"), values)
             after = end
 
-    def _range(self, number: int, relation: int, after: Key | None, through: Key) -> dict[str, Any]:
+    def _range(self, number: int, leaf: Leaf, after: Key | None, through: Key) -> dict[str, Any]:
         return {
             "name": self.name,
             "pass": number,
-            "relation": relation,
+            "relation": leaf.oid,
+            "key": leaf.walk,
             "after": list(after) if after is not None else None,
             "through": list(through),
             "fence": self.fence,
@@ -189,7 +216,7 @@ class Ledger:
         connection.execute(query("backfill", "release_range"), values)
 
     def claim(self, connection: Connection, lease: Lease, leaf: Leaf) -> Claimed | None:
-        """Begin a batch: read and hold the range; None for a table that was dropped or detached.
+        """Begin a batch: read and hold the range; None where its table or its key is no longer there.
 
         Raises Fenced, and PreconditionFailed when another table has taken the name.
         """
@@ -197,31 +224,32 @@ class Ledger:
         row = connection.execute(query("backfill", "claim"), values).fetchone() or self._fenced()
         if row["is_partition"] is None or row["is_partition"] != leaf.is_partition:
             return None
-        if row["there"] != leaf.oid:
-            raise PreconditionFailed(
-                f"'{leaf.label}' is no longer the table that it was when the walk began",
-                hint="look who replaced it; then 'pgvigil backfill restart' and run it again",
-            )
+        if row["key"] != leaf.walk:
+            return None
+        require_same(leaf, row["there"])
         reached = row["reached"] if row["reached"] is not None else row["after"]
         return Claimed(
             reached=tuple(reached) if reached is not None else None,
+            ahead=tuple(row["ahead"]) if row["ahead"] is not None else None,
             through=tuple(row["through"]),
             attempts=row["attempts"],
             is_sweep=row["is_sweep"],
             pass_=row["pass"],
             wanted=row["wanted"],
             overrides=Overrides.model_validate(row["overrides"]),
+            hot=row["hot"],
             lsn=int(row["lsn"]),
         )
 
-    def advance(self, connection: Connection, lease: Lease, to: Key, seen: int, done: int) -> dict[str, Any]:
+    def advance(self, connection: Connection, lease: Lease, step: Step) -> dict[str, Any]:
         """End a batch: move the cursor and count; raises Fenced, by which the batch is undone."""
-        values = {"id": lease.id, "fence": self.fence, "to": list(to), "seen": seen, "done": done}
+        values: dict[str, Any] = {"id": lease.id, "fence": self.fence, "seen": step.seen, "done": step.done}
+        values |= {name: key and list(key) for name, key in (("to", step.to), ("ahead", step.ahead))}
         return connection.execute(query("backfill", "advance"), values).fetchone() or self._fenced()
 
-    def add_sweep(self, connection: Connection, lease: Lease, claimed: Claimed, to: Key) -> None:
+    def add_sweep(self, connection: Connection, lease: Lease, leaf: Leaf, claimed: Claimed, to: Key) -> None:
         """Note an interval of which others held rows, to come back to it."""
-        values = self._range(lease.pass_, lease.relation, claimed.reached, to)
+        values = self._range(lease.pass_, leaf, claimed.reached, to)
         attempts = claimed.attempts + 1 if claimed.is_sweep else 1
         connection.execute(query("backfill", "add_sweep"), {**values, "attempts": attempts})
 

@@ -8,19 +8,18 @@ gives; in the NOT NULL recipe, a CHECK that the next run finds and goes on from.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgvigil import postgres
-from pgvigil.backfill import catalog, enforce, ledger, ranges, statements, survey
+from pgvigil.backfill import catalog, ledger, ranges, statements, survey
 from pgvigil.backfill.batch import Job, load_function
 from pgvigil.backfill.conductor import Conductor
-from pgvigil.backfill.facts import Quarantined
 from pgvigil.backfill.ledger import Ledger, State
 from pgvigil.backfill.remedy import persist
 from pgvigil.backfill.session import Bounds, Session
-from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
+from pgvigil.errors import DatabaseFailed
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict
 from pgvigil.sql import query
 
@@ -227,7 +226,7 @@ def next_pass(move: Move) -> bool:
     if move.conductor.is_cancelled or move.conductor.gave_up_sweeping:
         return False
     if move.passes == 0 and move.found.pass_ > 0:
-        if _patiently(move, _has_open_ranges):
+        if patiently(move, _has_open_ranges):
             move.passes = 1
             return True
         count(move)  # a run was killed before its proof, or proven long ago
@@ -235,16 +234,21 @@ def next_pass(move: Move) -> bool:
         return False
     move.passes += 1
     with move.work.run.step("begin pass", {"backfill": move.work.name}) as noted:
-        noted.update(_patiently(move, _begin))
-    move.conductor.rows_total = noted["rows"]
+        noted.update(patiently(move, _begin))
+    move.conductor.take(move.job, noted["rows"])
     return True
 
 
 def _begin(move: Move) -> dict[str, int]:
+    """Read the table anew: partitions, sizes and keys may be others than in the pass before."""
+    with move.session.transaction() as connection:
+        target = catalog.read_target(connection, move.work.policy)
+    ledger.require_same(move.job.target, target.oid)
+    move.job = replace(move.job, target=target)
     return ranges.begin(move.session, move.job)
 
 
-def _patiently(move: Move, work: Callable[[Move], Result]) -> Result:
+def patiently(move: Move, work: Callable[[Move], Result]) -> Result:
     """Do a step that may be done twice, waiting for a server that is away as long as the policy says."""
     return persist(partial(work, move), move.work.policy.outage)
 
@@ -265,7 +269,7 @@ def count(move: Move) -> int:
     """Count the rows that are still to change, those in quarantine apart; that others hold is left."""
     if move.conductor.is_cancelled:
         return -1
-    move.left = _patiently(move, _count)
+    move.left = patiently(move, _count)
     return move.left
 
 
@@ -326,144 +330,3 @@ def _retry(move: Move, leaf: Any, key: Key) -> bool:
             move.ledger.quarantine(connection, leaf.oid, key, error.sqlstate, said)
         return False
     return True
-
-
-def conclude(move: Move) -> None:
-    """Prove the end, make columns NOT NULL if that is wanted, and note checks, proof and facts."""
-    run = move.work.run
-    checks = _patiently(move, _prove)
-    if all(check.verdict is Verdict.VERIFIED for check in checks):
-        checks += _enforce(move)
-    run.checks += checks
-    verdict = Verdict.VERIFIED if all(c.verdict is Verdict.VERIFIED for c in checks) else checks_worst(checks)
-    run.proofs[:] = [Proof(name=f"backfill {move.work.name}", verdict=verdict)]
-    _patiently(move, _count_images)
-
-
-def _prove(move: Move) -> list[Check]:
-    """Judge ranges, count and quarantine, and note in the ledger if they prove the end."""
-    move.work.run.facts["quarantined"] = tuple(_told(move, entry) for entry in read_quarantine(move))
-    checks = [_covered(move), _rows_left(move), _quarantine(move)]
-    if all(check.verdict is Verdict.VERIFIED for check in checks):
-        with move.session.transaction() as connection:
-            move.ledger.finish(connection)
-    return checks
-
-
-def checks_worst(checks: list[Check]) -> Verdict:
-    """Return refuted if any is, else inconclusive."""
-    refuted = any(check.verdict is Verdict.REFUTED for check in checks)
-    return Verdict.REFUTED if refuted else Verdict.INCONCLUSIVE
-
-
-def _covered(move: Move) -> Check:
-    """Prove from the ranges themselves that the walk left no hole."""
-    expected = "every range of the walk is done, without a hole"
-    if move.conductor.is_cancelled:
-        return Check(
-            id="walk.covered",
-            verdict=Verdict.INCONCLUSIVE,
-            expected=expected,
-            actual="cancelled: 'pgvigil backfill resume', then run it again, and it goes on where it was",
-        )
-    with move.session.transaction() as connection:
-        state = connection.execute(query("backfill", "read"), {"name": move.work.name}).fetchone()
-        number = state["pass"] if state else 0
-        holes = move.ledger.holes(connection, number)
-    if holes:
-        return Check(
-            id="walk.covered",
-            verdict=Verdict.REFUTED,
-            expected=expected,
-            actual=f"{holes} ranges are not done; others have held rows locked for longer than "
-            f"{move.work.policy.sweep_for.total_seconds():g} s",
-        )
-    return Check(
-        id="walk.covered", verdict=Verdict.VERIFIED, expected=expected, actual=f"pass {number} is whole"
-    )
-
-
-def _rows_left(move: Move) -> Check:
-    expected = f"no row of '{move.job.target.label}' meets: {move.work.policy.where}"
-    left = move.work.run.facts.get("rows_left")
-    if left is None:
-        return Check(id="rows.left", verdict=Verdict.INCONCLUSIVE, expected=expected, actual="not counted")
-    verdict = Verdict.VERIFIED if left == 0 else Verdict.REFUTED
-    return Check(
-        id="rows.left",
-        verdict=verdict,
-        expected=expected,
-        actual=f"{left} rows",
-        detail=_why_left(move, left),
-    )
-
-
-def _why_left(move: Move, left: int) -> str:
-    aside = len(move.work.run.facts["quarantined"])
-    if not left or left <= aside:
-        return ""
-    if move.conductor.gave_up_sweeping:
-        return f"{left - aside} of them are held locked by others: see pg_locks, then run it again"
-    return (
-        f"{left - aside} of them were inserted or moved while {move.passes} passes ran: let the application "
-        "write the column itself, by a default or trigger, then run it again"
-    )
-
-
-def _quarantine(move: Move) -> Check:
-    found = move.work.run.facts["quarantined"]
-    first = f", one with {found[0].sqlstate}: {found[0].message}" if found else ""
-    return Check(
-        id="rows.quarantine",
-        verdict=Verdict.REFUTED if found else Verdict.VERIFIED,
-        expected="no row in quarantine",
-        actual=f"{len(found)} rows{first}",
-        detail="correct them, then run it again with retry_failed" if found else "",
-    )
-
-
-def _told(move: Move, entry: dict[str, Any]) -> Quarantined:
-    leaf = move.job.leaf(entry["relation"])
-    return Quarantined(
-        table=leaf.label if leaf else str(entry["relation"]),
-        key=tuple(entry["key"]),
-        sqlstate=entry["sqlstate"],
-        message=entry["message"],
-        at=entry["at"],
-    )
-
-
-def _enforce(move: Move) -> list[Check]:
-    """Make the columns NOT NULL; what was proven stands even if that cannot be done now."""
-    work, done, checks = move.work, list[str](), list[Check]()
-    for column in work.policy.not_null:
-        expected = f"column '{column}' is NOT NULL"
-        try:
-            with work.run.step("set not null", {"table": move.job.target.label, "column": column}):
-                enforced = partial(
-                    enforce.make_not_null, move.session, move.job.target, column, work.policy.count_for
-                )
-                persist(enforced, work.policy.outage)
-        except PgvigilError as error:
-            if not isinstance(error, DatabaseFailed | PreconditionFailed):
-                raise
-            verdict = (
-                Verdict.REFUTED if error.context.get("sqlstate") == enforce.VIOLATED else Verdict.INCONCLUSIVE
-            )
-            checks.append(
-                Check(id=f"not_null.{column}", verdict=verdict, expected=expected, actual=error.message)
-            )
-            continue
-        done.append(column)
-        checks.append(
-            Check(id=f"not_null.{column}", verdict=Verdict.VERIFIED, expected=expected, actual="it is")
-        )
-    work.run.facts["not_null"] = tuple(done)
-    return checks
-
-
-def _count_images(move: Move) -> None:
-    with move.session.transaction() as connection:
-        connection.execute(query("backfill", "expire_images"), {})
-        row = connection.execute(query("backfill", "images"), {"name": move.work.name}).fetchone()
-    move.work.run.facts["images"] = row["count"] if row else 0

@@ -38,9 +38,16 @@ class Pace:
         """Rows of the next batch."""
         return max(1, int(min(self._wanted, self._cap, self.limits.most_rows)))
 
+    @property
+    def is_capped(self) -> bool:
+        """Whether batches are small because one has failed."""
+        return self._cap < math.inf
+
     def succeed(self, seen: int, seconds: float, wal: int) -> None:
         """Learn from a batch that was committed."""
-        self._cap = math.inf if self._cap * 2 >= self._wanted else self._cap * 2
+        if self.is_capped:  # so small a batch says nothing
+            self._cap = math.inf if self._cap * 2 >= self._wanted else self._cap * 2
+            return
         if seen < self.rows / 2:
             return  # the end of a range says nothing
         cost = max(seconds, 1e-6) / max(1, seen)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 SPLIT_ROWS = 50_000  # a table with fewer rows is one range
-PARTS = 16
+PART_ROWS = 250_000
+LEAST_PARTS, MOST_PARTS = 4, 16
 _SAMPLE = 20_000
 
 
@@ -32,7 +33,7 @@ def begin(session: Session, job: Job) -> dict[str, int]:
 def _ends(session: Session, job: Job, leaf: Leaf) -> list[Key]:
     """Return the ends of a table's ranges in order, the last row of now at last; none for an empty one."""
     if leaf.index is None:
-        return _block_ends(leaf)
+        return _block_ends(job, leaf)
     with session.transaction(job.reading) as connection:
         splits = _splits(connection, job, leaf)
         row = connection.execute(statements.newest(job.target, leaf), {}).fetchone()
@@ -52,16 +53,24 @@ def _splits(connection: Connection, job: Job, leaf: Leaf) -> list[Key]:
         return []
     values = {"percent": min(100.0, 100 * _SAMPLE / leaf.rows)}
     rows = connection.execute(statements.sample_keys(job.target, leaf), values).fetchall()
-    chosen = [_key(rows[len(rows) * n // PARTS], leaf) for n in range(1, PARTS)] if len(rows) >= PARTS else []
+    parts = min(_parts(job, leaf), len(rows))
+    chosen = [_key(rows[len(rows) * n // parts], leaf) for n in range(1, parts)]
     return list(dict.fromkeys(chosen))
 
 
-def _block_ends(leaf: Leaf) -> list[Key]:
+def _parts(job: Job, leaf: Leaf) -> int:
+    """Return into how many ranges a table is parted: few, so that stretches are long."""
+    if leaf.rows < SPLIT_ROWS:
+        return 1
+    return max(LEAST_PARTS, 2 * job.policy.workers, min(MOST_PARTS, leaf.rows // PART_ROWS))
+
+
+def _block_ends(job: Job, leaf: Leaf) -> list[Key]:
     """Part a heap by its blocks; what is appended later is beyond the bound."""
     blocks = leaf.size // leaf.block_size
     if blocks == 0:
         return []
-    parts = PARTS if leaf.rows >= SPLIT_ROWS else 1
+    parts = _parts(job, leaf)
     ends = sorted({blocks * n // parts for n in range(1, parts + 1)} - {0})
     return [(f"({end - 1},{statements.LAST_IN_BLOCK})",) for end in ends]
 

@@ -36,6 +36,7 @@ class Bounds(Frozen):
     lock: timedelta = timedelta(seconds=2)
     search_path: str = "pg_catalog"
     is_durable: bool = True
+    by_index: bool = False
 
     def settings(self) -> dict[str, str]:
         """Render as settings of the server."""
@@ -48,6 +49,8 @@ class Bounds(Frozen):
             "search_path": self.search_path,
             # Rows and cursor are lost together or not at all, so no batch needs to wait for the disk.
             **({} if self.is_durable else {"synchronous_commit": "off"}),
+            # Of two keys with the same first column the planner thinks that half of the table lies between.
+            **({"enable_seqscan": "off"} if self.by_index else {}),
             **_WRITING,
         }
 

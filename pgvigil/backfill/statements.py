@@ -65,6 +65,24 @@ def boundary(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
     )
 
 
+def edges(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
+    """Find the places of the first and of the last row of an interval."""
+    columns = _columns(target, leaf)
+    orders = [sql.SQL(", ").join(columns), sql.SQL(", ").join(key + sql.SQL(" DESC") for key in columns)]
+    places = [
+        sql.SQL(
+            "(SELECT {alias}.ctid FROM ONLY {table} AS {alias} WHERE {interval} ORDER BY {order} LIMIT 1)"
+        ).format(
+            alias=named(target.name),
+            table=relation(leaf),
+            interval=_interval(target, leaf, span=span),
+            order=order,
+        )
+        for order in orders
+    ]
+    return sql.SQL("SELECT least({0}, {1})::text AS low, greatest({0}, {1})::text AS high").format(*places)
+
+
 def newest(target: Target, leaf: Leaf) -> sql.Composed:
     """Find the last key."""
     descending = sql.SQL(", ").join(key + sql.SQL(" DESC") for key in _columns(target, leaf))
@@ -103,9 +121,11 @@ def closed(target: Target, leaf: Leaf, text: str) -> sql.Composed:
     )
 
 
-def change(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:
+def change(
+    target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span, turn: bool = False
+) -> sql.Composed:
     """Change the rows of an interval, or insert what they give; waits for rows that others hold."""
-    interval = _interval(target, leaf, span=span)
+    interval = _interval(target, leaf, span=span, turn=turn)
     if policy.into:
         return _insert(target, leaf, policy, interval)
     return sql.SQL("UPDATE ONLY {table} AS {alias} SET {writes} WHERE {interval} AND {where}").format(
@@ -117,8 +137,8 @@ def change(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) ->
     )
 
 
-def change_unlocked(
-    target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span, wait: bool
+def change_unlocked(  # noqa: PLR0913 - the parts of one statement
+    target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span, wait: bool, turn: bool = False
 ) -> sql.Composed:
     """Change the rows of an interval that nobody else holds, and keep what they held if that is asked for.
 
@@ -140,7 +160,7 @@ def change_unlocked(
         locked=sql.SQL(", ").join([*locked, *before]),
         table=relation(leaf),
         alias=named(target.name),
-        interval=_interval(target, leaf, span=span),
+        interval=_interval(target, leaf, span=span, turn=turn),
         where=expression(policy.where),
         skip=sql.SQL("" if wait else " SKIP LOCKED"),
         writes=_writes(policy),
@@ -217,7 +237,9 @@ def restore(target: Target, leaf: Leaf, columns: Sequence[str]) -> sql.Composed:
     )
 
 
-def lock_rows(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span, wait: bool) -> sql.Composed:
+def lock_rows(  # noqa: PLR0913 - the parts of one statement
+    target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span, wait: bool, turn: bool = False
+) -> sql.Composed:
     """Read the rows of an interval whole for a function, and hold them."""
     return sql.SQL(
         "SELECT {alias}.*, ARRAY[{texts}] AS {key} FROM ONLY {table} AS {alias}"
@@ -227,7 +249,7 @@ def lock_rows(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span,
         texts=sql.SQL(", ").join(c + sql.SQL("::text") for c in _columns(target, leaf)),
         key=named(ROW_KEY),
         table=relation(leaf),
-        interval=_interval(target, leaf, span=span),
+        interval=_interval(target, leaf, span=span, turn=turn),
         where=expression(policy.where),
         keys=_keys(target, leaf),
         skip=sql.SQL("" if wait else " SKIP LOCKED"),
@@ -257,6 +279,13 @@ def write_row(target: Target, leaf: Leaf, policy: BackfillPolicy) -> sql.Compose
         " changed AS (UPDATE ONLY {table} AS {alias} SET {writes} FROM held WHERE {row} = {key}"
         " RETURNING {returning}) {keep}"
     ).format(held=sql.SQL(", ").join(held), returning=returning, keep=sql.SQL(_KEEP), **parts)
+
+
+def rows_in(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
+    """Count the rows of an interval, done or not."""
+    return sql.SQL("SELECT count(*) AS rows FROM ONLY {table} AS {alias} WHERE {interval}").format(
+        table=relation(leaf), alias=named(target.name), interval=_interval(target, leaf, span=span)
+    )
 
 
 def left_in(target: Target, leaf: Leaf, policy: BackfillPolicy, *, span: Span) -> sql.Composed:
@@ -353,14 +382,28 @@ def _writes(policy: BackfillPolicy) -> sql.Composed:
     return sql.SQL(", ").join(writes)
 
 
-def _interval(target: Target, leaf: Leaf, *, span: Span) -> sql.Composed:
+def _interval(target: Target, leaf: Leaf, *, span: Span, turn: bool = False) -> sql.Composed:
     row = _row(_columns(target, leaf))
     if span == "one":
         return sql.SQL("{} = {}").format(row, _values(leaf, "to"))
-    upper = sql.SQL("{} <= {}").format(row, _values(leaf, "to"))
-    if span == "first":
-        return upper
-    return sql.SQL("{} > {} AND {}").format(row, _values(leaf, "after"), upper)
+    bounds = [sql.SQL("{} <= {}").format(row, _values(leaf, "to"))]
+    if span == "next":
+        bounds.append(sql.SQL("{} > {}").format(row, _values(leaf, "after")))
+    return _turn(target, bounds) if turn else sql.SQL(" AND ").join(bounds)
+
+
+def _turn(target: Target, bounds: Sequence[sql.Composed]) -> sql.Composed:
+    """Take a part of each page's rows; one that moves meanwhile is left for the last, which takes all.
+
+    The pages are read one after the other: bounds in this form do not make the planner think of the index.
+    """
+    return sql.SQL(
+        "{place} BETWEEN %(low)s::tid AND %(high)s::tid AND {bounds}"
+        " AND pg_catalog.hashtid({place}) & %(most)s = %(turn)s"
+    ).format(
+        place=sql.SQL("{}.ctid").format(named(target.name)),
+        bounds=sql.SQL(" AND ").join(sql.SQL("({}) IS TRUE").format(bound) for bound in bounds),
+    )
 
 
 def _columns(target: Target, leaf: Leaf) -> list[sql.Composed]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pgvigil.backfill import catalog, statements
 from pgvigil.backfill.batch import Job, Part, apply_function, next_end
 from pgvigil.backfill.facts import Forecast, Plan
 from pgvigil.backfill.health import read_signal
-from pgvigil.backfill.ledger import Claimed, Overrides
 from pgvigil.backfill.remedy import Remedy, remedy
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.sql import query
@@ -148,8 +147,7 @@ def read_plan(session: Session, job: Job, walks: Sequence[str], forecast: Foreca
             rows = connection.execute(query("backfill", "triggers"), values).fetchall()
             triggers |= {f"{row['name']} ({row['function']})" for row in rows}
             if not policy.into:
-                rows = connection.execute(query("backfill", "indexed"), values).fetchall()
-                indexed |= {f"{row['index']} ({row['column']})" for row in rows}
+                indexed |= set(catalog.indexed(connection, policy, leaf.oid))
     return Plan(
         table=f"{target.label}, about {target.rows} rows in {len(target.leaves)} part(s)",
         writes=_writes(policy),
@@ -240,21 +238,8 @@ def _parts(session: Session, job: Job, leaf: Leaf, keys: Sequence[Key]) -> list[
         return []
     starts = [None] if len(keys) <= 3 * SAMPLE_BATCH else [keys[len(keys) * n // 6] for n in (1, 3, 5)]
     with session.transaction(job.reading) as connection:
-        return [Part(job, leaf, start, _end(connection, job, leaf, start, keys[-1])) for start in starts]
-
-
-def _end(connection: Connection, job: Job, leaf: Leaf, after: Key | None, last: Key) -> Key:
-    claimed = Claimed(
-        reached=after,
-        through=last,
-        attempts=0,
-        is_sweep=False,
-        pass_=0,
-        wanted="run",
-        overrides=Overrides(),
-        lsn=0,
-    )
-    return next_end(connection, job, leaf, claimed, SAMPLE_BATCH)[0]
+        rests = [Part(job, leaf, start, keys[-1]) for start in starts]
+        return [replace(rest, to=next_end(connection, rest, SAMPLE_BATCH).key) for rest in rests]
 
 
 def _sample(session: Session, part: Part, total: _Sample) -> str:
@@ -276,6 +261,7 @@ def _try(connection: Connection, part: Part, total: _Sample) -> None:
     before = part.left(connection)
     if before == 0:
         return
+    then = _changed(connection, part)
     if job.function:
         began, lsn = time.monotonic(), _lsn(connection)
         apply_function(connection, part)
@@ -293,9 +279,15 @@ def _try(connection: Connection, part: Part, total: _Sample) -> None:
             hint="'where' must be false for a row that is done; nothing was changed",
         )
     total.changed += before
+    now = _changed(connection, part)
+    total.updated, total.hot = total.updated + now[0] - then[0], total.hot + now[1] - then[1]
+
+
+def _changed(connection: Connection, part: Part) -> tuple[int, int]:
+    """Return how many rows the session has updated, and how many of them heap-only."""
     row = connection.execute(query("backfill", "changed_so_far"), {"relation": part.leaf.oid}).fetchone()
-    if row:
-        total.updated, total.hot = total.updated + row["updated"], total.hot + row["hot"]
+    assert row  # noqa: S101 - an aggregate always answers
+    return row["updated"], row["hot"]
 
 
 def _lsn(connection: Connection) -> int:

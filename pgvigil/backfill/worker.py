@@ -6,16 +6,18 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from pgvigil.backfill.batch import Job, Outcome, quarantine_next, run_batch
+from pgvigil.backfill.batch import Job, Order, Outcome, run_batch
 from pgvigil.backfill.health import Level
 from pgvigil.backfill.pace import Pace, limits_of
 from pgvigil.backfill.remedy import Remedy, remedy
+from pgvigil.backfill.turns import Habit
 from pgvigil.errors import DatabaseFailed
 
 if TYPE_CHECKING:
     from pgvigil.backfill.control import Control
     from pgvigil.backfill.ledger import Lease, Overrides
     from pgvigil.backfill.session import Session
+    from pgvigil.backfill.turns import Course
 
 _NAP = 0.05
 _LONGEST_NAP = 2.0
@@ -33,6 +35,8 @@ class Worker:
         limits = limits_of(batch.most_rows, batch.target.total_seconds(), batch.wal_mb)
         self.pace = Pace(control.rows or batch.rows, limits)
         self._overrides: Overrides | None = None
+        self._habit = Habit()
+        self._course: Course | None = None
         self._failing_since: float | None = None
 
     def work(self) -> None:
@@ -60,7 +64,7 @@ class Worker:
 
     def _do(self, lease: Lease) -> None:
         """Do the batches of one range, or give it back when told to stop."""
-        is_over = False
+        is_over, self._course = False, None
         while not is_over and self.control.await_green(self.number):
             is_over = self._step(lease)
         if not is_over:
@@ -68,19 +72,26 @@ class Worker:
 
     def _step(self, lease: Lease) -> bool:
         """Do one batch with the remedy that its failure needs; True when the range is over."""
-        rows = self.pace.rows
+        order = self._order(lease)
         outcome: Outcome | None
         try:
-            outcome = run_batch(self.session, self.job, lease, rows)
+            outcome = run_batch(self.session, self.job, lease, order)
         except DatabaseFailed as error:
-            outcome = self._heal(lease, rows, error)
+            self._course = None
+            outcome = self._heal(lease, order, error)
         if outcome is None:
             return False
         self._failing_since = None
         self._learn(lease, outcome)
         return outcome.is_over
 
-    def _heal(self, lease: Lease, rows: int, error: DatabaseFailed) -> Outcome | None:
+    def _order(self, lease: Lease) -> Order:
+        leaf = self.job.leaf(lease.relation)
+        takes_turns = leaf is not None and leaf.takes_turns and not lease.is_sweep and not self.pace.is_capped
+        turns = self._habit.turns if takes_turns else 1
+        return Order(self.pace.rows, turns, self._course)
+
+    def _heal(self, lease: Lease, order: Order, error: DatabaseFailed) -> Outcome | None:
         what = remedy(error)
         if what is Remedy.STOP:
             raise error
@@ -88,19 +99,27 @@ class Worker:
             self._bear(error)
             return None
         if what is Remedy.SKIP_LOCKED:
-            return self._skip_locked(lease, rows)
+            return self._skip_locked(lease, order)
         if self.pace.fail():
             return None
-        return quarantine_next(self.session, self.job, lease, error)
+        return self._try_alone(lease)
 
-    def _skip_locked(self, lease: Lease, rows: int) -> Outcome | None:
+    def _try_alone(self, lease: Lease) -> Outcome | None:
+        """Do the next row, or put it aside; what is not its own fault is waited for."""
         try:
-            return run_batch(self.session, self.job, lease, rows, skip_locked=True)
+            return run_batch(self.session, self.job, lease, Order(1, aside=True))
+        except DatabaseFailed as error:
+            self._bear(error)
+            return None
+
+    def _skip_locked(self, lease: Lease, order: Order) -> Outcome | None:
+        try:
+            return run_batch(self.session, self.job, lease, Order(order.rows, skip_locked=True))
         except DatabaseFailed as error:
             if remedy(error) is Remedy.SKIP_LOCKED:  # a lock on the whole table
                 self._bear(error)
                 return None
-            return self._heal(lease, rows, error)
+            return self._heal(lease, order, error)
 
     def _bear(self, error: DatabaseFailed) -> None:
         """Wait a little before the next try; raises the error when that has gone on for too long."""
@@ -118,12 +137,15 @@ class Worker:
         if outcome.wanted != "run":
             self.control.steer(outcome.wanted)
             return
-        self._take(outcome.overrides)
-        if outcome.seconds:
+        if outcome.course:
+            self._habit.note(outcome.course, outcome.done, outcome.hot)
+            self._course = outcome.course.next()
             self.pace.succeed(outcome.seen, outcome.seconds, outcome.wal)
+        self._take(outcome.overrides)
         self.control.note_batch(lease.relation, outcome, self.pace.rows)
         if self.control.has_victims():
             self.pace.shrink()
+            self._course = None  # its batches are as large as before
         if self.control.level is Level.SLOW:
             time.sleep(outcome.seconds)
 
@@ -136,7 +158,7 @@ class Worker:
         self.pace.limits = limits_of(overrides.most_rows or batch.most_rows, target, batch.wal_mb)
         if rows and (self._overrides is None or rows != self._overrides.rows):
             self.pace.resize(rows)
-        self._overrides = overrides
+        self._course, self._overrides = None, overrides
 
     def _release(self, lease: Lease) -> None:
         """Give the range back; a session that is lost need not, the next token frees it."""

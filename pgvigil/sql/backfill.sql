@@ -29,7 +29,8 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c
  WHERE c.relkind <> 'p'
  ORDER BY c.oid
 
--- keys: unique indexes by which each row can be found: whole, valid, of NOT NULL columns, in one direction
+-- keys: unique indexes by which each row can be found: whole, valid, of NOT NULL columns, in one direction and in
+-- the order of their types
 SELECT ic.relname AS index, i.indisprimary AS is_primary, k.columns, k.width
   FROM pg_index AS i
   JOIN pg_class AS ic ON ic.oid = i.indexrelid
@@ -43,14 +44,17 @@ SELECT ic.relname AS index, i.indisprimary AS is_primary, k.columns, k.width
               bool_and(a.attnotnull) AS is_not_null,
               count(*) = i.indnkeyatts AS is_plain,
               count(DISTINCT i.indoption[part.place - 1] & 1) = 1 AS is_one_way,
+              bool_and(EXISTS (SELECT FROM pg_opclass AS d
+                                WHERE d.opcfamily = o.opcfamily AND d.opcdefault)) AS is_usual,
               sum(CASE WHEN a.attlen > 0 THEN a.attlen ELSE 32 END) AS width
          FROM generate_series(1, i.indnkeyatts) AS part (place)
          JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[part.place - 1]
+         JOIN pg_opclass AS o ON o.oid = i.indclass[part.place - 1]
          LEFT JOIN pg_collation AS l ON l.oid = i.indcollation[part.place - 1]
          LEFT JOIN pg_namespace AS ln ON ln.oid = l.collnamespace
        ) AS k
  WHERE i.indrelid = %(relation)s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
-   AND k.is_not_null AND k.is_plain AND k.is_one_way
+   AND k.is_not_null AND k.is_plain AND k.is_one_way AND k.is_usual
  ORDER BY i.indisprimary DESC, k.width, ic.relname
 
 -- indexed: which of some columns an index has in it, expressions and predicates included
@@ -76,15 +80,17 @@ SELECT t.tgname AS name, p.oid::regprocedure::text AS function
          WHERE a.attrelid = t.tgrelid AND a.attname = ANY (%(columns)s) AND a.attnum = ANY (t.tgattr::int2[])))
  ORDER BY 1
 
--- installed: whether the tables of infra/target.sql are there and ours to write
+-- installed: whether the tables of infra/target.sql, those of this version, are there and ours to write
 SELECT count(*) = 4 AND bool_and(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-                                 AND has_table_privilege(c.oid, 'UPDATE')) AS is_installed,
+                                 AND has_table_privilege(c.oid, 'UPDATE'))
+       AND EXISTS (SELECT FROM pg_attribute
+                    WHERE attrelid = to_regclass('pgvigil.backfill_range') AND attname = 'ahead') AS is_installed,
        pg_is_in_recovery() AS in_recovery
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = 'pgvigil' AND has_schema_privilege(n.oid, 'USAGE')
    AND c.relname IN ('backfill', 'backfill_range', 'backfill_quarantine', 'backfill_image')
 
--- changed_so_far: what this transaction did to a table, heap-only updates apart
+-- changed_so_far: what this session did to a table and has not told yet, heap-only updates apart
 SELECT coalesce(sum(n_tup_upd), 0)::bigint AS updated, coalesce(sum(n_tup_hot_upd), 0)::bigint AS hot
   FROM pg_stat_xact_all_tables WHERE relid = %(relation)s
 
@@ -148,13 +154,13 @@ RETURNING pass
 DELETE FROM pgvigil.backfill_range WHERE backfill = %(name)s AND pass < %(pass)s
 
 -- add_range: rows to walk over
-INSERT INTO pgvigil.backfill_range (backfill, pass, relation, after, through, fence)
-VALUES (%(name)s, %(pass)s, %(relation)s, %(after)s, %(through)s, %(fence)s)
+INSERT INTO pgvigil.backfill_range (backfill, pass, relation, key, after, through, fence)
+VALUES (%(name)s, %(pass)s, %(relation)s, %(key)s, %(after)s, %(through)s, %(fence)s)
 
 -- add_sweep: rows that others held locked, to be tried again later
 INSERT INTO pgvigil.backfill_range
-       (backfill, pass, relation, after, through, fence, is_sweep, attempts, not_before)
-VALUES (%(name)s, %(pass)s, %(relation)s, %(after)s, %(through)s, %(fence)s, true, %(attempts)s,
+       (backfill, pass, relation, key, after, through, fence, is_sweep, attempts, not_before)
+VALUES (%(name)s, %(pass)s, %(relation)s, %(key)s, %(after)s, %(through)s, %(fence)s, true, %(attempts)s,
         clock_timestamp() + least(%(attempts)s, 20) * interval '250 ms')
 
 -- lease_range: the next range, walks before sweeps, that no worker has: neither another one nor one that left
@@ -172,9 +178,10 @@ UPDATE pgvigil.backfill_range SET worker = NULL
  WHERE id = %(id)s AND fence = %(fence)s AND worker = %(worker)s
 
 -- claim: the first statement of a batch: where to go on, if the token still holds, and what people want
-SELECT r.after, r.reached, r.through, r.attempts, r.is_sweep, r.pass, b.wanted, b.overrides,
+SELECT r.key, r.after, r.reached, r.ahead, r.through, r.attempts, r.is_sweep, r.pass, b.wanted, b.overrides,
        to_regclass(%(table)s)::oid AS there,
        (SELECT c.relispartition FROM pg_class AS c WHERE c.oid = r.relation) AS is_partition,
+       pg_stat_get_xact_tuples_hot_updated(r.relation) AS hot,
        pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS lsn
   FROM pgvigil.backfill_range AS r JOIN pgvigil.backfill AS b ON b.name = r.backfill
  WHERE r.id = %(id)s AND r.fence = %(fence)s AND NOT r.is_done
@@ -182,12 +189,14 @@ SELECT r.after, r.reached, r.through, r.attempts, r.is_sweep, r.pass, b.wanted, 
 
 -- advance: the last statement of a batch: the cursor commits with the rows
 UPDATE pgvigil.backfill_range
-   SET reached = %(to)s::text[], is_done = (through = %(to)s::text[]), rows_seen = rows_seen + %(seen)s,
-       rows_done = rows_done + %(done)s, batches = batches + 1
+   SET reached = coalesce(%(to)s::text[], reached), is_done = coalesce(through = %(to)s::text[], false),
+       ahead = CASE WHEN ahead = %(to)s::text[] THEN NULL ELSE coalesce(ahead, %(ahead)s::text[]) END,
+       rows_seen = rows_seen + %(seen)s, rows_done = rows_done + %(done)s, batches = batches + 1
  WHERE id = %(id)s AND fence = %(fence)s
-RETURNING is_done, pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS lsn
+RETURNING is_done, pg_stat_get_xact_tuples_hot_updated(relation) AS hot,
+          pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS lsn
 
--- abandon: the rest of a range whose table is no longer part of the walk
+-- abandon: the rest of a range that cannot be walked any more; the count tells what that leaves
 UPDATE pgvigil.backfill_range SET is_done = true WHERE id = %(id)s AND fence = %(fence)s
 
 -- totals: how far the ranges of the current pass are

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -38,10 +39,14 @@ def counted(yard: Yard, workers: int = 1) -> None:
 CONSISTENT = """
 WITH r AS MATERIALIZED (
     SELECT coalesce(after[1], '0')::bigint AS after, through[1]::bigint,
-           coalesce(reached[1], '0')::bigint AS reached
+           coalesce(reached[1], '0')::bigint AS reached, ahead[1]::bigint, rows_done
       FROM pgvigil.backfill_range
-) SELECT count(*) FROM t LEFT JOIN r ON t.id > r.after AND t.id <= r.through
-   WHERE (t.w IS NOT NULL) <> coalesce(t.id <= r.reached, false)
+), beside AS (
+    SELECT FROM t LEFT JOIN r ON t.id > r.after AND t.id <= r.through
+     WHERE CASE WHEN t.w IS NULL THEN t.id <= r.reached
+                ELSE t.id > coalesce(r.ahead, r.reached, 0) END
+) SELECT (SELECT count(*) FROM beside)
+       + abs((SELECT coalesce(sum(rows_done), 0) FROM r) - (SELECT count(*) FROM t WHERE w IS NOT NULL))
 """
 
 
@@ -130,6 +135,8 @@ def kill_backend(yard: Yard) -> None:
     )
     if row:
         os.kill(row[0]["pid"], signal.SIGKILL)
+        backend = Path("/proc") / str(row[0]["pid"])
+        yard.wait(lambda: not backend.exists())  # from then on the postmaster knows, and lets nobody in
         yard.wait(lambda: accepts(yard))
 
 

@@ -105,6 +105,87 @@ def test_an_index_with_another_collation_is_walked(yard: Yard) -> None:
     assert "by u" in report.plan.walks[0]
 
 
+def test_a_collation_for_which_two_texts_are_one_is_walked(yard: Yard) -> None:
+    """The cursor compares as the index does: a key that is written in another way meanwhile stays one row."""
+    yard.sql("CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+    yard.sql("CREATE TABLE t (k text COLLATE ci PRIMARY KEY, v int, hits int NOT NULL DEFAULT 0)")
+    yard.sql("INSERT INTO t SELECT 'Ä' || n % 9 || 'x' || n, 1 FROM generate_series(1, 400) AS n; ANALYZE t")
+    yard.define(table="public.t", set={"v": "0", "hits": "hits + 1"}, where="v > 0", batch=SMALL)
+    yard.on_progress = lambda _: yard.sql("UPDATE t SET k = translate(k, 'äxÄX', 'ÄXäx')")
+
+    assert yard.run().verdict == "verified"
+    assert yard.value("SELECT count(*) FROM t WHERE hits = 1") == 400
+
+
+def test_an_index_in_an_order_of_its_own_is_passed_over(yard: Yard) -> None:
+    """One that no comparison of keys can use does not stand in the way of walking by blocks."""
+    yard.sql("CREATE TABLE t (k text NOT NULL, v int); CREATE UNIQUE INDEX u ON t (k text_pattern_ops)")
+    yard.sql("INSERT INTO t SELECT 'k' || n, 1 FROM generate_series(1, 300) AS n; ANALYZE t")
+    yard.define(table="public.t", set={"v": "0"}, where="v > 0", batch=SMALL)
+
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert report.plan
+    assert "block ranges" in report.plan.walks[0]
+
+
+def test_no_batch_scans_the_table(yard: Yard) -> None:
+    """Also where the planner takes two keys of the same first column for half of the table."""
+    yard.sql("CREATE TABLE t (a int, b uuid, v int, PRIMARY KEY (a, b))")
+    yard.sql(
+        "INSERT INTO t SELECT n % 2, md5(n::text)::uuid, 1 FROM generate_series(1, 20000) AS n; ANALYZE t"
+    )
+    yard.define(table="public.t", set={"v": "0"}, where="v > 0", batch={"rows": 200, "most_rows": 200})
+
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert report.progress
+    assert report.progress.batches >= 100
+    # Those of the forecast, of the count and of VACUUM.
+    assert yard.value("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 't'") < 20
+
+
+def test_what_is_added_meanwhile_is_walked_in_the_next_pass(yard: Yard) -> None:
+    """A partition that was created, and blocks that were appended, after the walk had begun."""
+    yard.sql("CREATE TABLE t (k int, d int, v int) PARTITION BY LIST (d)")
+    yard.sql("CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1)")
+    yard.sql("INSERT INTO t SELECT n, 1, 1 FROM generate_series(1, 1000) AS n; ANALYZE t")
+    yard.define(table="public.t", set={"v": "0"}, where="v > 0", batch=SMALL)
+
+    statements = [
+        "INSERT INTO t SELECT n, 1 + n % 2, 1 FROM generate_series(1, 1000) AS n",
+        "CREATE TABLE t2 PARTITION OF t FOR VALUES IN (2)",
+    ]
+
+    def add(_: Progress) -> None:
+        while statements:
+            yard.sql(statements.pop())
+
+    yard.on_progress = add
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert yard.value("SELECT count(*) FROM t WHERE v = 0") == 2000
+
+
+def test_a_walk_by_a_key_that_is_gone_is_begun_anew(yard: Yard) -> None:
+    """A position in one key says nothing in another, so what is left of the old walk is given up."""
+    yard.sql("CREATE TABLE payments (id bigint, other uuid NOT NULL, amount numeric, cents bigint)")
+    yard.sql("INSERT INTO payments SELECT n, md5(n::text)::uuid, n / 100.0 FROM generate_series(1, 600) AS n")
+    slow(yard)
+    yard.define(table="public.payments", **CENTS, batch=SMALL)
+    steer_in_mid_walk(yard, "cancel")
+    yard.sql("ALTER TABLE payments ADD PRIMARY KEY (other)")
+    steering.conduct_steering("demo/shop", "work", "resume", {})
+
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert done(yard) == 600
+
+
 def test_names_are_data(yard: Yard) -> None:
     """A table, key and column of the worst names are walked like any other."""
     yard.sql("""CREATE TABLE "Ä""b.c'; --%s" ("k %(a)s" int PRIMARY KEY, "x""y%" int)""")
@@ -534,10 +615,25 @@ def test_vacuum_runs_within_the_run(yard: Yard) -> None:
     yard.wait(lambda: yard.value("SELECT vacuum_count > 0 FROM pg_stat_user_tables WHERE relname = 't'"))
 
 
-def test_the_roles_own_timeouts_do_not_matter(yard: Yard) -> None:
-    """A statement_timeout or search_path of the role changes nothing."""
+def test_rows_of_a_page_take_turns(yard: Yard) -> None:
+    """Most new versions find room in their own page, so the table grows by a part without any VACUUM."""
+    yard.sql("CREATE TABLE t (id int PRIMARY KEY, pad text, v int) WITH (autovacuum_enabled = off)")
+    yard.sql("INSERT INTO t SELECT n, repeat('x', 60) FROM generate_series(1, 20000) AS n; ANALYZE t")
+    before = yard.value("SELECT pg_relation_size('t')")
+    batch = {"rows": 200, "most_rows": 200}
+    yard.define(table="public.t", set={"v": "1"}, where="v IS NULL", vacuum_after=None, batch=batch)
+
+    assert yard.run().verdict == "verified"
+    assert yard.value("SELECT pg_relation_size('t')") < 1.5 * before
+    stayed = "SELECT n_tup_hot_upd > 0.5 * n_tup_upd AND n_tup_upd >= 20000 FROM pg_stat_user_tables"
+    yard.wait(lambda: yard.value(f"{stayed} WHERE relname = 't'"))
+
+
+def test_the_roles_own_settings_do_not_matter(yard: Yard) -> None:
+    """A timeout, search_path or isolation level of the role changes nothing."""
     slow_payments(yard, 400)
     yard.sql("ALTER ROLE pgvigil SET statement_timeout = '150ms'", None)
+    yard.sql("ALTER ROLE pgvigil SET default_transaction_isolation = 'serializable'", None)
     yard.sql("ALTER ROLE pgvigil SET search_path = 'none'", None)
     try:
         yard.define(table="public.payments", **CENTS, batch={"rows": 400})
@@ -592,6 +688,11 @@ def steer_in_mid_walk(yard: Yard, action: steering.Action, **limits: float) -> B
 def slow_payments(yard: Yard, rows: int = 600) -> None:
     """A table whose rows take a millisecond each."""
     payments(yard, rows)
+    slow(yard)
+
+
+def slow(yard: Yard) -> None:
+    """Let each row of the table take a millisecond."""
     body = "$$ BEGIN PERFORM pg_sleep(0.001); RETURN new; END $$"
     yard.sql(f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS {body}")
     yard.sql("CREATE TRIGGER slow BEFORE UPDATE ON payments FOR EACH ROW EXECUTE FUNCTION slow()")
@@ -701,6 +802,33 @@ def test_a_row_at_which_a_function_fails_is_put_aside(yard: Yard) -> None:
         (row.key, row.sqlstate, row.message) for row in report.quarantined
     ], told(report)
     assert done(yard) == 99
+
+
+MEANWHILE: list[Callable[[], object]] = []
+
+
+def fail_at_seventy(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A function that fails at one row; when it is alone with it, others have done something meanwhile."""
+    ids = [row["id"] for row in rows]
+    while MEANWHILE and ids == [70]:
+        MEANWHILE.pop()()
+    if 70 in ids:
+        raise ValueError("seventy")
+    return halve(rows)
+
+
+def test_only_a_row_that_fails_is_put_aside(yard: Yard) -> None:
+    """One that somebody inserts just before it, once the batch had failed, is done."""
+    payments(yard, 100)
+    yard.sql("DELETE FROM payments WHERE id = 69")
+    function = f"{__name__}:fail_at_seventy"
+    yard.define(table="public.payments", where="cents IS NULL", function=function, columns=["cents"])
+    MEANWHILE.append(lambda: yard.sql("INSERT INTO payments VALUES (69, 1)"))
+
+    report = yard.run()
+
+    assert [("70",)] == [row.key for row in report.quarantined], told(report)
+    assert (99, []) == (done(yard), MEANWHILE)
 
 
 def test_rows_are_copied_into_another_table(yard: Yard) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from pgvigil.backfill.health import Gauge, Level, Reading
 from pgvigil.backfill.pace import Pace, PaceLimits, Speedometer
 from pgvigil.backfill.remedy import Remedy, remedy
 from pgvigil.backfill.steering import Overrides
+from pgvigil.backfill.turns import TURNS, Course, End, Habit
 from pgvigil.errors import DatabaseFailed
 from pgvigil.policies.backfills import BackfillPolicy
 
@@ -113,6 +115,7 @@ def test_the_time_to_go_has_bounds() -> None:
         ("40P01", Remedy.AGAIN),
         ("08006", Remedy.AGAIN),
         ("57P01", Remedy.AGAIN),
+        ("57P05", Remedy.AGAIN),
         ("25006", Remedy.AGAIN),
         ("53100", Remedy.AGAIN),
         ("55P03", Remedy.SKIP_LOCKED),
@@ -172,3 +175,55 @@ def test_progress_is_a_sentence() -> None:
         "400 rows changed, 500 of about 1000 seen (50 %), 100 rows/s, 5.0 min to go (4.0 min to 6.0 min), "
         "WAL 1.0 MB, about 1.0 MB to go, waiting for WAL archive: 99 files wait (limit 64) since 03:00:00 UTC"
     )
+
+
+def steps(course: Course | None) -> list[Course]:
+    found = []
+    while course:
+        found.append(course)
+        course = course.next()
+    return found
+
+
+def test_stretches_take_turns() -> None:
+    """Each is gone over in every turn, the cursor follows the last turns alone, and what is ahead is told."""
+    course = steps(Course(None, (End(("10",)), End(("20",))), turns=4))
+
+    assert [(step.turn, step.end.key[0]) for step in course] == [
+        (turn, end) for turn in (0, 1, 2, None) for end in ("10", "20")
+    ]
+    assert [step.cursor for step in course] == [None] * 7 + [("10",)]
+    assert [step.after for step in course] == [None, ("10",)] * 4
+    assert {step.ahead for step in course} == {("20",)}
+
+
+def test_a_course_of_one_turn_is_one_batch() -> None:
+    """It takes every row, and is nowhere ahead of its cursor."""
+    (step,) = steps(Course(("3",), (End(("9",)),)))
+
+    assert (step.turn, step.after, step.end.key, step.ahead) == (None, ("3",), ("9",), None)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "turns"),
+    [(0, 90, TURNS), (0, 10, 1), (90, 90, 1)],
+    ids=["room comes free", "none does", "there is room anyway"],
+)
+def test_turns_are_taken_where_they_pay(first: int, later: int, turns: int) -> None:
+    """Of 100 rows so many stay in their page, in the first turn and in each later one."""
+    habit = Habit()
+    for step in steps(Course(None, (End(("9",)),), TURNS)):
+        habit.note(step, 100, first if step.step == 0 else later)
+
+    assert habit.turns == turns
+
+
+def test_turns_are_tried_again_after_a_while() -> None:
+    """What held them up, an old transaction say, may be gone."""
+    habit, alone = Habit(), Course(None, (End(("9",)),))
+    habit.note(replace(alone, is_scattered=True), 100, 0)
+    assert habit.turns == 1
+    for _ in range(100):
+        habit.note(alone, 100, 0)
+
+    assert habit.turns == TURNS
