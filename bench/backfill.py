@@ -1,7 +1,8 @@
 """run_backfill beside one UPDATE and beside the loop over ctid that people write: rate, growth, WAL, latency.
 
 BACKFILL_ROWS (a list of millions, default "1") says how large; each side runs alone, then under pgbench on
-the same table.
+the same table. From LARGE million rows on each side runs once, and the loop, whose time grows with the square
+of the table, not at all: its ratio at a million is the least that it would be there.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from typing import TYPE_CHECKING
 import yaml
 from measure import RUNS, Row, call
 
-from pgvigil.backfill import operation
+from pgvigil.backfill import operation, proof
 from pgvigil.backfill.facts import BackfillReport
 from pgvigil.postgres import connect
 from pgvigil.runs import Run, conduct
 from pgvigil.sandbox import Sandbox, down, up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pgvigil.postgres import Connection
 
 MILLIONS = [float(word) for word in os.environ.get("BACKFILL_ROWS", "1").split()]
 CHANGE = "SET cents = (amount * 100)::bigint"
 QUIET_SECONDS, RATE, CLIENTS = 10, 200, 2
+LARGE = 5
 SCRIPT = "\\set id random(1, {rows})\nUPDATE public.p SET paid = paid + 1 WHERE id = :id;\n"
 
 
@@ -56,42 +58,54 @@ def compare() -> list[Row]:
 
 
 def _rows(box: Sandbox, rows: int) -> Iterator[Row]:
-    sides: Mapping[str, Callable[[], None]] = {
+    is_large = rows >= LARGE * 1_000_000
+    runs = 1 if is_large else RUNS
+    sides: dict[str, Callable[[], None]] = {
         "ours": lambda: _ours(box, 1),
         "ours2": lambda: _ours(box, 2),
         "one UPDATE": lambda: _update(box),
-        "a loop over ctid": lambda: _loop(box),
     }
-    alone = {name: _median([_measure(box, rows, side) for _ in range(RUNS)]) for name, side in sides.items()}
-    beside = {n: _median([_measure(box, rows, s, users=True) for _ in range(RUNS)]) for n, s in sides.items()}
-    quiet = _median([_measure(box, rows, _rest, users=True) for _ in range(RUNS)])
+    if not is_large:
+        sides["a loop over ctid"] = lambda: _loop(box)
+    _fill(box, rows)
+    alone, beside = _in_turn(box, rows, sides, runs), _in_turn(box, rows, sides, runs, users=True)
+    quiet = _in_turn(box, rows, {"": _rest}, runs, users=True)[""]
     size = f"{rows / 1e6:g} million rows"
-    for other in ("one UPDATE", "a loop over ctid"):
+    for other, word in (("one UPDATE", "update"), ("a loop over ctid", "loop")):
+        if other not in sides:
+            continue
         a, b, c = alone["ours"], alone["ours2"], alone[other]
-        word = "update" if other == "one UPDATE" else "loop"
-        yield Row(f"backfill_{word}", size, a.seconds, c.seconds, other, "s", RUNS)
-        yield Row(f"backfill_{word}_two_workers", size, b.seconds, c.seconds, other, "s", RUNS)
-        yield Row(f"backfill_{word}_growth", size, a.growth, c.growth, other, "% of the table", RUNS)
-        yield Row(f"backfill_{word}_wal", size, a.wal, c.wal, other, "MB", RUNS)
-        yield Row(f"backfill_{word}_p99", size, beside["ours"].p99, beside[other].p99, other, "ms", RUNS)
+        yield Row(f"backfill_{word}", size, a.seconds, c.seconds, other, "s", runs)
+        yield Row(f"backfill_{word}_two_workers", size, b.seconds, c.seconds, other, "s", runs)
+        yield Row(f"backfill_{word}_growth", size, a.growth, c.growth, other, "% of the table", runs)
+        yield Row(f"backfill_{word}_wal", size, a.wal, c.wal, other, "MB", runs)
+        yield Row(f"backfill_{word}_p99", size, beside["ours"].p99, beside[other].p99, other, "ms", runs)
         longest = beside["ours"].longest, beside[other].longest
-        yield Row(f"backfill_{word}_longest", size, *longest, other, "ms", RUNS)
-    yield Row("backfill_p99_quiet", size, beside["ours"].p99, quiet.p99, "no backfill at all", "ms", RUNS)
+        yield Row(f"backfill_{word}_longest", size, *longest, other, "ms", runs)
+    yield Row("backfill_p99_quiet", size, beside["ours"].p99, quiet.p99, "no backfill at all", "ms", runs)
+
+
+def _in_turn(
+    box: Sandbox, rows: int, sides: Mapping[str, Callable[[], None]], runs: int, *, users: bool = False
+) -> dict[str, Measured]:
+    """Run the sides one after the other, so many times, and give each side's medians."""
+    turns = [[_measure(box, rows, side, users=users) for side in sides.values()] for _ in range(runs)]
+    return dict(zip(sides, map(_median, zip(*turns, strict=True)), strict=True))
 
 
 def _rest() -> None:
     time.sleep(QUIET_SECONDS)
 
 
-def _median(runs: list[Measured]) -> Measured:
+def _median(runs: Sequence[Measured]) -> Measured:
     values = zip(*((m.seconds, m.growth, m.wal, m.p99, m.longest) for m in runs), strict=True)
     return Measured(*(max(0.001, round(statistics.median(each), 3)) for each in values))
 
 
 def _measure(box: Sandbox, rows: int, side: Callable[[], None], *, users: bool = False) -> Measured:
     """Run one side on a fresh table, with users beside it or not."""
+    _renew(box)
     with _admin(box) as session:
-        _fill(session, rows)
         size, lsn = _look(session)
         with _users(box, rows, wanted=users) as latencies:
             began = time.perf_counter()
@@ -107,19 +121,32 @@ def _measure(box: Sandbox, rows: int, side: Callable[[], None], *, users: bool =
     )
 
 
-def _fill(session: Connection, rows: int) -> None:
-    session.execute("DROP TABLE IF EXISTS p")
-    session.execute("DELETE FROM pgvigil.backfill")
-    session.execute(
-        "CREATE TABLE p (id bigint PRIMARY KEY, account bigint NOT NULL, amount numeric(12, 2) NOT NULL,"
-        " paid int NOT NULL DEFAULT 0, note text NOT NULL, cents bigint)"
-    )
-    some = f"FROM generate_series(1, {rows}) AS n"
-    session.execute(f"INSERT INTO p SELECT n, n % 1000, n / 100.0, 0, 'payment number ' || n {some}".encode())
-    session.execute("CREATE INDEX ON p (account)")
-    session.execute("ALTER TABLE p OWNER TO shop")
-    session.execute("VACUUM ANALYZE p")
-    session.execute("CHECKPOINT")
+def _fill(box: Sandbox, rows: int) -> None:
+    """Make the table; `_renew` copies its database for each turn."""
+    with _admin(box) as session:
+        session.execute("DROP TABLE IF EXISTS p")
+        session.execute("TRUNCATE pgvigil.backfill CASCADE")
+        session.execute(
+            "CREATE TABLE p (id bigint PRIMARY KEY, account bigint NOT NULL, amount numeric(12, 2) NOT NULL,"
+            " paid int NOT NULL DEFAULT 0, note text NOT NULL, cents bigint)"
+        )
+        some = f"FROM generate_series(1, {rows}) AS n"
+        session.execute(
+            f"INSERT INTO p SELECT n, n % 1000, n / 100.0, 0, 'payment number ' || n {some}".encode()
+        )
+        session.execute("CREATE INDEX ON p (account)")
+        session.execute("ALTER TABLE p OWNER TO shop")
+        session.execute("VACUUM ANALYZE p")
+    with _admin(box, "postgres") as session:
+        session.execute("DROP DATABASE IF EXISTS filled")
+        session.execute("ALTER DATABASE shop RENAME TO filled")
+
+
+def _renew(box: Sandbox) -> None:
+    with _admin(box, "postgres") as session:
+        session.execute("DROP DATABASE IF EXISTS shop")
+        session.execute("CREATE DATABASE shop TEMPLATE filled STRATEGY file_copy")
+        session.execute("CHECKPOINT")
 
 
 def _look(session: Connection) -> tuple[float, float]:
@@ -186,7 +213,7 @@ def _steps(run: Run) -> None:
             while operation.walk(move, lambda _: None):
                 pass
             operation.count(move)
-        operation.conclude(move)
+        proof.conclude(move)
 
 
 def _update(box: Sandbox) -> None:
@@ -203,8 +230,8 @@ def _loop(box: Sandbox) -> None:
 
 
 @contextmanager
-def _admin(box: Sandbox) -> Iterator[Connection]:
-    with connect(box.admin_dsn(box.primary_port, "shop"), "bench") as session:
+def _admin(box: Sandbox, database: str = "shop") -> Iterator[Connection]:
+    with connect(box.admin_dsn(box.primary_port, database), "bench") as session:
         session.execute("SET search_path = public")
         session.execute("SET statement_timeout = 0")
         session.execute("SET lock_timeout = 0")
