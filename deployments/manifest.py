@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
+from pgvigil import yamlfile
 from pgvigil.errors import ConfigError
 from pgvigil.policies.clocks import duties_of
 from pgvigil.policies.schedule import Schedule
@@ -137,12 +137,12 @@ def _own_schedules(pipeline: str, fleet: Fleet) -> Iterator[ScheduleEntry]:
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file of keys; raises ConfigError."""
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read '{file}': {error.strerror}", hint="name it with --file") from error
-    except yaml.YAMLError as error:
-        place = " ".join(str(error).split())
-        raise ConfigError(f"'{file}' is not valid YAML: {place}", hint="correct it there") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{file}' is not UTF-8: {error}", hint="save it as UTF-8") from error
+    document = yamlfile.parse(f"'{file}'", text)
     if not isinstance(document, dict):
         raise ConfigError(f"'{file}' holds no keys", hint="see the one in the repository")
     return document

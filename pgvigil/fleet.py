@@ -8,11 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
+from pgvigil import yamlfile
 from pgvigil.errors import ConfigError
 from pgvigil.policies.alarms import AlarmPolicy
 from pgvigil.policies.backfills import BackfillPolicy
@@ -267,7 +267,7 @@ def load_fleet(path: Path | None = None) -> Fleet:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"fleet file '{file}' is not UTF-8: {error}", hint="save it as UTF-8") from error
-    data = _parse(file, text)
+    data = yamlfile.parse(f"fleet file '{file}'", text)
     if not isinstance(data, dict):
         raise ConfigError(
             f"fleet file '{file}' holds {type(data).__name__}, not keys and values",
@@ -279,46 +279,6 @@ def load_fleet(path: Path | None = None) -> Fleet:
         # Without its cause, which quotes its input, and that may be a password.
         raise ConfigError(
             _explain(file, error), hint="correct it there; 'pgvigil fleet schema' has what each key takes"
-        ) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML like its base, and refuses what that would guess at or stumble over."""
-
-    @override
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{key.value}' stands there twice", problem_mark=key.start_mark
-                )
-            seen.add(str(key.value))
-        return node
-
-    @override
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, ArithmeticError, LookupError, AttributeError):  # PyYAML's own, for a bad scalar
-            raise yaml.MarkedYAMLError(
-                problem=f"cannot read '{str(node.value)[:40]}': quote it if it is text",
-                problem_mark=node.start_mark,
-            ) from None
-
-
-def _parse(file: Path, text: str) -> object:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"fleet file '{file}'{place}: {problem}", hint="it must be valid YAML") from error
-    except RecursionError:
-        raise ConfigError(
-            f"fleet file '{file}' is nested too deeply", hint="look for brackets that are not closed"
         ) from None
 
 

@@ -268,7 +268,7 @@ def describe(dsn: str) -> str:
     """Name a server for a message: service, or host, port and database; never user secrets."""
     try:
         parts = psycopg.conninfo.conninfo_to_dict(dsn)
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError):
         return UNREADABLE
     if "service" in parts:
         return f"postgresql service {parts['service']}"
@@ -285,7 +285,7 @@ def has_password(dsn: str) -> bool:
     """Tell whether a secret stands in a connection string; one that libpq cannot read has none to use."""
     try:
         options = psycopg.pq.Conninfo.parse(dsn.encode())
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError):
         return False
     return any(option.val and option.dispchar.startswith(b"*") for option in options)
 

@@ -40,7 +40,7 @@ class Spool:
         _create(self.directory)
         with self._locked():
             waiting = self.pending()
-            number = int(waiting[-1].name.partition("-")[0]) + 1 if waiting else 1
+            number = max(map(_number, waiting), default=0) + 1
             fragment = self.directory / "incoming"
             _write_durably(fragment, text.encode())
             fragment.rename(self.directory / f"{number:012}-{name}.json")
@@ -81,6 +81,12 @@ def _wait_for_lock(lock: int, refusal: str) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def _number(file: Path) -> int:
+    """Return the number of a text; what another hand put there has none."""
+    number = file.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def _create(directory: Path) -> None:

@@ -207,10 +207,11 @@ def read_manifest(store: ObjectStore, uri: str) -> Manifest:
     try:
         document = json.loads(data)
         body, wanted = document["manifest"], document["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = _checksum(body)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _altered(uri, f"it is no manifest: {error}") from error
-    if _checksum(body) != wanted:
-        raise _altered(uri, f"its content has checksum {_checksum(body)}, expected {wanted}")
+    if found != wanted:
+        raise _altered(uri, f"its content has checksum {found}, expected {wanted}")
     try:
         return Manifest.model_validate(body)
     except ValidationError as error:

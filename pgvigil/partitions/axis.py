@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from pgvigil.errors import ConfigError
+from pgvigil.errors import ConfigError, PreconditionFailed
 from pgvigil.policies.partitions import Span
 from pgvigil.reports import Frozen
 
@@ -39,6 +39,7 @@ _KINDS: dict[str, Kind] = {
     "uuid": "uuid",
 }
 _EPOCH_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_FAR_YEAR = re.compile(r"[0-9]{5,}-")  # after 9999, which Python's calendar does not know
 _BOUND = re.compile(r"FOR VALUES FROM \((.+)\) TO \((.+)\)")
 
 
@@ -64,11 +65,20 @@ class Axis(Frozen):
     epoch_unit: int = 1
 
     def parse(self, bound: str) -> Range | None:
-        """Read the bound of a partition as the catalog renders it; None for a DEFAULT partition."""
+        """Read the bound of a partition as the catalog renders it; None for a DEFAULT partition.
+
+        Raises PreconditionFailed for what is no value of the key.
+        """
         match = _BOUND.fullmatch(bound)
         if match is None:
             return None
-        return Range(lower=self._decode(match[1]), upper=self._decode(match[2]))
+        try:
+            return Range(lower=self._decode(match[1]), upper=self._decode(match[2]))
+        except ValueError as error:
+            raise PreconditionFailed(
+                f"the bound {bound[:200]!r} cannot be read, expected a range of one key ({self.kind})",
+                hint="look at the partition in psql; out of the fleet file with its table if it must stay so",
+            ) from error
 
     def _decode(self, text: str) -> int | None:
         value = text.strip("'")
@@ -105,9 +115,12 @@ class Axis(Frozen):
             return None
         try:
             moment = EPOCH + position * MICROSECOND
+            if self.kind in {"wall", "date"}:
+                moment = moment.replace(tzinfo=ZoneInfo(self.zone))
+            moment.astimezone(UTC)
         except OverflowError:
             return None
-        return moment.replace(tzinfo=ZoneInfo(self.zone)) if self.kind in {"wall", "date"} else moment
+        return moment
 
     def slots(self, position: int, ahead: int) -> Iterator[Range]:
         """Give the slot that holds a position and so many after it, without gap or overlap."""
@@ -197,10 +210,9 @@ def _month(index: int) -> datetime:
 def _micros(value: str) -> int:
     if value == "-infinity" or value.endswith(" BC"):
         return BEFORE_TIME
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:  # infinity, or beyond year 9999
+    if value == "infinity" or _FAR_YEAR.match(value):
         return AFTER_TIME
+    moment = datetime.fromisoformat(value)
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - EPOCH) // MICROSECOND
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pgvigil.fleet import PgBackRestSettings
 
-_VERSION = re.compile(rb"pgBackRest (\d+)\.(\d+)")
+_VERSION = re.compile(rb"pgBackRest (\d{1,4})\.(\d{1,4})")
 
 
 class PgBackRest:

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pgvigil.errors import ToolFailed
 
@@ -43,8 +43,8 @@ class _WalRange(_Foreign):
 
 
 class _Stamps(_Foreign):
-    start: datetime
-    stop: datetime
+    start: AwareDatetime
+    stop: AwareDatetime
 
 
 class _RepositorySize(_Foreign):
@@ -229,7 +229,7 @@ class RepositoryFile(_Foreign):
 
     type: Literal["file", "path", "link", "special"]
     size: int = 0
-    time: datetime = datetime.fromtimestamp(0, tz=UTC)
+    time: AwareDatetime = datetime.fromtimestamp(0, tz=UTC)
 
 
 def read_listing(text: bytes) -> dict[str, RepositoryFile]:

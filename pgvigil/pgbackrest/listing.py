@@ -37,7 +37,10 @@ class EntryStream:
             if match.start() != position:
                 break
             position = match.end()
-            self.take(match)
+            try:
+                self.take(match)
+            except (ValueError, TypeError, OverflowError) as error:  # sizes and times that are none
+                raise _unreadable(match[0]) from error
         self._rest = text[position:]
         if len(self._rest) > _LONGEST_ENTRY:
             raise _unreadable(self._rest)
@@ -52,7 +55,7 @@ def load(text: bytes) -> Any:
     """Read one key or value; what is no UTF-8 in it is kept as surrogates. Raises ToolFailed."""
     try:
         return json.loads(text.decode(errors="surrogateescape"), strict=False)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(text) from error
 
 

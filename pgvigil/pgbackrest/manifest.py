@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FILE_SECTION = "[target:file]"
 LABEL_KEY = "backup-label="
+_HINT = "the manifest is damaged: verify-wal-archive says of which backups, then take a new full"
 
 
 class ManifestFile(Frozen):
@@ -35,9 +36,27 @@ def read_manifest(text: str) -> Iterator[ManifestFile]:
         if line.startswith("["):
             in_files = line == FILE_SECTION
         elif line.startswith(LABEL_KEY):
-            label = json.loads(line.removeprefix(LABEL_KEY))
+            label = _read_label(line.removeprefix(LABEL_KEY))
         elif in_files and line:
             yield _read_file(line, label)
+
+
+def _read_label(text: str) -> str:
+    try:
+        label = _parse(text)
+    except ValueError:
+        label = None
+    if not isinstance(label, str):
+        raise ToolFailed(f"a manifest calls its backup {text[:80]!r}", hint=_HINT)
+    return label
+
+
+def _parse(text: str) -> Any:
+    """Read the JSON of one value; raises ValueError for what is none, or nested beyond reading."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _read_file(line: str, label: str) -> ManifestFile:
@@ -52,7 +71,9 @@ def _read_file(line: str, label: str) -> ManifestFile:
             bundle_offset=facts.get("bno", 0),
         )
     except ValueError as error:
-        raise ToolFailed(f"the manifest of {label} has a line that cannot be read: {line[:80]!r}") from error
+        raise ToolFailed(
+            f"the manifest of {label} has a line that cannot be read: {line[:80]!r}", hint=_HINT
+        ) from error
 
 
 def _split(line: str) -> tuple[str, dict[str, Any]]:
@@ -60,7 +81,7 @@ def _split(line: str) -> tuple[str, dict[str, Any]]:
     end = len(line)
     while (at := line.rfind("={", 0, end)) >= 0:
         try:
-            return line[:at], json.loads(line[at + 1 :])
+            return line[:at], _parse(line[at + 1 :])
         except ValueError:
             end = at
     raise ValueError(line)
@@ -73,7 +94,7 @@ def read_header(text: str) -> dict[str, Any]:
         key, equals, value = line.partition("=")
         if equals and not key.startswith("["):
             try:
-                facts[key] = json.loads(value)
+                facts[key] = _parse(value)
             except ValueError:
                 facts[key] = value
     return facts

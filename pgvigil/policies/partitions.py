@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 Unit = Literal["hour", "day", "week", "month", "year"]
 
-_SPAN = re.compile(r"^\s*(\d+)\s*(hour|h|day|d|week|w|month|quarter|year)s?\s*$")
+_SPAN = re.compile(r"^\s*([0-9]{1,9})\s*(hour|h|day|d|week|w|month|quarter|year)s?\s*$")
 _SHORT: dict[str, Unit] = {"h": "hour", "d": "day", "w": "week"}
+_DAYS = {"hour": 1 / 24, "day": 1, "week": 7, "month": 31, "year": 366}
+_LONGEST = 366_000  # days, a thousand years: what is reckoned from it stays within the calendar
 _ADDRESS = re.compile(r"s3://[^/]+(/.*)?")
 
 
@@ -29,6 +31,11 @@ class Span(Frozen):
 
     count: int = Field(ge=1)
     unit: Unit
+
+    @property
+    def days(self) -> float:
+        """How long it is at most."""
+        return self.count * _DAYS[self.unit]
 
     def __str__(self) -> str:
         return f"{self.count} {self.unit}{'s' if self.count > 1 else ''}"
@@ -45,9 +52,11 @@ def _read_span(value: object) -> object:
     return Span.model_validate({"count": int(match[1]), "unit": _SHORT.get(match[2], match[2])})
 
 
-def _require_positive(value: Span | int) -> Span | int:
+def _require_bounds(value: Span | int) -> Span | int:
     if isinstance(value, int) and value < 1:
         raise ValueError("a width in key values is at least 1")
+    if isinstance(value, Span) and value.days > _LONGEST:
+        raise ValueError("a span is at most 1000 years")
     return value
 
 
@@ -58,7 +67,7 @@ def _write_span(value: Span | int) -> str | int:
 Width = Annotated[
     Span | int,
     BeforeValidator(_read_span),
-    AfterValidator(_require_positive),
+    AfterValidator(_require_bounds),
     PlainSerializer(_write_span),
     WithJsonSchema({"type": ["string", "integer"], "examples": ["1 month", 1000000]}),
 ]
@@ -162,6 +171,8 @@ class PartitionPolicy(Watched):
             raise ValueError("every and keep are both spans of time, or both key values")
         if self.epoch is not None and isinstance(self.every, int):
             raise ValueError("with epoch, every is a span of time")
+        if isinstance(self.every, Span) and self.every.days * self.ahead > _LONGEST:
+            raise ValueError(f"{self.ahead} times {self.every} ahead is more than 1000 years")
         return self
 
     @override

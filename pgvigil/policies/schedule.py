@@ -13,7 +13,7 @@ from pgvigil.reports import Frozen
 
 _LOOK_AHEAD = timedelta(days=366)
 _STEP = timedelta(minutes=30)  # no zone changes its clock between these
-_PART = re.compile(r"^(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?$")
+_PART = re.compile(r"^(?:\*|([0-9]{1,2})(?:-([0-9]{1,2}))?)(?:/([0-9]{1,2}))?$")
 
 
 def _known_zone(name: str) -> str:

@@ -237,5 +237,10 @@ class ListingReader:
 
 def printable(name: str) -> str:
     """Write a file's name so that every report can hold it."""
-    plain = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in plain)
+    return "".join(sign if sign.isprintable() else _spelled(sign) for sign in name)
+
+
+def _spelled(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # a byte that is no UTF-8, as Python keeps it
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return repr(sign)[1:-1]

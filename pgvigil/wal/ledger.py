@@ -117,12 +117,12 @@ class LedgerBook:
             note = json.loads(self._store.read_note(self._folder, name))
             marks = array("Q", zlib.decompress(base64.b64decode(note["proven"])))
             at = int(note["at"])
-        except (ValueError, KeyError, TypeError, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, zlib.error) as error:
             raise EvidenceError(
                 f"the note {'/'.join(self._folder)}/{name} cannot be read: {error}",
                 hint="remove it: the segments it tells of are then read again",
             ) from error
-        if at > now:
+        if not 0 <= at <= now:
             return
         ledger.proven.update(dict.fromkeys(marks, at))
         if note.get("opinion"):

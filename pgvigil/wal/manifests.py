@@ -91,7 +91,7 @@ def _key_and_value(line: bytes) -> tuple[bytes, bytes]:
     while at >= 0 and line.find(b"=", at + 1) >= 0:
         try:
             json.loads(line[at + 1 :].decode(errors="surrogateescape"))
-        except ValueError:
+        except (ValueError, RecursionError):
             at = line.find(b"=", at + 1)
         else:
             break

@@ -11,7 +11,7 @@ from pgvigil.reports import Frozen
 _STATUS = re.compile(r"^\s*status: (ok|error)", re.MULTILINE)
 _ITEM = re.compile(
     r"(?P<kind>archiveId|backup): (?P<name>\S+?),(?: status: (?P<status>[^,\n]+),)?"
-    r"[^\n]*?checked: (?P<checked>\d+), total valid[^\n:]*: (?P<valid>\d+)"
+    r"[^\n]*?checked: (?P<checked>\d{1,18}), total valid[^\n:]*: (?P<valid>\d{1,18})\b"
     r"(?:\n\s*missing: (?P<missing>\d+), checksum invalid: (?P<checksum>\d+), "
     r"size invalid: (?P<size>\d+), other: (?P<other>\d+))?"
 )

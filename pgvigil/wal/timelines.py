@@ -44,13 +44,14 @@ class Stretch(NamedTuple):
 
 
 # PostgreSQL src/backend/access/transam/timeline.c: id, switch point, reason; '#' begins a comment.
-_LINE = re.compile(r"^\s*(\d+)\s+([0-9A-Fa-f]+/[0-9A-Fa-f]+)(?:\s.*)?$")
+_LINE = re.compile(r"^\s*([0-9]{1,10})\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})(?:\s.*)?$")
 
 
 def read_history(text: str) -> tuple[Branch, ...]:
     """Read a history file, oldest ancestor first; raises ValueError for what is none."""
     branches: list[Branch] = []
-    for line in text.splitlines():
+    # Only a line feed ends a line: the name of a restore point may hold whatever else counts as one.
+    for line in text.split("\n"):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.match(line)
