@@ -11,6 +11,8 @@ Why this holds where simpler constructions fail:
 - child subreaper: whatever the tool leaves behind, in whatever session, becomes a child of the keeper,
   so the tree can be ended to the last process and its end can be seen (wait says: no child left);
 - death signal on the tool: if the keeper itself is killed, the kernel ends the tool;
+- a run that is killed with words of the keeper unread resets the socket: that is its end as well, and
+  whatever else befalls the keeper, it ends the tree before it goes;
 - the last word ("exit" or "signal") is sent only when no process is left, so an exit code can never be
   read of a tool that is still at work.
 """
@@ -118,15 +120,23 @@ class _Keeper:
 
     def watch(self) -> None:
         """Wait for the tool's end or the run's, whichever comes first, and leave nothing alive."""
+        try:
+            reason = self._attend()
+        except Exception as error:  # whatever it was: a keeper that dies of it would leave the tree alive
+            reason = f"keeper failed: {error!r}"
+        if reason is None:
+            self._let_children_end()
+        alive = self._end_tree(self.order["grace"])
+        self._say({**self._how(), "reason": reason, "leftovers": self.leftovers, "alive": alive})
+
+    def _attend(self) -> str | None:
+        """Return why the tool must be ended, or None once it has ended by itself."""
         reason = None
         while self.status is None and reason is None:
             reason = self._wait()
             self._reap()
             self._tell_activity()
-        if reason is None:
-            self._let_children_end()
-        alive = self._end_tree(self.order["grace"])
-        self._say({**self._how(), "reason": reason, "leftovers": self.leftovers, "alive": alive})
+        return reason
 
     def _wait(self) -> str | None:
         """Sleep up to one tick; return why the tool must be ended, if it must."""
@@ -135,11 +145,18 @@ class _Keeper:
         if self.wake in ready:
             _drain(self.wake)
         if self.link in ready:
-            return "asked" if os.read(self.link, 64) else "run gone"
+            return "asked" if self._is_asked() else "run gone"
         if _noted & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
             return "keeper stopped"
         # A forked sibling of the run may hold its end of the socket, so the run's death is also read here.
         return "run gone" if os.getppid() != self.run_pid else None
+
+    def _is_asked(self) -> bool:
+        """Tell a word of the run from its end, which is an error where it left words of ours unread."""
+        try:
+            return bool(os.read(self.link, 64))
+        except ConnectionError:
+            return False
 
     def _tell_activity(self) -> None:
         now = time.monotonic()

@@ -1,5 +1,7 @@
+import marshal
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pgvigil.errors import CommandNotFound, DeadlineExceeded, ProcessKilled, ProcessLost, Stalled, ToolFailed
-from pgvigil.processes import LONGEST_LINE, TOKEN, Command, hold, marked_processes, run
+from pgvigil.processes import KEEPER, LONGEST_LINE, TOKEN, Command, hold, marked_processes, run
 
 # A tool as nasty as they come: children in its own group, in sessions of their own, deaf to SIGTERM.
 NASTY = (
@@ -20,7 +22,7 @@ NASTY = (
 )
 
 # Works without a word for longer than a bound on silence.
-BUSY = "import time\nend = time.monotonic() + 6\nwhile time.monotonic() < end: pass\nprint('done')"
+BUSY = "import time\nend = time.monotonic() + 8\nwhile time.monotonic() < end: pass\nprint('done')"
 
 RUNNER = """
 import sys, os, signal
@@ -98,6 +100,32 @@ def test_a_tool_dies_with_the_runs_process_group(mark: str) -> None:
 
     assert wait_until(lambda: not alive(mark))
     close(process)
+
+
+def test_a_tool_dies_with_a_run_that_left_words_of_its_keeper_unread(mark: str) -> None:
+    """The kernel resets such a lifeline: the keeper hears an error, and does its work."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(KEEPER)], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+        )
+    order = {
+        "argv": ["sh", "-c", NASTY],
+        "env": {**os.environ, "MARK": mark},
+        "user": None,
+        "grace": 1.0,
+        "ask": "SIGTERM",
+        "lifeline": False,
+    }
+    data = marshal.dumps(order)
+    ours.sendall(len(data).to_bytes(8, "big") + data)
+    assert wait_until(lambda: len(alive(mark)) >= 5)
+    assert ours.recv(1, socket.MSG_PEEK)
+
+    ours.close()
+
+    assert wait_until(lambda: not alive(mark))
+    assert keeper.wait(timeout=30) == 0
 
 
 def test_a_forked_sibling_does_not_keep_the_tool_alive() -> None:
@@ -341,7 +369,7 @@ def test_a_tool_on_another_host_dies_with_the_run(mark: str, ssh_prefix: tuple[s
 def test_a_silent_tool_on_another_host_that_computes_is_not_stalled(ssh_prefix: tuple[str, ...]) -> None:
     """What it does there cannot be seen from here, so it says so; and that is no output of the tool."""
     seen: list[str] = []
-    busy = Command(argv=(sys.executable, "-c", BUSY), prefix=ssh_prefix, stall=timedelta(seconds=4))
+    busy = Command(argv=(sys.executable, "-c", BUSY), prefix=ssh_prefix, stall=timedelta(seconds=7))
 
     completed = run(busy, on_line=seen.append)
 
