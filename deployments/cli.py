@@ -23,6 +23,7 @@ from typing_extensions import override
 from pgvigil import __version__
 from pgvigil.errors import ConfigError, PgvigilError
 from pgvigil.redaction import redactor
+from pgvigil.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,9 +140,9 @@ def _attempt(work: Callable[[], int]) -> int:
 
 def _say(message: str, hint: str) -> None:
     redact = redactor()
-    typer.echo(f"error: {redact(message)}", err=True)
+    typer.echo(f"error: {visible(redact(message))}", err=True)
     if hint:
-        typer.echo(f"hint: {redact(hint)}", err=True)
+        typer.echo(f"hint: {visible(redact(hint))}", err=True)
 
 
 def _keep_traceback() -> Path:

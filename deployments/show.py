@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pgvigil.pages import markdown
 from pgvigil.reports import facts
+from pgvigil.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,7 @@ def questions(found: Sequence[Waiting]) -> None:
         print("no run waits for a person")  # noqa: T201 - this is the terminal
     for each in found:
         until = f", until {each.until:%Y-%m-%d %H:%M} UTC" if each.until else ""
-        print(f"{each.run_id}  {each.name}{until}")  # noqa: T201 - this is the terminal
+        print(f"{each.run_id}  {visible(each.name)}{until}")  # noqa: T201 - this is the terminal
         _console().print(Markdown(each.question))
 
 
@@ -97,7 +98,8 @@ def runs(found: Sequence[RunSummary]) -> None:
 def run_record(found: RunRecord) -> None:
     """Print a run and all its events in order."""
     run = found.run
-    _console().print(f"{run.flow} on {run.subject} by {run.actor}: {run.headline or run.state}")
+    head = f"{run.flow} on {run.subject} by {run.actor}: {run.headline or run.state}"
+    _console().print(visible(head), markup=False)
     rows = (
         (str(e.seq), f"{e.at:%Y-%m-%d %H:%M:%S}", e.kind, e.step, e.detail.get("result", ""), e.hash[:12])
         for e in found.events
@@ -192,7 +194,7 @@ def changes(found: Sequence[str], *, dry_run: bool) -> None:
     if not found:
         print("nothing to change: the server is as prefect.yaml and the fleet file say")  # noqa: T201 - as above
     for text in found:
-        print(f"would {text}" if dry_run else f"done: {text}")  # noqa: T201 - as above
+        print(visible(f"would {text}" if dry_run else f"done: {text}"))  # noqa: T201 - as above
 
 
 def _console() -> Console:
@@ -200,12 +202,12 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
-def _print(head: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+def _print(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in head:
         table.add_column(name, overflow="fold", no_wrap=name in {"run", "state", "result", "verdict"})
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in row))
     _console().print(table)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pgvigil.reports import Severity, Verdict, headline
+from pgvigil.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pgvigil.reports import Check, Finding, Report
 
+_BACKTICKS = re.compile("`+")
 MARK = {Verdict.VERIFIED: "✅", Verdict.REFUTED: "❌", Verdict.INCONCLUSIVE: "❓"}
 _LOUD = {Severity.INFO: "ℹ️", Severity.WARNING: "⚠️", Severity.ERROR: "🛑"}  # noqa: RUF001 - the sign itself
 
@@ -37,10 +40,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def cell(value: object) -> str:
     """Make any text safe in a line or table cell of Markdown."""
-    text = " ".join(str(value).split())
+    text = visible(" ".join(str(value).split()))
     for sign in ("\\", "|", "`", "*", "_", "<", "[", "]"):
         text = text.replace(sign, f"\\{sign}")
     return text
+
+
+def code(value: object) -> str:
+    """Show any text as it is, in a line of Markdown: the fence is longer than what it holds of its kind."""
+    text = visible(" ".join(str(value).split()))
+    fence = "`" * (max(map(len, _BACKTICKS.findall(text)), default=0) + 1)
+    room = " " if "`" in text else ""
+    return f"{fence}{room}{text}{room}{fence}"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -51,7 +62,7 @@ def _findings(findings: Sequence[Finding]) -> str:
 
 
 def _finding(finding: Finding) -> str:
-    said = f"- {_LOUD[finding.severity]} **{finding.severity}** `{finding.code}`: {cell(finding.message)}"
+    said = f"- {_LOUD[finding.severity]} **{finding.severity}** {code(finding.code)}: {cell(finding.message)}"
     return f"{said}\n  - what to do: {cell(finding.hint)}" if finding.hint else said
 
 
@@ -66,7 +77,7 @@ def _checks(checks: Sequence[Check]) -> str:
 def _evidence(report: Report) -> str:
     took = (report.ended_at - report.started_at).total_seconds()
     lines = [
-        f"- run `{report.run_id}`, {report.started_at:%Y-%m-%d %H:%M:%S} UTC, {took:.1f} s",
-        *(f"- `{uri}`" for uri in report.evidence),
+        f"- run {code(report.run_id)}, {report.started_at:%Y-%m-%d %H:%M:%S} UTC, {took:.1f} s",
+        *(f"- {code(uri)}" for uri in report.evidence),
     ]
     return "## Evidence\n\n" + "\n".join(lines)

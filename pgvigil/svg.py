@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
+from pgvigil.visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -18,7 +20,7 @@ _HEAD = (
 
 def document(width: int, height: int, label: str, shapes: Iterable[str]) -> str:
     """Put shapes on white paper; the label is what a screen reader says."""
-    head = _HEAD.format(width=width, height=height, label=quoteattr(label))
+    head = _HEAD.format(width=width, height=height, label=quoteattr(visible(label)))
     paper = f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
     return "\n".join([head, paper, *shapes, "</svg>"])
 
@@ -29,16 +31,21 @@ def text(at: Point, words: str, colour: str, anchor: str = "start", *, bold: boo
     weight = ' font-weight="bold"' if bold else ""
     return (
         f'<text x="{x:g}" y="{y:g}" fill={quoteattr(colour)} text-anchor="{anchor}"{weight}>'
-        f"{escape(words)}</text>"
+        f"{escape(visible(words))}</text>"
     )
 
 
 def box(corner: Point, size: Point, colour: str, title: str = "") -> str:
     """Draw a filled rectangle from its upper left corner; the title shows under the pointer."""
     (x, y), (width, height) = corner, size
-    inside = f"<title>{escape(title)}</title>" if title else ""
+    inside = titled(title) if title else ""
     shape = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill={quoteattr(colour)}'
     return f"{shape}>{inside}</rect>" if inside else f"{shape}/>"
+
+
+def titled(words: str) -> str:
+    """Name the shape around it: the words show under the pointer."""
+    return f"<title>{escape(visible(words))}</title>"
 
 
 def line(start: Point, end: Point, colour: str, width: float = 1) -> str:

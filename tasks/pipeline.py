@@ -154,11 +154,15 @@ def publish(report: Report) -> None:
     """Put the report's page beside the run in the UI; evidence is stored already: its loss only warns."""
     if FlowRunContext.get() is None:
         return
-    key = re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
     try:
-        create_markdown_artifact(markdown(report), key=key, description=headline(report))
+        create_markdown_artifact(markdown(report), key=artifact_key(report), description=headline(report))
     except Exception as error:
         get_run_logger().warning("the report's page could not be put into the UI: %s", error)
+
+
+def artifact_key(report: Report) -> str:
+    """Return the key of a report's page: small letters, digits and dashes, as Prefect wants it."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
 
 
 def context() -> dict[str, Any]:

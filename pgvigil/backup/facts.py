@@ -9,6 +9,7 @@ from pgvigil.pages import cell, table
 from pgvigil.pgbackrest.info import BackupType, StanzaInfo
 from pgvigil.position import Position
 from pgvigil.reports import Check, Finding, Frozen, Report
+from pgvigil.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +123,7 @@ def _backup_section(backup: BackupFacts) -> str:
     return (
         f"## Backup {cell(backup.label)} in repository {backup.repo}\n\n"
         + table(("what", "value"), facts)
-        + f"\n\n```\n{draw_chain(backup.chain)}\n```"
+        + f"\n\n```\n{draw_chain([' '.join(visible(label).split()) for label in backup.chain])}\n```"
     )
 
 

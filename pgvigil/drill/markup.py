@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from html import escape
 from typing import TYPE_CHECKING
+
+from pgvigil.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,13 +23,7 @@ def html(value: object) -> Markup:
     """Turn a value into HTML; signs that show nothing, or turn the direction of writing, are spelled out."""
     if isinstance(value, Markup):
         return value
-    return Markup(escape("".join(map(_seen, str(value)))))
-
-
-def _seen(sign: str) -> str:
-    if sign == "\n" or unicodedata.category(sign) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
-        return sign
-    return f"\\u{ord(sign):04x}"
+    return Markup(escape(visible(str(value))))
 
 
 def tag(name: str, *children: object, **attributes: str) -> Markup:

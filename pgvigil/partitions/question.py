@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgvigil.pages import cell
+from pgvigil.pages import cell, code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ def ask(what: str, digest: str, copies: Sequence[Manifest]) -> str:
     """Render plan and proof as Markdown, narrow enough for the dialog in which Prefect shows it."""
     listed = "\n".join(map(_line, copies))
     return (
-        f"**Drop from {cell(what)}?** Plan `{digest}`\n\n{listed}\n\n"
+        f"**Drop from {cell(what)}?** Plan {code(digest)}\n\n{listed}\n\n"
         "Rows and digest of each copy were read back from S3 and equal the table's, to which nobody could "
         "write since. Before the drop they are read back once more. The report has the rest."
     )

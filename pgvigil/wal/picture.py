@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
-from xml.sax.saxutils import escape
 
 from pgvigil import svg
 from pgvigil.wal.timelines import Fate
@@ -119,7 +118,7 @@ def _row(scale: _Scale, top: int, lane: _Lane) -> Iterator[str]:
 def _switch(scale: _Scale, top: int, timeline: int, at: datetime) -> str:
     x = scale.x(at)
     return (
-        f"<g><title>timeline {timeline} begins</title>"
+        f"<g>{svg.titled(f'timeline {timeline} begins')}"
         f"{svg.line((x, top + 10), (x, top + 30), _INK)}"
         f"{svg.text((x, top + 8), f'T{timeline}', _INK, 'middle')}</g>"
     )
@@ -147,7 +146,7 @@ def _bar(left: float, right: float, top: int, colour: str, title: str) -> str:
 def _mark(scale: _Scale, top: int, mark: BackupMark) -> str:
     x, colour = scale.x(mark.at), _INK if mark.is_usable else _RED
     return (
-        f"<g><title>{escape(f'{mark.type} {mark.label}')}</title>"
+        f"<g>{svg.titled(f'{mark.type} {mark.label}')}"
         f"{svg.line((x, top + 8), (x, top + 38), colour, 2)}"
         f"{svg.text((x, top + 50), _LETTER.get(mark.type, '?'), colour, 'middle')}</g>"
     )

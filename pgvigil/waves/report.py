@@ -9,7 +9,7 @@ from uuid import UUID
 
 from typing_extensions import override
 
-from pgvigil.pages import MARK, cell, table
+from pgvigil.pages import MARK, cell, code, table
 from pgvigil.reports import Check, Frozen, Report, Verdict
 from pgvigil.waves.selection import LeftOut
 
@@ -74,7 +74,7 @@ class WaveReport(Report):
     def section(self) -> str:
         whole = [each for each in self.outcomes if each.verdict is Verdict.VERIFIED]
         broken = [each for each in self.outcomes if each.verdict is not Verdict.VERIFIED]
-        parts = [f"## Wave `{self.wave}`"] if self.wave else []
+        parts = [f"## Wave {code(self.wave)}"] if self.wave else []
         if self.stopped:
             parts.append(
                 f"**It was ended early: {cell(self.stopped)}.** The next run goes on with what is left."
