@@ -16,13 +16,21 @@ SECONDS = 10.0
 def read_url(variable: str) -> str:
     """Return the URL of an environment variable; raises ConfigError when it is missing or none."""
     url = os.environ.get(variable, "")
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if not _is_url(url):
         raise ConfigError(
             f"environment variable '{variable}' holds no URL for the signal",
             hint="set it where the worker runs, or take alarms.signal_from out of the fleet file",
         )
     return url
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets, a port or a host name that are none
+        return False
 
 
 def place(url: str) -> str:

@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 
 from deployments.automations import load_automations
 from deployments.manifest import load_manifest
+from deployments.run import _arguments, _split
+from flows.nightly_backup import nightly_backup
+from flows.restore_drill import restore_drill
+from flows.roll_partitions import roll_partitions
 from pgvigil.archive.blocks import BlockDigest
 from pgvigil.archive.manifest import read_manifest as read_archive
 from pgvigil.drill.untouched import ListingReader as RepositoryReader
@@ -36,6 +40,7 @@ from pgvigil.wal.manifests import ManifestSum
 from pgvigil.wal.names import lsn_text, parse_lsn
 from pgvigil.wal.opinion import read_opinion
 from pgvigil.wal.timelines import Branch, Tree, read_history
+from pgvigil.watch.signal import read_url
 
 FEW = settings(max_examples=50)
 DEEP = 3000  # deeper than Python's own stack
@@ -534,6 +539,38 @@ def test_any_duration_is_one_or_a_typed_error(text: str) -> None:
     """Whatever a parameter holds."""
     found = answer(lambda: parse_duration(text))
     assert found is None or found > timedelta()
+
+
+@pytest.mark.parametrize("flow", [restore_drill, roll_partitions, nightly_backup])
+@given(
+    st.sampled_from(["recovery_target", "keep", "table", "dry_run", "backup_type", "x", ""]),
+    st.text(max_size=8) | st.sampled_from([*SCRAPS, "true", "full"]),
+)
+def test_any_parameter_is_typed_or_refused(flow: Any, key: str, value: str) -> None:
+    """As KEY=VALUE in a shell, the subject too."""
+    found = answer(lambda: _arguments(flow, "flow", value, _split([f"{key}={value}"]), dry_run=False))
+    assert found is None or key in found
+
+
+URLS = [
+    "",
+    "x",
+    "ftp://h",
+    "http://[x",
+    "http://h:99999999/",
+    "http://h:x/",
+    "http://a..b/",
+    "http://\udcff/",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_what_is_no_url_for_the_signal_is_refused_unspoken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told by the variable's name, for it holds a secret."""
+    monkeypatch.setenv("PGVIGIL_SIGNAL", url)
+
+    with pytest.raises(ConfigError, match="'PGVIGIL_SIGNAL' holds no URL"):
+        read_url("PGVIGIL_SIGNAL")
 
 
 # --- the spool ------------------------------------------------------------------------------------------
