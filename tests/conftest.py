@@ -49,6 +49,9 @@ settings.load_profile("patient")
 
 # A worker takes whole files in this order: what takes minutes first, so that no worker ends alone with it.
 LONGEST = (
+    "acceptance/test_fleet",
+    "acceptance/test_prefect_deaths",
+    "acceptance/test_alarms",
     "fault/test_nightly_backup_deaths",
     "live/test_restore_drill",
     "acceptance/test_cli",

@@ -30,6 +30,8 @@ from pgvigil.spool import Spool
 from tests.acceptance.conftest import Pgvigil
 from tests.fixtures.receiver import Receiver, receiving
 
+pytestmark = pytest.mark.long
+
 BLOCK = "custom-webhook/night-watch"
 MESSAGE = {"subject": "{{subject}}", "body": "{{body}}"}
 
@@ -156,7 +158,6 @@ def test_a_run_that_ends_well_is_not_told(client: SyncPrefectClient, alarmed: Re
         client.delete_flow_run(run)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "alarm"),
     [("nightly_backup/nightly-backup", "late"), ("keep_watch/keep-watch", "nobody watches")],
@@ -176,7 +177,6 @@ def test_a_run_that_does_not_start_is_told(
     assert f"docs/alarms.md, '{alarm}'" in heard["body"]
 
 
-@pytest.mark.long
 def test_a_stale_proof_and_a_short_horizon_are_told_once_and_their_end_too(
     alarmed: Receiver, pgvigil: Pgvigil, fleet: Callable[..., str]
 ) -> None:
@@ -221,7 +221,6 @@ def test_a_stale_proof_and_a_short_horizon_are_told_once_and_their_end_too(
     assert {"status": 200} == signal["facts"]
 
 
-@pytest.mark.long
 def test_a_backfill_that_waits_is_told(
     alarmed: Receiver,
     pgvigil: Pgvigil,
@@ -250,7 +249,6 @@ def test_a_backfill_that_waits_is_told(
     assert "the moon" in heard["body"]
 
 
-@pytest.mark.long
 def test_prefect_follows_the_audit_log(
     client: SyncPrefectClient, pgvigil: Pgvigil, prefect_sandbox: Sandbox
 ) -> None:
@@ -286,7 +284,6 @@ def put_on_record(sandbox: Sandbox, run: UUID, verdict: str) -> None:
         Spool(spool).write(str(past.event_id), audit._render(past, str, spooled=True))
 
 
-@pytest.mark.long
 def test_a_watch_that_is_not_heard_outside_is_inconclusive(
     receiver: Receiver, pgvigil: Pgvigil, fleet: Callable[..., str]
 ) -> None:

@@ -8,10 +8,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pgvigil.sandbox import Sandbox
 from tests.acceptance.conftest import Pgvigil
 
+pytestmark = pytest.mark.long
+
 RUN = ("run", "run-backfill", "demo/shop", "-p", "backfill=cents", "--json")
 
 
-@pytest.mark.long
 def test_a_backfill_is_forecast_run_and_shown(pgvigil: Pgvigil, prefect_sandbox: Sandbox) -> None:
     """A dry run changes nothing; the run is proven; steering is on record; Prefect has few tasks."""
     forecast = json.loads(pgvigil(*RUN, "--dry-run").stdout)

@@ -165,6 +165,7 @@ def test_an_interrupt_while_loading_is_one_message(environment: dict[str, str], 
     assert (loading.returncode, said) == (2, "error: interrupted; nothing was begun\n")
 
 
+@pytest.mark.long
 def test_the_same_run_goes_without_the_server(pgvigil: Pgvigil) -> None:
     """With --local it runs on a server of its own, and the audit log has it like any other."""
     done = pgvigil("run", "nightly-backup", "demo", "--dry-run", "--json", "--local", PREFECT_API_URL=NOBODY)
@@ -174,6 +175,7 @@ def test_the_same_run_goes_without_the_server(pgvigil: Pgvigil) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.long
 def test_a_fault_that_passes_while_planning_is_tried_again(
     pgvigil: Pgvigil, prefect_sandbox: Sandbox, proven: Done, workplace: Path
 ) -> None:
@@ -243,6 +245,7 @@ def test_a_sandbox_comes_up_and_leaves_nothing(pgvigil: Pgvigil, workplace: Path
     assert "there is no sandbox" in pgvigil("sandbox", "down", "--dir", str(directory)).stdout
 
 
+@pytest.mark.long
 def test_a_terminated_run_ends_properly(
     command: list[str], environment: dict[str, str], pgvigil: Pgvigil
 ) -> None:

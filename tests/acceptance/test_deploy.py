@@ -84,6 +84,7 @@ def test_every_field_of_the_form_explains_itself(deployment: DeploymentResponse)
     assert deployment.enforce_parameter_schema
 
 
+@pytest.mark.long
 def test_the_worker_completes_a_run(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
     """A run that is started in the UI is picked up, and ends Completed because the backup is proven."""
     run = client.create_flow_run_from_deployment(deployment.id, parameters={"cluster": "demo"})

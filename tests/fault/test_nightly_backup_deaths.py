@@ -23,6 +23,8 @@ from tests.fixtures.backup import processes_of
 from tests.fixtures.deployed import kill_prefect, start_prefect, up_unwatched
 from tests.fixtures.sandbox import reachable_directory
 
+pytestmark = pytest.mark.long
+
 DEPLOYMENT = "nightly_backup/nightly-backup"
 
 
@@ -144,7 +146,6 @@ def test_a_flow_process_killed_alone_takes_its_backup_along(
     assert any(run.startswith("lost") for run in audited(slow_sandbox))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_that_dies_leaves_no_orphan(
     slow_sandbox: Sandbox, client: SyncPrefectClient, run_in_mid_backup: FlowRun, number: int
@@ -185,7 +186,6 @@ def command(sandbox: Sandbox, *words: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.long
 def test_a_worker_that_was_drained_is_stopped_without_a_loss(
     slow_sandbox: Sandbox, client: SyncPrefectClient, run_in_mid_backup: FlowRun
 ) -> None:
@@ -210,7 +210,6 @@ def test_a_worker_that_was_drained_is_stopped_without_a_loss(
     assert "Completed" == state(client, waiting)
 
 
-@pytest.mark.long
 def test_a_pool_that_a_person_paused_stays_so(slow_sandbox: Sandbox, client: SyncPrefectClient) -> None:
     """A drain ends at once where nothing is at work, and undoes only its own pause."""
     client.update_work_pool("dba", WorkPoolUpdate(is_paused=True))
@@ -223,7 +222,6 @@ def test_a_pool_that_a_person_paused_stays_so(slow_sandbox: Sandbox, client: Syn
     assert told == "'dba' stays paused: a person paused it, not a drain\n"
 
 
-@pytest.mark.long
 def test_a_run_whose_server_dies_goes_on_to_its_report(
     slow_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,7 @@ def test_a_restore_tells_its_progress(drill: Drill) -> None:
     assert done.bytes == PgBackRest(drill.settings).info().backups(1)[-1].info.size
 
 
+@pytest.mark.long
 def test_a_stop_that_comes_before_the_copy_takes_sessions_is_exact_and_promoted(
     own_vault: Vault, scratch_directory: Path
 ) -> None:

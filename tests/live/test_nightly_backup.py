@@ -148,6 +148,7 @@ def test_a_corrupt_page_in_the_source_refutes_the_backup(night: Night) -> None:
     assert path in found(report, "repo1.pages")
 
 
+@pytest.mark.long
 def test_damage_is_told_until_a_full_has_replaced_it_and_no_night_longer(night: Night) -> None:
     """Who asks for an incr upon it is told to take a full; what is out of the newest chain is history."""
     first = night.backup().backups[0].label

@@ -114,6 +114,7 @@ def shut(exercise: Exercise) -> Iterator[None]:
     exercise.sql("DROP DATABASE shut")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("shut")
 def test_a_database_that_nobody_can_enter_is_not_called_equal(exercise: Exercise) -> None:
     """What it holds is not known, so the drill is no proof; of one half dropped there is nothing to prove."""

@@ -14,14 +14,13 @@ from tests.fixtures.backup import Night
 from tests.fixtures.load import IDLE_SECONDS, ROUNDS, busy_writer
 from tests.fixtures.wal import fresh_vault
 
-pytestmark = pytest.mark.rounds
+pytestmark = [pytest.mark.long, pytest.mark.rounds]
 
 
 def names(directory: Path, pattern: str) -> list[str]:
     return [path.name for path in directory.glob(pattern)]
 
 
-@pytest.mark.long
 def test_a_healthy_system_under_load_is_backed_up_without_a_finding(night: Night) -> None:
     """Pgbench writes all the time; backup after backup is proven without one finding."""
     with busy_writer(night.sandbox, scale=5, rate=100):

@@ -297,6 +297,7 @@ def upgrade(vault: Vault, megabytes: int) -> None:
     vault.sql("SELECT pg_reload_conf()")
 
 
+@pytest.mark.long
 def test_an_upgrade_to_other_segments_leaves_the_old_archive_whole(own_vault: Vault) -> None:
     """Its WAL tells of its own size; a lost segment in it is found, its neighbours are not damaged."""
     upgrade(own_vault, 64)
