@@ -241,7 +241,7 @@ def test_a_wave_over_fifty_databases_is_killed_and_goes_on(fifty: Sandbox, clien
     wave = client.read_deployment_by_name("watch_fleet/fleet-roll-partitions")
     first = client.create_flow_run_from_deployment(wave.id)
     wait_for(lambda: sum(r.ended_at is not None for r in on_record(fifty, "roll_partitions")) >= 8, 300)
-    os.kill(on_record(fifty, "watch_fleet")[0].pid, signal.SIGKILL)
+    os.kill(on_record(fifty, "watch_fleet", "roll-partitions")[0].pid, signal.SIGKILL)
     (killed,) = wait_for_end(client, [first.id])
 
     second = client.create_flow_run_from_deployment(wave.id)
@@ -264,7 +264,7 @@ def test_a_wave_over_fifty_databases_is_killed_and_goes_on(fifty: Sandbox, clien
 def _report(sandbox: Sandbox) -> list[dict[str, Any]]:
     """The outcomes of the last wave, as its report was stored."""
     with connect(ops(sandbox), "test") as session:
-        run = on_record(sandbox, "watch_fleet")[0]
+        run = on_record(sandbox, "watch_fleet", "roll-partitions")[0]
         (ended,) = [each for each in audit.show_run(session, run.run_id).events if each.kind == "run_ended"]
     (uri,) = [each for each in ended.detail["evidence"] if each.endswith(".json")]
     report = json.loads(objectstore.connect(load_fleet(sandbox.fleet_file).s3).get(uri))

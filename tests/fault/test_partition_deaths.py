@@ -14,7 +14,7 @@ from pgvigil.sandbox import operate
 from pgvigil.sandbox import postgres as servers
 from tests.fixtures.partitions import Shop, make_deep, run
 
-CALLS_OF_A_ROLL = 320
+CALLS_OF_A_ROLL = 190  # a few fewer than there are: a kill behind the end is none, and fails the claim
 ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "2"))
 STEPS = ("archiving", "drop", "prove", "detach", "create")[:ROUNDS]
 COUNTED = ((psycopg.Connection, "execute"), (botocore.client.BaseClient, "_make_api_call"))
