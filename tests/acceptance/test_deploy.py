@@ -22,6 +22,8 @@ from pgvigil.sandbox import Sandbox, services
 from tests.acceptance.conftest import Pgvigil
 from tests.fixtures.sockets import listening
 
+pytestmark = pytest.mark.long
+
 WAVE = "watch_fleet/fleet-nightly-backup"
 NAME = "nightly_backup/nightly-backup"
 UNCHANGED = "nothing to change: the server is as prefect.yaml and the fleet file say\n"
@@ -61,7 +63,6 @@ def test_a_second_deploy_changes_nothing(pgvigil: Pgvigil) -> None:
     assert UNCHANGED == pgvigil("deploy").stdout
 
 
-@pytest.mark.long
 def test_a_dry_run_only_tells(pgvigil: Pgvigil, client: SyncPrefectClient, wave: DeploymentResponse) -> None:
     """A schedule that somebody deleted is announced, not made; the deploy after it makes it."""
     client.delete_deployment_schedule(wave.id, wave.schedules[0].id)
@@ -84,7 +85,6 @@ def test_every_field_of_the_form_explains_itself(deployment: DeploymentResponse)
     assert deployment.enforce_parameter_schema
 
 
-@pytest.mark.long
 def test_the_worker_completes_a_run(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
     """A run that is started in the UI is picked up, and ends Completed because the backup is proven."""
     run = client.create_flow_run_from_deployment(deployment.id, parameters={"cluster": "demo"})

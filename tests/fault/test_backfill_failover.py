@@ -4,9 +4,13 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pgvigil.postgres import connect
 from pgvigil.sandbox import postgres as servers
 from tests.fixtures.backfill import Yard, let_in, standby
+
+pytestmark = pytest.mark.long
 
 if TYPE_CHECKING:
     from pgvigil.backfill.facts import BackfillReport

@@ -18,7 +18,7 @@ from pgvigil.reports import Verdict
 from tests.fixtures.drill import Exercise
 from tests.fixtures.load import ROUNDS
 
-pytestmark = pytest.mark.rounds
+pytestmark = [pytest.mark.long, pytest.mark.rounds]
 
 # Each drill dies at the next of these places, between two phases or in the middle of one; with few rounds
 # at three of them: on the source, on the recovered copy, and beside a tool on the running copy.

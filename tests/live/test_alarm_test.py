@@ -22,6 +22,8 @@ from pgvigil.reports import Verdict
 from pgvigil.wal import examine
 from tests.fixtures.wal import Vault
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 PLACES = Path("/tmp")
 
@@ -172,7 +174,6 @@ def sha1(path: Path) -> str:
     return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-@pytest.mark.long
 def test_a_copy_of_ones_own_repository_is_tried_and_the_original_is_not_touched(
     vault: Vault, scratch: Path
 ) -> None:
@@ -192,7 +193,6 @@ def test_a_copy_of_ones_own_repository_is_tried_and_the_original_is_not_touched(
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.long
 def test_a_link_out_of_the_repository_is_never_followed_into_it(vault: Vault, scratch: Path) -> None:
     """The copy of a link would be the original: refused, after the copying, which only read."""
     a_link_that_leads_out(vault, scratch)
@@ -211,7 +211,6 @@ def built() -> Iterator[Stage]:
         yield made
 
 
-@pytest.mark.long
 def test_every_damage_is_found_and_every_control_is_silent(built: Stage) -> None:
     """The whole corpus, each flow's own proof, in one sandbox."""
     found = rehearse(built, DAMAGES)
@@ -221,7 +220,6 @@ def test_every_damage_is_found_and_every_control_is_silent(built: Stage) -> None
     assert Verdict.VERIFIED is found.verdict
 
 
-@pytest.mark.long
 def test_the_command_ends_with_one_when_a_damage_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that is disabled: the table names what was missed; nothing is left behind."""
     monkeypatch.setattr(examine._Examination, "_missing", lambda *_: None)

@@ -463,6 +463,7 @@ FROM generate_series(1, 4000)
 """
 
 
+@pytest.mark.long
 def test_verification_takes_constant_memory(store: AuditStore) -> None:
     """A log of 80 MB is read in far less."""
     with psycopg.connect(store.admin, autocommit=True) as connection:

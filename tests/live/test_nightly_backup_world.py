@@ -24,6 +24,8 @@ from pgvigil.sandbox import services
 from tests.fixtures.backup import Night
 from tests.fixtures.reports import codes, found, refuted
 
+pytestmark = pytest.mark.long
+
 
 def test_a_stanza_in_use_is_left_alone_and_its_owner_named(night: Night) -> None:
     """The second run waits its bounded time, then leaves with the name of the first."""
@@ -140,7 +142,6 @@ def test_a_report_store_that_is_away_costs_no_backup(night: Night) -> None:
     assert () == report.evidence
 
 
-@pytest.mark.long
 def test_retention_keeps_proven_fulls_only_by_count(night: Night) -> None:
     """The oldest full goes when enough proven ones are newer; its dependants and WAL go with it."""
     night.backup("full")
@@ -155,7 +156,6 @@ def test_retention_keeps_proven_fulls_only_by_count(night: Night) -> None:
     assert listed["archive"][0]["min"] >= listed["backup"][0]["archive"]["start"]
 
 
-@pytest.mark.long
 def test_an_unproven_full_pushes_no_proven_one_out(night: Night) -> None:
     """Backups that nobody proved do not count for retention."""
     first = night.backup("full")
@@ -180,7 +180,6 @@ def add_second_repository(night: Night) -> Path:
     return second
 
 
-@pytest.mark.long
 def test_every_repository_is_backed_up_and_proven_on_its_own(night: Night) -> None:
     """Two repositories: a proof each, and damage in one leaves the other's proof standing."""
     second = add_second_repository(night)
@@ -347,7 +346,6 @@ def test_what_forbids_a_backup_is_told_with_its_cure(
     assert [] == night.find("backup.manifest")
 
 
-@pytest.mark.long
 def test_a_full_disk_is_told_as_such(night: Night, workplace: Path) -> None:
     """A repository on a full file system: could not run, with pgBackRest's reason and the cure."""
     small = workplace / "small"

@@ -146,6 +146,7 @@ def test_one_damaged_leaf_refutes_and_is_made_again_alone(deep: Shop) -> None:
     assert 3 == len(before & set(deep.objects(".copy.zst")))
 
 
+@pytest.mark.long
 def test_a_leaf_that_was_replaced_after_the_proof_lets_all_be_copied_anew(deep: Shop) -> None:
     """Nothing is dropped for it; the next run names that leaf alone, the one after has a proven copy."""
     bad: list[str] = []

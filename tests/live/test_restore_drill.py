@@ -149,6 +149,7 @@ def overwrite(copy: Copy, relation: str, offset: int) -> None:
         file.write(b"\xa5" * 64)
 
 
+@pytest.mark.long
 def test_damage_on_disk_and_a_database_without_amcheck_are_named_apart(exercise: Exercise) -> None:
     """Rows are equal, so only amcheck and checksums can tell; where amcheck cannot be had, that is told."""
 
@@ -205,6 +206,7 @@ def stored(exercise: Exercise, segment: str) -> list[Path]:
     return list(archive(exercise).glob(f"*/{segment}-*"))
 
 
+@pytest.mark.long
 def test_a_timeline_that_is_not_the_sources_refutes_the_drill(exercise: Exercise) -> None:
     """A restored server that archived leads recovery astray; that is told, and so are its files."""
     left_at = exercise.sql("SELECT pg_create_restore_point('fork')::text AS lsn")[0]["lsn"]

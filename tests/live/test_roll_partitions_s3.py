@@ -93,6 +93,7 @@ def leaving(many: int) -> dict[str, object]:
     return {"keep": f"{15 - many} months", "max_drops": many}
 
 
+@pytest.mark.long
 def test_faults_that_stay_are_named_and_the_next_run_finishes(shop: Shop, road: Road) -> None:
     """Each partition meets another fault: none is proven or dropped, no row lost, until the road is good."""
     faults = dict(zip(old(shop, len(PERSISTENT)), PERSISTENT, strict=True))

@@ -11,6 +11,8 @@ from tests.fixtures.reports import codes, found, healthy
 from tests.fixtures.sandbox import FreshSandbox
 from tests.fixtures.wal import Vault, fresh_vault
 
+pytestmark = pytest.mark.long
+
 
 def test_a_promotion_is_no_fault_and_its_missing_history_is(own_vault: Vault) -> None:
     """Windows go on across the switch; without the history file they end before it, in one finding."""
@@ -163,7 +165,6 @@ def test_what_happens_during_a_listing_is_no_fault(own_vault: Vault) -> None:
     assert own_vault.labels() == [mark.label for mark in rotated.repositories[0].archives[0].backups]
 
 
-@pytest.mark.long
 def test_a_standby_proves_the_archive_too_and_follows_its_primary(own_vault: Vault) -> None:
     """It knows from what it receives what should have come, also on a timeline that just began."""
     with own_vault.standby() as port:
@@ -236,7 +237,6 @@ def test_without_the_right_to_switch_wal_only_the_measurement_is_missing(own_vau
     assert "roles.sql" in check.actual
 
 
-@pytest.mark.long
 def test_repositories_are_proven_each_on_its_own_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage in one leaves the other's proof standing, and the report says which has what."""
     with fresh_vault(repos=2) as vault:
@@ -262,7 +262,6 @@ def test_repositories_are_proven_each_on_its_own_and_compared(monkeypatch: pytes
     )
 
 
-@pytest.mark.long
 def test_an_encrypted_repository_in_s3_is_read_through_pgbackrest_and_told_when_away(
     fresh_sandbox: FreshSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

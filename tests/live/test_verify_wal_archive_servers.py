@@ -9,6 +9,8 @@ from pgvigil.reports import Verdict
 from tests.fixtures.reports import codes, healthy
 from tests.fixtures.wal import Vault, fresh_vault, one_backup
 
+pytestmark = pytest.mark.long
+
 
 def test_wal_that_postgresql_counts_as_archived_but_nobody_stored_is_lost(own_vault: Vault) -> None:
     """archive_command was a no-op for a while: refuted while it lasts, and one gap afterwards."""
@@ -28,7 +30,6 @@ def test_wal_that_postgresql_counts_as_archived_but_nobody_stored_is_lost(own_va
     assert "(3 segments)" in after.findings[0].message
 
 
-@pytest.mark.long
 def test_an_overflown_push_queue_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pgbackrest drops its queue and tells PostgreSQL that all is well; the archive does not lie."""
     with one_backup() as vault:
@@ -62,7 +63,6 @@ def test_wal_that_waits_is_delayed_by_policy_and_never_lost(own_vault: Vault) ->
     assert "1 finished segments wait" in strict.findings[0].message
 
 
-@pytest.mark.long
 def test_a_thousand_waiting_segments_are_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """With segments of 1 MB: delayed, with number and age, and nothing is called lost."""
     with fresh_vault() as vault:

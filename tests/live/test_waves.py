@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
 from pgvigil import audit
 from pgvigil.audit import AuditLog, Kind, RunIdentity, RunSummary
 from pgvigil.fleet import load_fleet
@@ -17,6 +19,8 @@ from pgvigil.postgres import connect
 from pgvigil.reports import Verdict, headline
 from pgvigil.waves.report import WaveReport
 from tests.fixtures.waves import ENV, HOUSE, NOTHING_LISTENS, PIPELINE, Watch, watch
+
+pytestmark = pytest.mark.long
 
 __all__ = ["watch"]
 
