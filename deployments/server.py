@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from deployments.serving import PORT
 from pgvigil.errors import ConfigError, DeadlineExceeded, ToolFailed
 from pgvigil.processes import Command, hold
+from pgvigil.sandbox.postgres import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,7 +212,7 @@ def _keep_template(database: Path) -> None:
 def start_in(sandbox: Sandbox) -> StartingServer:
     """Start the server of a sandbox, with its database in the sandbox's second cluster.
 
-    One that was there before is started again at its old address.
+    It gets a port that no outgoing connection can take while it is down, and has that one ever after.
     """
     home = sandbox.directory / "prefect"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -225,9 +226,10 @@ def start_in(sandbox: Sandbox) -> StartingServer:
         # No password, so that its page opens at once; but no other page in the same browser may use it.
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
     }
-    if (home / "url").exists():
-        env[PORT] = str(urlsplit((home / "url").read_text(encoding="ascii")).port)
-        (home / "url").unlink()
+    before = home / "url"
+    port = urlsplit(before.read_text(encoding="ascii")).port if before.exists() else free_port()
+    before.unlink(missing_ok=True)
+    env[PORT] = str(port)
     sandbox.start_service("prefect-server", _argv(home / "url"), env)
     return StartingServer(home / "url", sandbox.directory / "log" / "prefect-server.log")
 

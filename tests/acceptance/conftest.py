@@ -4,12 +4,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 
 from pgvigil.audit import install
-from pgvigil.postgres import connect
+from pgvigil.fleet import load_fleet
+from pgvigil.postgres import connect, sql
 from pgvigil.sandbox import Sandbox, down
 from tests.fixtures.deployed import up_unwatched
 from tests.fixtures.sandbox import reachable_directory
@@ -69,18 +72,25 @@ def proven(pgvigil: Pgvigil) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def own_audit_store(prefect_sandbox: Sandbox, pgvigil: Pgvigil, tmp_path: Path) -> str:
-    """A fleet file whose audit store is a database of its own, with one run whose first row was altered."""
+def unwritten(prefect_sandbox: Sandbox, tmp_path: Path) -> Path:
+    """A fleet file whose audit store is a database of its own: what other tests ran is not on its record."""
+    name = f"audit_{uuid4().hex}"
     with connect(prefect_sandbox.ops_admin_dsn, "test") as session:
-        session.execute("CREATE DATABASE edited")
-    admin = prefect_sandbox.admin_dsn(prefect_sandbox.ops_port, "edited")
-    install(admin)
+        session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    install(prefect_sandbox.admin_dsn(prefect_sandbox.ops_port, name))
     fleet = yaml.safe_load(prefect_sandbox.fleet_file.read_text(encoding="utf-8"))
-    fleet["audit"] |= {"dsn": prefect_sandbox.ops_dsn("edited"), "reports": f"file://{tmp_path}/reports"}
+    fleet["audit"] |= {"dsn": prefect_sandbox.ops_dsn(name), "reports": f"file://{tmp_path}/reports"}
     file = tmp_path / "fleet.yaml"
     file.write_text(yaml.safe_dump(fleet), encoding="utf-8")
-    pgvigil("run", "nightly-backup", "demo", "--dry-run", PGVIGIL_FLEET=str(file))
-    with connect(admin, "test") as session:
+    return file
+
+
+@pytest.fixture
+def edited(unwritten: Path, prefect_sandbox: Sandbox, pgvigil: Pgvigil) -> Path:
+    """A fleet file whose audit store has one run, and the first row of that was altered."""
+    pgvigil("run", "nightly-backup", "demo", "--dry-run", PGVIGIL_FLEET=str(unwritten))
+    store = conninfo_to_dict(load_fleet(unwritten).audit.dsn)["dbname"]
+    with connect(prefect_sandbox.admin_dsn(prefect_sandbox.ops_port, str(store)), "test") as session:
         session.execute("ALTER TABLE pgvigil.audit_log DISABLE TRIGGER USER")
         session.execute("UPDATE pgvigil.audit_log SET body = replace(body, 'demo', 'prod') WHERE seq = 1")
-    return str(file)
+    return unwritten

@@ -272,14 +272,15 @@ def test_a_terminated_run_ends_properly(
 
 
 @pytest.mark.long
-def test_status_follows_the_proofs(pgvigil: Pgvigil, proven: Done) -> None:
+def test_status_follows_the_proofs(pgvigil: Pgvigil, unwritten: Path) -> None:
     """A proof that never ran is told with exit code 2, whatever else is verified; here no drill ever ran."""
-    assert proven.returncode == 0
-    before = pgvigil("status", "--json")
-    assert pgvigil("run", "verify-wal-archive", "demo", "--json").returncode == 0
-    assert pgvigil("run", "roll-partitions", "demo/shop", "--json").returncode == 0
+    run = partial(pgvigil, PGVIGIL_FLEET=str(unwritten))
+    assert run("run", "nightly-backup", "demo").returncode == 0
+    before = run("status", "--json")
+    assert run("run", "verify-wal-archive", "demo").returncode == 0
+    assert run("run", "roll-partitions", "demo/shop").returncode == 0
 
-    after = pgvigil("status", "--json")
+    after = run("status", "--json")
 
     states = [{s["proof"]: s["state"] for s in json.loads(done.stdout)} for done in (before, after)]
     drills = {name: states[0].pop(name) for name in list(states[0]) if name.startswith("restore repo1")}
@@ -357,9 +358,9 @@ def test_a_chain_without_anchors_is_not_called_verified(
     assert done.returncode == 2
 
 
-def test_an_edited_audit_log_is_named(pgvigil: Pgvigil, own_audit_store: str) -> None:
+def test_an_edited_audit_log_is_named(pgvigil: Pgvigil, edited: Path) -> None:
     """One altered row: exit code 1 and its number."""
-    done = pgvigil("audit", "verify", PGVIGIL_FLEET=own_audit_store)
+    done = pgvigil("audit", "verify", PGVIGIL_FLEET=str(edited))
 
     assert "broken at 1" in done.stdout
     assert done.returncode == 1

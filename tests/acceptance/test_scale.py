@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -19,6 +18,7 @@ from pgvigil.sandbox import down, up
 from tests.fixtures.sandbox import reachable_directory
 from tests.fixtures.scale import Scale, await_it
 from tests.fixtures.sockets import listening
+from tests.fixtures.told import argv_of
 
 pytestmark = pytest.mark.long
 
@@ -142,7 +142,7 @@ def test_no_secret_is_in_a_log_a_process_list_or_a_report(
 ) -> None:
     """The passwords of API, Redis and database: after runs that ended well, and ones that were refused."""
     kept = [line.message.encode() for line in client.read_logs()]
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in scale.processes()]
+    commands = [b" ".join(argv_of(pid)) for pid in scale.processes()]
     logs = [file.read_bytes() for file in (scale.sandbox.directory / "log").rglob("*.log")]
     shown = scale.pgvigil("audit", "list", "--json").stdout.encode()
     reports = [store.get(each.uri) for each in store.list("s3://reports/pgvigil/")]

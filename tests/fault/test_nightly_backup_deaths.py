@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -22,6 +21,7 @@ from pgvigil.sandbox import Sandbox, down, services
 from tests.fixtures.backup import processes_of
 from tests.fixtures.deployed import kill_prefect, start_prefect, up_unwatched
 from tests.fixtures.sandbox import reachable_directory
+from tests.fixtures.told import argv_of
 
 pytestmark = pytest.mark.long
 
@@ -77,14 +77,13 @@ def run_in_mid_backup(slow_sandbox: Sandbox, client: SyncPrefectClient) -> FlowR
 def flow_processes(run: FlowRun) -> list[int]:
     """Find the process that executes a flow run, not the tools below it."""
     found = marked_processes(f"PREFECT__FLOW_RUN_ID={run.id}")
-    return [pid for pid in found if b"prefect" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in found if b"prefect" in b" ".join(argv_of(pid))]
 
 
 def worker_pid(sandbox: Sandbox) -> int:
     """Find the sandbox's Prefect worker."""
     for pid in services.find(sandbox.directory, [None]):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"worker" in words and b"prefect" in words:
+        if {b"prefect", b"worker"} <= set(argv_of(pid)):
             return pid
     raise LookupError("no worker")
 

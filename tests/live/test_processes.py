@@ -14,6 +14,7 @@ import pytest
 
 from pgvigil.errors import CommandNotFound, DeadlineExceeded, ProcessKilled, ProcessLost, Stalled, ToolFailed
 from pgvigil.processes import KEEPER, LONGEST_LINE, TOKEN, Command, hold, marked_processes, run
+from tests.fixtures.told import argv_of
 
 # A tool as nasty as they come: children in its own group, in sessions of their own, deaf to SIGTERM.
 NASTY = (
@@ -162,9 +163,7 @@ def test_a_tool_dies_with_its_keeper(mark: str) -> None:
     def kill_keeper(_: str) -> None:
         tokens = set(marked_processes(f"MARK={mark}"))
         parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in tokens}
-        (keeper,) = [
-            pid for pid in parents - tokens if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        (keeper,) = [pid for pid in parents - tokens if b"keeper.py" in b" ".join(argv_of(pid))]
         os.kill(keeper, signal.SIGKILL)
 
     with pytest.raises(ProcessLost, match="nobody saw how it ended"):

@@ -20,6 +20,8 @@ from pgvigil.postgres import connect
 from pgvigil.sandbox import Sandbox, down, postgres, up
 from pgvigil.sandbox.directory import locked
 from tests.fixtures.sandbox import FreshSandbox
+from tests.fixtures.sockets import listening
+from tests.fixtures.told import argv_of, owner_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROLES = REPOSITORY / "infra" / "roles.sql"
@@ -94,21 +96,6 @@ def secrets_of(sandbox: Sandbox) -> list[str]:
         *passwords,
         *(sandbox.environment[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")),
     ]
-
-
-def listening(pids: set[int]) -> set[str]:
-    """Return the addresses, as the kernel writes them, on which these processes take TCP connections."""
-    inodes = {
-        link.readlink().name.removeprefix("socket:[").rstrip("]")
-        for pid in pids
-        for link in Path(f"/proc/{pid}/fd").iterdir()
-    }
-    rows = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
-    ]
-    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 def test_a_finished_segment_arrives_in_s3(in_sandbox: Sandbox) -> None:
@@ -201,7 +188,7 @@ def test_no_log_and_no_process_list_holds_a_secret(sandbox: Sandbox) -> None:
     """Passwords and keys appear in no log and on no command line."""
     seen = b"".join(file.read_bytes() for file in sandbox.directory.glob("**/log/*.log"))
     for pid in processes_naming(sandbox.directory):
-        seen += Path(f"/proc/{pid}/cmdline").read_bytes()
+        seen += b" ".join(argv_of(pid))
 
     assert b"database system is ready" in seen
     assert not [secret for secret in secrets_of(sandbox) if secret.encode() in seen]
@@ -209,7 +196,9 @@ def test_no_log_and_no_process_list_holds_a_secret(sandbox: Sandbox) -> None:
 
 def test_everything_listens_on_loopback_only(sandbox: Sandbox) -> None:
     """PostgreSQL, twice, and S3 take connections from 127.0.0.1 alone."""
-    assert listening(processes_naming(sandbox.directory)) == {"0100007F"}
+    found = listening(processes_naming(sandbox.directory))
+
+    assert {str(address) for _, address in found} == {"127.0.0.1"}
 
 
 def test_the_sample_has_months_of_events(sandbox: Sandbox) -> None:
@@ -439,7 +428,7 @@ def test_an_ordinary_user_needs_no_root(workplace: Path) -> None:
     box = Sandbox.load(directory)
     config = f"--config={box.pgbackrest_conf}"
     subprocess.run([*as_nobody, "pgbackrest", config, "--stanza=demo", "check"], check=True, cwd="/")
-    owners = {Path(f"/proc/{pid}").stat().st_uid for pid in processes_naming(directory)}
+    owners = {owner_of(pid) for pid in processes_naming(directory)} - {None}
     subprocess.run([*as_nobody, interpreter, "-c", DOWN, str(directory)], env=env, check=True, cwd="/")
 
     assert box.server_user is None
