@@ -23,21 +23,25 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from pgvigil.redaction import masked, redactor
+
 
 class PgvigilError(Exception):
     """Root of all errors: a lower-case fact, a hint that says what to do, and the facts as data.
 
-    `code` is stable and documented; `transient` says whether the same call may succeed later.
+    An error goes into logs, states, checks and reports, so it holds no secret from its making on. `code` is
+    stable and documented; `transient` says whether the same call may succeed later.
     """
 
     code: ClassVar[str] = "PGV-000"
     transient: bool = False
 
     def __init__(self, message: str = "", *, hint: str = "", **context: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.context = context
+        mask = redactor()
+        self.message = mask(message)
+        self.hint = mask(hint)
+        self.context: dict[str, Any] = masked(context, mask)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message

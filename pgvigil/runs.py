@@ -21,7 +21,7 @@ from pgvigil.audit import AuditLog, Kind, Link, OpenRun, RunIdentity, step, swee
 from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, PgvigilError
 from pgvigil.fleet import Fleet, load_fleet
 from pgvigil.pages import markdown
-from pgvigil.redaction import redactor
+from pgvigil.redaction import masked, redactor
 from pgvigil.reports import (
     Check,
     Finding,
@@ -157,7 +157,8 @@ def _conduct(  # noqa: PLR0913 - the parts of `conduct`
 
 
 def _report(kind: type[ReportType], identity: RunIdentity, started: datetime, **parts: Any) -> ReportType:
-    return kind(
+    """Make the report, without secrets: what servers and tools said stands in it."""
+    report = kind(
         run_id=identity.run_id,
         flow=identity.flow,
         subject=identity.subject,
@@ -166,6 +167,8 @@ def _report(kind: type[ReportType], identity: RunIdentity, started: datetime, **
         verdict=conclude(parts.get("checks", ())),
         **parts,
     )
+    whole: ReportType = masked(report, redactor())
+    return whole
 
 
 def _keep(run: Run, report: ReportType) -> ReportType:
@@ -276,13 +279,12 @@ def _lost(gone: OpenRun) -> Finding:
 
 
 def finding_of(error: PgvigilError, subject: str, severity: Severity = Severity.ERROR) -> Finding:
-    """Tell an error as a finding, without secrets."""
-    redact = redactor()
+    """Tell an error as a finding."""
     return Finding(
         code=error.code,
         severity=severity,
-        message=redact(error.message),
-        hint=redact(error.hint),
+        message=error.message,
+        hint=error.hint,
         subject=subject,
     )
 

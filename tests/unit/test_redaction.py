@@ -1,6 +1,8 @@
 import pytest
 
-from pgvigil.redaction import is_secret, redact, redactor
+from pgvigil.errors import DatabaseFailed
+from pgvigil.redaction import is_secret, masked, redact, redactor
+from pgvigil.reports import Check, Verdict
 
 
 @pytest.mark.parametrize(
@@ -13,6 +15,8 @@ from pgvigil.redaction import is_secret, redact, redactor
         "PGPASSWORD=s3cr3t psql",
         "--repo1-cipher-pass=s3cr3t",
         "aws_secret_access_key: s3cr3t",
+        "missing '=' in key/value at line 3: repo1-cipher-pass s3cr3t",
+        "missing '=' in key/value at line 3: repo2-s3-token s3cr3t",
     ],
 )
 def test_what_a_secrets_name_introduces_is_masked(text: str) -> None:
@@ -27,6 +31,7 @@ def test_what_a_secrets_name_introduces_is_masked(text: str) -> None:
         "put the password into the password file (PGPASSFILE)",
         "postgresql://me@host:5432/db",
         "s3://bucket/key",
+        "option 'repo1-cipher-pass' is not valid without 'repo1-cipher-type'",
     ],
 )
 def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
@@ -51,3 +56,27 @@ def test_a_secret_is_known_by_its_key() -> None:
     assert ["repo1-cipher-pass", "PASSWORD"] == [
         k for k in ("repo1-cipher-pass", "PASSWORD", "label") if is_secret(k)
     ]
+
+
+def test_an_error_holds_no_secret_from_its_making_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes it down, and wherever: message, hint, facts and the exception's own text."""
+    monkeypatch.setenv("A_TOKEN", "planted-token")
+    error = DatabaseFailed(
+        "password=s3cr3t", hint="planted-token", said="planted-token", tail=["x", "pw planted-token"]
+    )
+
+    told = f"{error} {error!r} {error.args} {error.__reduce__()}"
+    assert "s3cr3t" not in told
+    assert "planted-token" not in told
+    assert "pw ***" in told
+
+
+def test_whatever_a_model_holds_is_masked_within_it() -> None:
+    """Texts at any depth; what is no text, or holds no secret, is what it was."""
+    check = Check(id="x", verdict=Verdict.REFUTED, expected="y", actual="password=s3cr3t")
+
+    found = masked({"checks": (check,), "n": 1}, redact)
+
+    assert found["checks"][0].actual == "password=***"
+    assert found["checks"][0].verdict is Verdict.REFUTED
+    assert found["n"] == 1
