@@ -4,7 +4,7 @@ import importlib
 import inspect
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,18 @@ def blocks(kind: str) -> Iterator[tuple[str, str]]:
                 yield page.name, found[2]
 
 
-def commands() -> list[str]:
-    """Collect every command of ours, from blocks and from prose."""
-    shown = [line.strip() for _, text in blocks("sh") for line in text.splitlines()]
-    told = [text for page in PAGES for text in _CODE.findall(page.read_text(encoding="utf-8"))]
-    return sorted({shlex.join(shlex.split(text, comments=True)) for text in shown + told if _is_ours(text)})
+def shown() -> list[str]:
+    """Collect every command of ours that stands in a block, to be copied."""
+    return _ours(line.strip() for _, text in blocks("sh") for line in text.splitlines())
+
+
+def told() -> list[str]:
+    """Collect every command of ours that prose names."""
+    return _ours(text for page in PAGES for text in _CODE.findall(page.read_text(encoding="utf-8")))
+
+
+def _ours(texts: Iterable[str]) -> list[str]:
+    return sorted({shlex.join(shlex.split(text, comments=True)) for text in texts if _is_ours(text)})
 
 
 def _is_ours(text: str) -> bool:
@@ -55,9 +62,15 @@ def parse(words: list[str]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("line", commands())
-def test_a_command_in_the_docs_is_one_that_the_program_takes(line: str) -> None:
-    """With its options; of a flow, its name and its parameters as well. Prose may leave its subject out."""
+@pytest.mark.parametrize("line", shown())
+def test_a_command_in_a_block_is_whole(line: str) -> None:
+    """It can be copied as it stands: with its subject, its options, a flow's name and parameters."""
+    require_known(parse(shlex.split(line)[1:]))
+
+
+@pytest.mark.parametrize("line", told())
+def test_a_command_in_prose_is_one_that_the_program_takes(line: str) -> None:
+    """As in a block, but it may leave its subject out."""
     try:
         given = parse(shlex.split(line)[1:])
     except Exception as refusal:
@@ -65,6 +78,11 @@ def test_a_command_in_the_docs_is_one_that_the_program_takes(line: str) -> None:
             return
         raise
 
+    require_known(given)
+
+
+def require_known(given: Mapping[str, Any]) -> None:
+    """Of a command that names a flow: there is that flow, and it has these parameters."""
     if "flow" in given:
         assert given["flow"] in known_flows()
         module = given["flow"].replace("-", "_")
