@@ -1,5 +1,6 @@
 import asyncio
-from datetime import UTC, datetime
+import itertools
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -206,3 +207,25 @@ def test_a_time_without_a_warning_is_due_once_each_day(zone: str, hour: int) -> 
     assert {hour} == {each.hour for each in due}
     assert 365 == len({each.date() for each in due})
     assert 364 == (due[-1].date() - due[0].date()).days
+
+
+CHANGES = {
+    "Europe/Berlin": ("2027-03-28", "2027-10-31"),
+    "Europe/London": ("2027-03-28", "2027-10-31"),
+    "America/New_York": ("2027-03-14", "2027-11-07"),
+    "America/Havana": ("2027-03-14", "2027-11-07"),
+}
+
+
+@pytest.mark.parametrize(("zone", "day"), [(zone, day) for zone, days in CHANGES.items() for day in days])
+def test_a_nightly_run_in_a_bent_hour_comes_once_a_night_all_the_same(zone: str, day: str) -> None:
+    """As a server plans that looks ahead again and again: an hour early at most, none left out or doubled."""
+    begin = datetime.fromisoformat(f"{day}T12:00+00:00") - timedelta(days=2)
+    for hour in bent_hours(zone, begin):
+        cron = CronSchedule(cron=f"30 {hour} * * *", timezone=zone)
+        looks = (begin + timedelta(minutes=20 * look) for look in range(3 * 24 * 3))
+
+        due = sorted({each for look in looks for each in asyncio.run(cron.get_dates(2, start=look))})
+
+        nights = {after - before for before, after in itertools.pairwise(due)}
+        assert timedelta(hours=23) <= min(nights) <= max(nights) <= timedelta(hours=25)
