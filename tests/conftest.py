@@ -1,6 +1,7 @@
 """Fixtures that every suite may use, and the demand that live tests are not passed over."""
 
 import os
+from collections import Counter
 from collections.abc import Generator
 
 import pytest
@@ -56,7 +57,6 @@ LONGEST = (
     "live/test_restore_drill",
     "acceptance/test_cli",
     "live/test_verify_wal_archive_lines",
-    "acceptance/test_prefect_deaths",
     "acceptance/test_approval",
     "acceptance/test_browser",
     "acceptance/test_scale",
@@ -91,6 +91,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"{DEMAND} is set, but this test skipped itself: {report.longreprtext}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say last which claims nobody looked at, and why: pytest's own word for them is a letter among dots."""
+    places = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
+    reasons = Counter(place[2] for place in places if isinstance(place, tuple))
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"NOT LOOKED AT, {count} claims: {reason}", red=True, bold=True)
 
 
 def _is_demanded(item: pytest.Item) -> bool:

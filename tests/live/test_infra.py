@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import hcl2
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -51,6 +52,64 @@ def test_haproxy_takes_its_file() -> None:
     for places in ({}, {"FRONT": "127.0.0.1:4300", "API_1": "127.0.0.1:1", "API_2": "127.0.0.1:2"}):
         done = run(HAPROXY, "-c", "-f", file, **places)
         assert (done.returncode, re.findall("WARNING|ALERT", done.stderr)) == (0, []), done.stderr
+
+
+@pytest.fixture(scope="module")
+def blocks() -> dict[str, dict[str, Any]]:
+    """What the Terraform files declare, by the address under which it is referred to; needs no Terraform."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in (INFRA / "terraform").glob("*.tf"):
+        document = hcl2.loads(file.read_text(encoding="utf-8"))
+        for each in document.get("variable", ()):
+            found |= {f"var.{_bare(name)}": body for name, body in each.items()}
+        for each in document.get("locals", ()):
+            found |= {f"local.{name}": {} for name in each}
+        for kind, before in (("resource", ""), ("data", "data.")):
+            for each in document.get(kind, ()):
+                ((of, named),) = each.items()
+                found |= {f"{before}{_bare(of)}.{_bare(name)}": body for name, body in named.items()}
+    return found
+
+
+def _bare(text: str) -> str:
+    return text.strip('"')
+
+
+def test_terraform_refers_to_what_there_is(blocks: dict[str, dict[str, Any]]) -> None:
+    """The files are the language's, each name in them is declared, and each variable is used."""
+    texts = [file.read_text(encoding="utf-8") for file in (INFRA / "terraform").glob("*.tf")]
+    code = re.sub(r"#.*", "", "\n".join(texts))
+    named = set(re.findall(r"\b((?:data\.)?(?:var|local|aws_\w+)\.\w+)", code))
+
+    assert len(named) > 10
+    assert named - blocks.keys() == set()
+    assert {address for address in blocks if address.startswith("var.")} - named == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("public_access_block", {"block_public_policy": True, "restrict_public_buckets": True}),
+        ("versioning", {"versioning_configuration": [{"status": '"Enabled"'}]}),
+        ("server_side_encryption_configuration", {}),
+        ("lifecycle_configuration", {}),
+        ("policy", {}),
+    ],
+)
+def test_no_bucket_of_terraform_is_left_open(
+    blocks: dict[str, dict[str, Any]], kind: str, told: dict[str, Any]
+) -> None:
+    """Each of these is made for every bucket."""
+    body = _plain(blocks[f"aws_s3_bucket_{kind}.this"])
+
+    assert body["for_each"] == "${local.buckets}"
+    assert {key: body[key] for key in told} == told
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if not key.startswith("__")}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.fixture(scope="module")
