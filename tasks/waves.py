@@ -163,7 +163,7 @@ def _sight(run: FlowRun | None) -> Sight:
             state="over", verdict=_VERDICTS.get(str(run.state.name), Verdict.INCONCLUSIVE), said=said
         )
     if run.state.is_paused():
-        return Sight(state="over", said="it waits for a person")
+        return Sight(state="over", asks=True, said=said)
     begun = run.state.is_running() or run.state.is_cancelling()
     return Sight(state="running" if begun else "waiting", said=said)
 

@@ -23,9 +23,13 @@ _TAIL = 2000  # characters of a child's output that are looked at when it ended 
 
 
 class Sight(Frozen):
-    """How a run was seen, and what its runner says of it; one that is over will do no more."""
+    """How a run was seen, and what its runner says of it; one that is over will do no more by itself.
+
+    One that `asks` waits for a person, whom no wave waits for.
+    """
 
     state: Literal["waiting", "running", "over"]
+    asks: bool = False
     verdict: Verdict = Verdict.INCONCLUSIVE
     said: str = ""
 

@@ -256,7 +256,8 @@ def _read_ended(wave: Wave) -> dict[str, MemberRun]:
 def _outcome(wave: Wave, subject: str, sight: Sight, known: MemberRun | None) -> Outcome:
     where = wave.at_work[subject]
     if known and known.verdict:
-        return _recorded(known, where=where)
+        ended = _recorded(known, where=where)
+        return ended.model_copy(update={"said": f"{ended.said}; a person is asked"}) if sight.asks else ended
     run_id = known.run_id if known else None
     return Outcome(subject=subject, verdict=sight.verdict, said=sight.said, run_id=run_id, where=where)
 

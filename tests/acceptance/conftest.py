@@ -8,6 +8,8 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from psycopg.conninfo import conninfo_to_dict
 
 from pgvigil.audit import install
@@ -28,6 +30,14 @@ def prefect_sandbox() -> Iterator[Sandbox]:
     yield up_unwatched(directory / "prefect")
     down(directory / "prefect")
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def client(prefect_sandbox: Sandbox) -> Iterator[SyncPrefectClient]:
+    """A client of the sandbox's server."""
+    url = prefect_sandbox.environment["PREFECT_API_URL"]
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as session:
+        yield session
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,8 @@ from uuid import UUID
 
 import pytest
 import yaml
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgvigil.postgres import connect
 from pgvigil.sandbox import Sandbox
@@ -19,14 +18,6 @@ pytestmark = pytest.mark.long
 
 T = TypeVar("T")
 YES = ("--name", "Ada L.", "--note", "CHG-17")
-
-
-@pytest.fixture
-def client(prefect_sandbox: Sandbox) -> Iterator[SyncPrefectClient]:
-    """A client of the sandbox's server."""
-    url = prefect_sandbox.environment["PREFECT_API_URL"]
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as session:
-        yield session
 
 
 class Table:
@@ -160,6 +151,19 @@ def test_what_changed_since_is_asked_again_and_a_no_keeps_it(
     assert await_state(client, run).state_name == "Completed"
     assert [0, 1, 2, 3, 4] == table.standing
     assert ["reject"] == [each["decision"] for each in decisions(pgvigil)]
+
+
+def test_a_wave_does_not_wait_for_a_person(client: SyncPrefectClient, table: Table, pgvigil: Pgvigil) -> None:
+    """It says that one is asked; answered, the subject's run goes on by itself."""
+    done = pgvigil("run", "watch-fleet", "roll-partitions", "-p", "anew=true", "--json")
+
+    (outcome,) = json.loads(done.stdout)["outcomes"]
+    assert (0, "ended") == (done.returncode, outcome["state"]), done.stderr
+    assert outcome["said"].endswith("; a person is asked")
+    run = UUID(outcome["where"].rpartition("/")[2])
+    assert pgvigil("approve", str(run), *YES).returncode == 0
+    assert await_state(client, run).state_name == "Completed"
+    assert [0, 1, 2, 3] == table.standing
 
 
 def test_a_question_is_asked_once(client: SyncPrefectClient, table: Table) -> None:
