@@ -2,10 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,6 +20,7 @@ from pgvigil.pages import markdown
 from pgvigil.postgres import connect
 from pgvigil.reports import Verdict, headline
 from pgvigil.waves.report import WaveReport
+from pgvigil.waves.selection import Member
 from tests.fixtures.waves import ENV, HOUSE, NOTHING_LISTENS, PIPELINE, Watch, watch
 
 pytestmark = pytest.mark.long
@@ -191,6 +194,26 @@ def test_a_wave_that_is_over_its_deadline_waits_for_nobody(watch: Watch) -> None
 
     assert {"nowhere": "at work", "shop": "left"} == states(report)
     assert "its deadline of 0.001 s was over" == report.stopped
+
+
+def test_five_hundred_subjects_are_as_many_at_once_as_the_policy_says(watch: Watch) -> None:
+    """And no thread more than for one: each is a process that is looked at, and nobody waits in a thread."""
+    watch.write(*(f"wave_{number:03}" for number in range(500)), at_once=20)
+    seen: list[tuple[int, int]] = []
+
+    def argv(_: str, __: Member) -> tuple[str, ...]:
+        seen.append((threading.active_count(), len(_children())))
+        return ("true",)
+
+    report = watch.wave(argv=argv)
+
+    threads, children = zip(*seen, strict=True)
+    assert {"verified": 500} == Counter(states(report).values())
+    assert (1, True) == (len(set(threads)), max(children) < 20)
+
+
+def _children() -> list[str]:
+    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="ascii").split()
 
 
 def test_without_the_audit_store_a_wave_goes_on_and_says_what_it_cannot_know(watch: Watch) -> None:
