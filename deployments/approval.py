@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pgvigil.errors import ConfigError, PreconditionFailed
 from pgvigil.reports import Frozen
 from tasks.approval import PREFIX, Answer
+from tasks.flowruns import every_run
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, FlowRunInput
@@ -35,7 +36,7 @@ def waiting() -> tuple[Waiting, ...]:
     """List the runs that wait for a person."""
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state))
+        runs = every_run(client, FlowRunFilter(state=state))
         return tuple(_waiting(client, run) for run in runs if _asks(run))
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from pgvigil.approval import Decision, decided_by
 from pgvigil.reports import Report
 from pgvigil.runs import actor
+from tasks.flowruns import every_run
 from tasks.pipeline import publish
 
 if TYPE_CHECKING:
@@ -116,5 +117,7 @@ def _asked_by(run: FlowRun, key: str) -> FlowRun | None:
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])),
     )
     with get_client(sync_client=True) as client:
-        waiting = client.read_flow_runs(flow_run_filter=wanted)
-    return next((each for each in waiting if each.state and each.state.state_details.pause_key == key), None)
+        waiting = every_run(client, wanted)
+        return next(
+            (each for each in waiting if each.state and each.state.state_details.pause_key == key), None
+        )

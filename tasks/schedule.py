@@ -18,6 +18,7 @@ from prefect.context import FlowRunContext
 
 from pgvigil import audit
 from pgvigil.fleet import load_fleet
+from tasks.flowruns import every_run
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -75,12 +76,11 @@ def _newer_run(run: FlowRun, due: datetime) -> str:
         expected_start_time=FlowRunFilterExpectedStartTime(after_=due, before_=datetime.now(UTC)),
     )
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-    for each in found:
-        at = each.expected_start_time
-        is_same = each.auto_scheduled and each.parameters == run.parameters
-        if is_same and at and at > due and each.state_type not in _GAVE_UP:
-            return f"missed at {due:%Y-%m-%d %H:%M} UTC; the run of {at:%Y-%m-%d %H:%M} UTC does the work"
+        for each in every_run(client, wanted, FlowRunSort.EXPECTED_START_TIME_DESC):
+            at = each.expected_start_time
+            is_same = each.auto_scheduled and each.parameters == run.parameters
+            if is_same and at and at > due and each.state_type not in _GAVE_UP:
+                return f"missed at {due:%Y-%m-%d %H:%M} UTC; the run of {at:%Y-%m-%d %H:%M} UTC does the work"
     return ""
 
 

@@ -25,6 +25,7 @@ from pgvigil.errors import PgvigilError
 from pgvigil.watch import operation
 from pgvigil.watch.reconcile import Held
 from tasks import PRIVATE_SERVER
+from tasks.flowruns import every_run
 from tasks.policy import CHANGE, READ
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 TAG = "pgvigil"  # of every deployment in prefect.yaml
 LOOK_BACK = timedelta(days=1)
-PAGE = 200
 
 _AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 _ENDED = (StateType.CRASHED, StateType.COMPLETED)
@@ -98,22 +98,15 @@ def reconcile(run: Run, seen: Facts) -> None:
 
 def _runs(client: SyncPrefectClient) -> Iterator[FlowRun]:
     """Give every run that is at work, and those of our deployments that ended lately."""
-    yield from _pages(client, FlowRunFilter(state=_states(_AT_WORK)))
+    yield from every_run(client, FlowRunFilter(state=_states(_AT_WORK)))
     since = FlowRunFilterEndTime(after_=datetime.now(UTC) - LOOK_BACK)
-    yield from _pages(
+    yield from every_run(
         client, FlowRunFilter(state=_states(_ENDED), end_time=since, tags=FlowRunFilterTags(all_=[TAG]))
     )
 
 
 def _states(types: tuple[StateType, ...]) -> FlowRunFilterState:
     return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
-
-
-def _pages(client: SyncPrefectClient, wanted: FlowRunFilter) -> Iterator[FlowRun]:
-    offset = 0
-    while page := client.read_flow_runs(flow_run_filter=wanted, limit=PAGE, offset=offset):
-        yield from page
-        offset += len(page)
 
 
 def _held(client: SyncPrefectClient, run: FlowRun) -> Held:

@@ -12,12 +12,11 @@ from uuid import UUID
 
 import pytest
 import yaml
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Scheduled
+from prefect.states import Cancelled, Scheduled
 
 from deployments.deploy import deploy
 from deployments.manifest import read_manifest
@@ -34,14 +33,6 @@ from tests.fixtures.deployed import kill_prefect, start_prefect
 pytestmark = pytest.mark.long
 POOL = "dba"
 T = TypeVar("T")
-
-
-@pytest.fixture
-def client(prefect_sandbox: Sandbox) -> Iterator[SyncPrefectClient]:
-    """A client of the sandbox's server."""
-    url = prefect_sandbox.environment["PREFECT_API_URL"]
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as session:
-        yield session
 
 
 def ops(sandbox: Sandbox, database: str = "ops") -> str:
@@ -123,13 +114,15 @@ def paused_pool(client: SyncPrefectClient) -> Iterator[None]:
 
 
 @pytest.fixture
-def schedule_run(client: SyncPrefectClient, prefect_sandbox: Sandbox) -> Callable[[datetime], UUID]:
-    """Make a run as Prefect's scheduler does, for a slot of the reaper's schedule."""
-    deployment = client.read_deployment_by_name("reap_drills/reap-drills")
+def schedule_run(client: SyncPrefectClient, prefect_sandbox: Sandbox) -> Callable[..., UUID]:
+    """Make a run as Prefect's scheduler does, for a slot of a schedule: the reaper's, unless named."""
 
-    def make(slot: datetime) -> UUID:
+    def make(slot: datetime, name: str = "reap_drills/reap-drills", **parameters: Any) -> UUID:
+        deployment = client.read_deployment_by_name(name)
         run = client.create_flow_run_from_deployment(
-            deployment.id, parameters={"cluster": "demo"}, state=Scheduled(scheduled_time=slot)
+            deployment.id,
+            parameters={"cluster": "demo", **parameters},
+            state=Scheduled(scheduled_time=slot),
         )
         with connect(ops(prefect_sandbox, "prefect"), "test") as session:
             session.execute("UPDATE public.flow_run SET auto_scheduled = true WHERE id = %s", (run.id,))
@@ -139,7 +132,7 @@ def schedule_run(client: SyncPrefectClient, prefect_sandbox: Sandbox) -> Callabl
 
 
 def test_of_missed_runs_the_newest_works_and_the_others_are_skipped_by_name(
-    client: SyncPrefectClient, schedule_run: Callable[[datetime], UUID], prefect_sandbox: Sandbox
+    client: SyncPrefectClient, schedule_run: Callable[..., UUID], prefect_sandbox: Sandbox
 ) -> None:
     """And a slot that is on record is not served again; a run that a person retries does the work."""
     now = datetime.now(UTC)
@@ -164,6 +157,60 @@ def test_of_missed_runs_the_newest_works_and_the_others_are_skipped_by_name(
     wait_for(lambda: len(on_record(prefect_sandbox, "reap_drills")) > before)
     (retried,) = wait_for_end(client, [old.id])
     assert "Completed" == retried.state_name
+
+
+def test_a_missed_run_finds_the_newer_one_behind_two_hundred_of_others(
+    client: SyncPrefectClient, schedule_run: Callable[..., UUID], prefect_sandbox: Sandbox
+) -> None:
+    """A fleet in which everybody has a time of its own misses many at once; Prefect shows 200 and no more."""
+    now = datetime.now(UTC)
+    deployment = client.read_deployment_by_name("reap_drills/reap-drills")
+    others = [
+        client.create_flow_run_from_deployment(
+            deployment.id, parameters={"cluster": "demo", "dry_run": True}, state=Cancelled()
+        ).id
+        for _ in range(201)
+    ]
+    with connect(ops(prefect_sandbox, "prefect"), "test") as session:
+        session.execute(
+            "UPDATE public.flow_run SET auto_scheduled = true,"
+            " expected_start_time = now() - interval '1 minute' WHERE id = ANY (%s)",
+            (others,),
+        )
+    with paused_pool(client):
+        missed = [schedule_run(now - timedelta(minutes=minutes)) for minutes in (9, 3)]
+
+    old, newest = wait_for_end(client, missed)
+
+    assert ("Skipped", "Completed") == (old.state_name, newest.state_name)
+    for run in others:
+        client.delete_flow_run(run)
+
+
+def test_two_schedules_that_meet_take_turns(
+    client: SyncPrefectClient, schedule_run: Callable[..., UUID], prefect_sandbox: Sandbox
+) -> None:
+    """Due at one instant, each wanting another backup of the stanza: both are proven, never side by side."""
+    now = datetime.now(UTC)
+    with paused_pool(client):
+        met = [
+            schedule_run(now, "nightly_backup/nightly-backup", backup_type=kind) for kind in ("full", "incr")
+        ]
+
+    assert ["Completed", "Completed"] == [run.state_name for run in wait_for_end(client, met)]
+    (_, first_end), (second_begin, _) = sorted(_taking(prefect_sandbox, run) for run in met)
+    assert first_end < second_begin
+
+
+def _taking(sandbox: Sandbox, run: UUID) -> tuple[datetime, datetime]:
+    """Return when a run of Prefect began and ended to take its backup."""
+    with connect(ops(sandbox), "test") as session:
+        for each in on_record(sandbox, "nightly_backup"):
+            begun, *events = audit.show_run(session, each.run_id).events
+            if begun.detail["prefect_flow_run"] == str(run):
+                begin, end = (event.at for event in events if event.step == "take backup")
+                return begin, end
+    raise AssertionError(f"run {run} is not on record")
 
 
 def test_a_wave_waits_for_a_server_that_was_killed(
