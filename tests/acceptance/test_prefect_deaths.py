@@ -1,16 +1,16 @@
 """The server of Prefect and the worker die in the middle of each flow: the work does not depend on them."""
 
+import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, StateType
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgvigil.postgres import connect
 from pgvigil.processes import marked_processes
@@ -31,14 +31,6 @@ FLOWS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-@pytest.fixture
-def client(prefect_sandbox: Sandbox) -> Iterator[SyncPrefectClient]:
-    """A client of the sandbox's server."""
-    url = prefect_sandbox.environment["PREFECT_API_URL"]
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as session:
-        yield session
-
-
 @pytest.fixture(scope="module")
 def provided(pgvigil: Pgvigil) -> None:
     """A backup to restore, and an archived partition to bring back."""
@@ -57,7 +49,7 @@ def record(sandbox: Sandbox, run: UUID) -> dict[str, Any] | None:
         ).fetchone()
 
 
-def verdict(sandbox: Sandbox, run: UUID) -> str | None:
+def verdict_of(sandbox: Sandbox, run: UUID) -> str | None:
     found = record(sandbox, run)
     return found["verdict"] if found else None
 
@@ -69,21 +61,61 @@ def test_a_run_goes_on_without_server_and_worker(
     prefect_sandbox: Sandbox, client: SyncPrefectClient, name: str, parameters: dict[str, Any]
 ) -> None:
     """Both are killed in its middle: it ends verified, nothing of it is left, and Prefect hears later."""
+    verdict, state = bereaved(prefect_sandbox, client, name, parameters)
+
+    assert "verified" == verdict
+    assert ("Completed", StateType.COMPLETED) == (state.name, state.type), state.message
+
+
+@pytest.mark.long
+def test_steering_goes_on_without_server_and_worker(
+    prefect_sandbox: Sandbox, client: SyncPrefectClient, pgvigil: Pgvigil
+) -> None:
+    """As every flow does; what was wanted of the backfill stands."""
+    assert pgvigil("run", "run-backfill", "demo/shop", "-p", "backfill=cents").returncode == 0
+    wanted = {"database": "demo/shop", "backfill": "cents", "action": "set", "limits": {"target_ms": 70}}
+
+    verdict, state = bereaved(prefect_sandbox, client, "steer_backfill/steer-backfill", wanted)
+
+    assert ("verified", "Completed") == (verdict, state.name), state.message
+    shown = json.loads(pgvigil("backfill", "show", "demo/shop", "cents", "--json").stdout)
+    assert 70 == shown["overrides"]["target_ms"]
+
+
+@pytest.mark.long
+def test_a_watch_waits_for_its_server(prefect_sandbox: Sandbox, client: SyncPrefectClient) -> None:
+    """It tells Prefect what is wrong, so without the server it cannot end: it is kept when that is back."""
+    verdict, state = bereaved(prefect_sandbox, client, "keep_watch/keep-watch", {}, needs_server=True)
+
+    assert ("verified", "Completed") == (verdict, state.name), state.message
+
+
+def bereaved(
+    sandbox: Sandbox,
+    client: SyncPrefectClient,
+    name: str,
+    parameters: dict[str, Any],
+    *,
+    needs_server: bool = False,
+) -> tuple[str, State[Any]]:
+    """Kill server and worker in the middle of a run, and start them when it has ended, leaving nothing."""
     deployment = client.read_deployment_by_name(name)
     run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
-    begun = _await(lambda: record(prefect_sandbox, run))
+    begun = _await(lambda: record(sandbox, run))
     os.kill(begun["pid"], signal.SIGSTOP)
-    kill_prefect(prefect_sandbox)
-    assert verdict(prefect_sandbox, run) is None
+    kill_prefect(sandbox)
+    assert verdict_of(sandbox, run) is None
     os.kill(begun["pid"], signal.SIGCONT)
+    if needs_server:
+        start_prefect(sandbox)
 
-    ended = _await(lambda: verdict(prefect_sandbox, run), 240)
-    start_prefect(prefect_sandbox)
+    ended = _await(lambda: verdict_of(sandbox, run), 240)
+    if not needs_server:
+        start_prefect(sandbox)
 
-    assert "verified" == ended
     state = _await(lambda: final_state(client, run))
-    assert ("Completed", StateType.COMPLETED) == (state.name, state.type), state.message
     _await(lambda: not marked_processes(f"PREFECT__FLOW_RUN_ID={run}"))
+    return ended, state
 
 
 def final_state(client: SyncPrefectClient, run: UUID) -> State[Any] | None:
