@@ -565,6 +565,9 @@ def alarm_test(
 def deploy(
     file: Annotated[Path | None, typer.Option(help="Another prefect.yaml.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also what another fleet file, or audit store, had deployed.")
+    ] = False,
 ) -> None:
     """Bring the Prefect server to what prefect.yaml and the fleet file say."""
     from deployments import manifest, show  # noqa: PLC0415
@@ -579,7 +582,7 @@ def deploy(
     require_answer(required_url())
     from deployments.deploy import deploy as apply  # noqa: PLC0415
 
-    show.changes(apply(wanted, dry_run=dry_run), dry_run=dry_run)
+    show.changes(apply(wanted, dry_run=dry_run, take_over=take_over), dry_run=dry_run)
     if not fleet.alarms.notify:
         typer.echo("note: alarms.notify names no block, so nobody is told: docs/alarms.md", err=True)
 

@@ -16,6 +16,7 @@ from deployments.automations import plan_automations
 from deployments.forms import choices, form
 from deployments.steps import Step
 from pgvigil.errors import ConfigError
+from tasks.watch import FLEET, fleet_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,23 +26,40 @@ if TYPE_CHECKING:
 
     from deployments.manifest import DeploymentEntry, ScheduleEntry
     from deployments.steps import Planner, Wanted
+    from pgvigil.fleet import Fleet
 
 
 MADE = "deploy:"  # begins the tag of what a deploy made; the name in prefect.yaml follows
 
 
-def deploy(wanted: Wanted, *, dry_run: bool = False) -> tuple[str, ...]:
+def deploy(wanted: Wanted, *, dry_run: bool = False, take_over: bool = False) -> tuple[str, ...]:
     """Make the server as it is wanted and return what was changed, or with `dry_run` would be.
 
     Idempotent: a second call changes nothing and returns nothing. Never touches whether a schedule or a
     deployment is paused, nor what people made: deployments without its tag, schedules without a slug.
+    Raises ConfigError where another fleet is deployed, unless `take_over`.
     """
     with get_client(sync_client=True) as client:
+        if not take_over:
+            _require_own(client, wanted.fleet)
         steps = [step for plan in PLANNERS for step in plan(client, wanted)]
         if not dry_run:
             for step in steps:
                 step.apply()
     return tuple(step.text for step in steps)
+
+
+def _require_own(client: SyncPrefectClient, fleet: Fleet) -> None:
+    """Refuse a server on which another fleet is deployed: each deploy would undo the other's."""
+    own = fleet_tag(fleet)
+    for found in _pages(lambda offset: client.read_deployments(offset=offset)):
+        for other in (tag for tag in found.tags if tag.startswith(FLEET) and tag != own):
+            raise ConfigError(
+                f"another fleet is deployed on this Prefect server: the evidence of '{found.name}' is in "
+                f"{other.removeprefix(FLEET)}, that of this fleet file in {own.removeprefix(FLEET)}",
+                hint="give each fleet file a Prefect server of its own; "
+                "if the audit store moved, add --take-over",
+            )
 
 
 def plan_pools(client: SyncPrefectClient, wanted: Wanted) -> Iterator[Step]:
@@ -54,9 +72,10 @@ def plan_deployments(client: SyncPrefectClient, wanted: Wanted) -> Iterator[Step
     """Plan deployments and their schedules, and the end of those that prefect.yaml no longer has."""
     names = choices(wanted.fleet)
     mark = MADE + wanted.manifest.name
+    marks = [mark, fleet_tag(wanted.fleet)]
     for entry in wanted.manifest.deployments:
         flow = load_flow(entry.entrypoint)
-        fields = _wanted(entry, list(wanted.manifest.pull), mark) | {
+        fields = _wanted(entry, list(wanted.manifest.pull), marks) | {
             "parameter_openapi_schema": form(flow, entry.form, names)
         }
         yield from _plan_deployment(client, entry, flow, fields)
@@ -107,10 +126,10 @@ def _pages(read: Callable[[int], list[DeploymentResponse]]) -> list[DeploymentRe
     return found
 
 
-def _wanted(entry: DeploymentEntry, pull: list[dict[str, Any]], mark: str) -> dict[str, Any]:
+def _wanted(entry: DeploymentEntry, pull: list[dict[str, Any]], marks: list[str]) -> dict[str, Any]:
     return {
         "description": entry.description,
-        "tags": [*entry.tags, mark],
+        "tags": [*entry.tags, *marks],
         "parameters": entry.parameters,
         "work_pool_name": entry.work_pool.name,
         "entrypoint": entry.entrypoint,

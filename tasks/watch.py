@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.events.schemas.events import Event
 from prefect.exceptions import PrefectException
 
+from pgvigil import postgres
 from pgvigil.errors import PgvigilError
 from pgvigil.watch import operation
 from pgvigil.watch.reconcile import Held
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 
     from prefect.client.schemas.objects import FlowRun
 
+    from pgvigil.fleet import Fleet
     from pgvigil.runs import Run
     from pgvigil.watch.alarms import Alarm, Facts, Judgement
     from pgvigil.watch.reconcile import Correction
 
 TAG = "pgvigil"  # of every deployment in prefect.yaml
+FLEET = "fleet:"  # begins the tag that says of which fleet a deployment and its runs are
 LOOK_BACK = timedelta(days=1)
 
 _AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
@@ -57,6 +60,11 @@ class PrefectFailed(PgvigilError):
 
     code = "PGV-002"
     transient = True
+
+
+def fleet_tag(fleet: Fleet) -> str:
+    """Tell one fleet from another: by the audit store, where the evidence of its runs is."""
+    return FLEET + postgres.describe(fleet.audit.dsn)
 
 
 @contextmanager
@@ -92,7 +100,7 @@ def reconcile(run: Run, seen: Facts) -> None:
     if _is_private():
         return
     with _server() as client:
-        held = [_held(client, each) for each in _runs(client)]
+        held = [_held(client, each, fleet_tag(run.fleet)) for each in _runs(client)]
         operation.reconcile(run, held, seen, lambda correction: _set(client, correction))
 
 
@@ -109,14 +117,14 @@ def _states(types: tuple[StateType, ...]) -> FlowRunFilterState:
     return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
 
 
-def _held(client: SyncPrefectClient, run: FlowRun) -> Held:
+def _held(client: SyncPrefectClient, run: FlowRun, own: str) -> Held:
     assert run.state is not None  # noqa: S101 - runs were chosen by their state
     return Held(
         id=run.id,
         name=run.name,
         type=run.state.type.value,
         began=_began(client, run.id) if run.state.type is not StateType.COMPLETED else None,
-        is_ours=TAG in run.tags,
+        is_ours=own in run.tags,
     )
 
 

@@ -25,6 +25,7 @@ from pgvigil import audit
 from pgvigil.audit import Kind, RunIdentity
 from pgvigil.errors import ConfigError
 from pgvigil.fleet import load_fleet
+from pgvigil.postgres import connect
 from pgvigil.sandbox import Sandbox
 from pgvigil.spool import Spool
 from tests.acceptance.conftest import Pgvigil
@@ -282,6 +283,30 @@ def put_on_record(sandbox: Sandbox, run: UUID, verdict: str) -> None:
         past = event.model_copy(update={"recorded_at": datetime.now(UTC) - timedelta(minutes=10)})
         spool = load_fleet(sandbox.fleet_file).audit.spool
         Spool(spool).write(str(past.event_id), audit._render(past, str, spooled=True))
+
+
+def test_a_run_of_another_fleet_is_left_to_its_own_watch(
+    client: SyncPrefectClient, pgvigil: Pgvigil, prefect_sandbox: Sandbox
+) -> None:
+    """Of two that run for an hour without a record in this audit log, only ours must have died."""
+    runs = [start(client, "reap_drills/reap-drills", datetime.now(UTC) + timedelta(days=1)) for _ in range(2)]
+    for run in runs:
+        client.set_flow_run_state(run, State(type=StateType.RUNNING, name="Running"), force=True)
+    with connect(prefect_sandbox.admin_dsn(prefect_sandbox.ops_port, "prefect"), "test") as session:
+        session.execute(
+            "UPDATE public.flow_run_state SET timestamp = timestamp - interval '1 hour'"
+            " WHERE flow_run_id = ANY (%s)",
+            (runs,),
+        )
+        session.execute(
+            'UPDATE public.flow_run SET tags = \'["pgvigil", "fleet:another"]\' WHERE id = %s', runs[1:]
+        )
+
+    assert pgvigil("run", "keep-watch", "fleet").returncode == 0
+
+    assert ["Crashed", "Running"] == [client.read_flow_run(run).state_name for run in runs]
+    for run in runs:
+        client.delete_flow_run(run)
 
 
 def test_a_watch_that_is_not_heard_outside_is_inconclusive(

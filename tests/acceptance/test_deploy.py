@@ -2,17 +2,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.exceptions import PrefectHTTPStatusError
 
 from deployments.deploy import deploy
 from deployments.manifest import read_manifest
@@ -27,14 +28,6 @@ pytestmark = pytest.mark.long
 WAVE = "watch_fleet/fleet-nightly-backup"
 NAME = "nightly_backup/nightly-backup"
 UNCHANGED = "nothing to change: the server is as prefect.yaml and the fleet file say\n"
-
-
-@pytest.fixture
-def client(prefect_sandbox: Sandbox) -> Iterator[SyncPrefectClient]:
-    """A client of the sandbox's server."""
-    url = prefect_sandbox.environment["PREFECT_API_URL"]
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as session:
-        yield session
 
 
 @pytest.fixture
@@ -164,6 +157,57 @@ def test_a_time_of_its_own_comes_and_goes_with_the_fleet_file(
     assert "delete schedule 'own-demo' of 'nightly-backup', which nothing asks for any more" in change()
     assert [by_hand.id] == [each.id for each in client.read_deployment_schedules(found.id)]
     client.delete_deployment_schedule(found.id, by_hand.id)
+
+
+def test_a_database_that_left_the_fleet_file_is_neither_scheduled_nor_offered(
+    client: SyncPrefectClient, change: Callable[..., tuple[str, ...]], prefect_sandbox: Sandbox
+) -> None:
+    """Its schedule goes with the runs that were planned, and who asks for one by hand is refused."""
+    fleet = yaml.safe_load(prefect_sandbox.fleet_file.read_text(encoding="utf-8"))
+    shop = fleet["clusters"]["demo"]["databases"]["shop"]
+    own = {"schedules": {"roll-partitions": {"cron": "0 22 * * *", "timezone": "Etc/UTC"}}}
+    change(databases={"shop": shop | own, "other": shop})
+    deployment = client.read_deployment_by_name("roll_partitions/roll-partitions")
+    assert _await(lambda: planned(client, deployment))
+
+    assert "delete schedule 'own-demo/shop' of 'roll-partitions', which nothing asks for any more" in change(
+        databases={"other": shop}
+    )
+
+    assert () == change(databases={"other": shop})
+    assert [] == planned(client, deployment)
+    schema = client.read_deployment(deployment.id).parameter_openapi_schema
+    assert schema is not None
+    assert ["demo/other"] == schema["properties"]["database"]["enum"]
+    with pytest.raises(PrefectHTTPStatusError, match="409"):
+        client.create_flow_run_from_deployment(deployment.id, parameters={"database": "demo/shop"})
+
+
+def planned(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[FlowRun]:
+    """Return the runs that a schedule of the deployment has made for later."""
+    found = client.read_flow_runs()
+    return [run for run in found if run.auto_scheduled and run.deployment_id == deployment.id]
+
+
+def test_a_server_of_another_fleet_is_left_alone(
+    pgvigil: Pgvigil, prefect_sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Told from ours by its audit store; who moved that takes over, and nothing of it is made twice."""
+    moved = tmp_path / "fleet.yaml"
+    data = yaml.safe_load(prefect_sandbox.fleet_file.read_text(encoding="utf-8"))
+    data["audit"]["dsn"] = "postgresql://pgvigil@127.0.0.1:1/elsewhere"
+    moved.write_text(yaml.safe_dump(data), encoding="utf-8")
+
+    refused = [pgvigil("deploy", *words, PGVIGIL_FLEET=str(moved)) for words in ((), ("--dry-run",))]
+    assert [(2, "")] * 2 == [(each.returncode, each.stdout) for each in refused]
+    assert "127.0.0.1:1/elsewhere" in refused[0].stderr
+    assert UNCHANGED == pgvigil("deploy").stdout
+
+    taken = pgvigil("deploy", "--take-over", PGVIGIL_FLEET=str(moved)).stdout.splitlines()
+    assert {"tags"} == {line.rpartition(": ")[2] for line in taken}
+    assert 2 == pgvigil("deploy").returncode
+    assert len(taken) == len(pgvigil("deploy", "--take-over").stdout.splitlines())
+    assert UNCHANGED == pgvigil("deploy").stdout
 
 
 def test_a_deployment_that_is_gone_from_the_file_is_deleted(
