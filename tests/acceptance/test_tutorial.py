@@ -96,10 +96,10 @@ def adapted(text: str, own: OwnCluster) -> str:
     """Put this cluster's places and names for those of the tutorial."""
     names: Mapping[str, str] = {
         "127.0.0.1:5432": f"127.0.0.1:{own.port}",
-        "/etc/pgbackrest/pgbackrest.conf": str(own.conf),
+        # Whoever may read this checkout walks, root perhaps: then pgBackRest is given the server's user.
+        "/etc/pgbackrest/pgbackrest.conf": f"{own.conf}\n      user: {SERVER_USER}",
         "/var/lib/pgvigil": str(own.directory / "pgvigil"),
         "infra/roles.sql": str(HOUSE / "infra" / "roles.sql"),
-        "user: postgres": f"user: {SERVER_USER}",
         # Kinds of target that were never drilled are told with exit code 2, as the page says.
         "pgvigil status ": "test $(pgvigil status >/dev/null; echo $?) = 2 ",
     }
@@ -112,16 +112,17 @@ def test_the_tutorial_leads_to_a_proven_restore(own: OwnCluster) -> None:
     """Every command of it, in its order; only the installation is this checkout's own."""
     (own.directory / "pgpass").write_text(f"127.0.0.1:{own.port}:*:pgvigil:{PASSWORD}\n", encoding="ascii")
     (own.directory / "pgpass").chmod(0o600)
+    fleet = own.directory / "pgvigil" / "fleet.yaml"
     text = (HOUSE / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    install, *walk = BLOCKS.findall(text)
-    assert "make .venv/.runtime" in install[1]
+    install, become, *walk = BLOCKS.findall(text)
+    assert ("make .venv/.runtime" in install[1], "cd /opt/pgvigil" in become[1]) == (True, True)
     said = []
     for kind, block in walk:
         own_block = adapted(block, own)
         if kind == "yaml":
-            (own.directory / "fleet.yaml").write_text(own_block, encoding="utf-8")
+            fleet.write_text(own_block, encoding="utf-8")
             continue
-        own.environment["PGVIGIL_FLEET"] = str(own.directory / "fleet.yaml")
+        own.environment["PGVIGIL_FLEET"] = str(fleet)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", own_block],
             cwd=own.directory,

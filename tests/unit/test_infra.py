@@ -219,6 +219,16 @@ def test_a_container_has_scratch_spool_and_fleet_file() -> None:
     assert not made.privileged
 
 
+def test_a_run_in_a_container_has_only_the_secrets_of_its_work() -> None:
+    """The server's own, which lie in the same directory of the host, are none of them."""
+    sources = {volume.partition(":")[0] for volume in prepared("docker").volumes}
+
+    assert {source for source in sources if "secrets" in source} == {
+        "/etc/pgvigil/secrets/pgpass",
+        "/etc/pgvigil/secrets/aws",
+    }
+
+
 # --- nothing secret, nothing open ---
 
 
