@@ -51,3 +51,13 @@ def test_every_alarm_of_the_watch_has_an_automation() -> None:
     heard = [event for entry in load_automations() if not entry.runs for event in entry.expect]
 
     assert sorted(f"pgvigil.alarm.{kind}" for kind in (*alarms._HINTS, "over")) == sorted(heard)
+
+
+@pytest.mark.parametrize("state", ["Refuted", "Inconclusive", "Failed", "Crashed", "TimedOut"])
+def test_no_pipelines_bad_end_is_passed_over(state: str) -> None:
+    """Only the watch's own, which another alarm waits for; of a wave's, somebody may have had no turn."""
+    hearing = [entry for entry in load_automations() if f"prefect.flow-run.{state}" in entry.expect]
+    reactive = [entry for entry in hearing if entry.posture == "Reactive"]
+
+    assert 1 == len(reactive)
+    assert reactive[0].but in {None, "keep_watch"}
