@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgvigil.reports import Severity, Verdict, headline
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 _BACKTICKS = re.compile("`+")
 MARK = {Verdict.VERIFIED: "✅", Verdict.REFUTED: "❌", Verdict.INCONCLUSIVE: "❓"}
 _LOUD = {Severity.INFO: "ℹ️", Severity.WARNING: "⚠️", Severity.ERROR: "🛑"}  # noqa: RUF001 - the sign itself
+
+
+@dataclass(frozen=True)
+class Link:
+    """A few words that lead to an address."""
+
+    words: str
+    address: str
 
 
 def markdown(report: Report) -> str:
@@ -39,7 +48,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def cell(value: object) -> str:
-    """Make any text safe in a line or table cell of Markdown."""
+    """Make any text safe in a line or table cell of Markdown; a link stays one."""
+    if isinstance(value, Link):
+        return f"[{cell(value.words)}]({value.address})"
     text = visible(" ".join(str(value).split()))
     for sign in ("\\", "|", "`", "*", "_", "<", "[", "]"):
         text = text.replace(sign, f"\\{sign}")

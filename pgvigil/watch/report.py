@@ -8,7 +8,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from pgvigil.pages import table
-from pgvigil.reports import Report, facts
+from pgvigil.reports import Report, Verdict, facts
 from pgvigil.status import ProofStatus, State
 from pgvigil.watch.alarms import Alarm, Memory
 from pgvigil.watch.reconcile import Correction
@@ -38,15 +38,26 @@ class WatchReport(Report):
         return remembered
 
     @override
+    def summary(self) -> str:
+        if self.verdict is not Verdict.VERIFIED or not self.counts:
+            return ""
+        if not self.alarms:
+            return f"no alarm, {sum(self.counts.values())} proofs: {self._counted()}"
+        first, *others = self.alarms
+        return f"alarm: {first.message}" + (f"; and {len(others)} more" if others else "")
+
+    def _counted(self) -> str:
+        return ", ".join(f"{self.counts[state]} {state}" for state in State if state in self.counts)
+
+    @override
     def section(self) -> str:
         return "\n\n".join(self._parts())
 
     def _parts(self) -> Iterator[str]:
         if self.counts:
-            told = ", ".join(f"{self.counts[state]} {state}" for state in State if state in self.counts)
             rows = [(s.state, s.subject, s.proof, s.reason) for s in self.statuses]
             listed = table(("state", "subject", "proof", "why"), rows)
-            yield f"## Proofs\n\n{told}" + (f"\n\n{listed}" if rows else "")
+            yield f"## Proofs\n\n{self._counted()}" + (f"\n\n{listed}" if rows else "")
         if self.over:
             yield "## Over\n\n" + table(("alarm", "since"), ((a.message, a.since) for a in self.over))
         if self.corrections:

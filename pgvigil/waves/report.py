@@ -9,7 +9,7 @@ from uuid import UUID
 
 from typing_extensions import override
 
-from pgvigil.pages import MARK, cell, code, table
+from pgvigil.pages import MARK, Link, cell, code, table
 from pgvigil.reports import Check, Frozen, Report, Verdict
 from pgvigil.waves.selection import LeftOut
 
@@ -112,15 +112,15 @@ def named(subjects: Sequence[str]) -> str:
 
 def _line(outcome: Outcome) -> str:
     what = f"{MARK[outcome.verdict]} **{_result(outcome)}** {cell(outcome.subject)}: {cell(_said(outcome))}"
-    return f"- {what}" + (f" ({run})" if (run := _run(outcome)) else "")
+    return f"- {what}" + (f" ({cell(run)})" if (run := _run(outcome)) else "")
 
 
-def _row(outcome: Outcome) -> tuple[str, ...]:
+def _row(outcome: Outcome) -> tuple[str | Link, ...]:
     return (
         f"{MARK[outcome.verdict]} {_result(outcome)}",
         outcome.subject,
         _said(outcome),
-        outcome.where or _run(outcome),
+        _run(outcome),
     )
 
 
@@ -132,7 +132,7 @@ def _said(outcome: Outcome) -> str:
     return f"{outcome.said} (in an earlier run of this wave)" if outcome.earlier else outcome.said
 
 
-def _run(outcome: Outcome) -> str:
+def _run(outcome: Outcome) -> str | Link:
     if outcome.where.startswith("http"):
-        return f"[its run]({outcome.where})"
+        return Link("its run", outcome.where)
     return f"run {outcome.run_id}" if outcome.run_id else outcome.where

@@ -6,20 +6,25 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
 import yaml
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.deploy import deploy
+from deployments.manifest import read_manifest
+from deployments.steps import Wanted
+from pgvigil.fleet import load_fleet
 from pgvigil.lock import hold
 from pgvigil.postgres import connect
+from pgvigil.processes import marked_processes
 from pgvigil.sandbox import Sandbox, down
 from tests.fixtures.deployed import up_unwatched
 from tests.fixtures.sandbox import reachable_directory
@@ -232,7 +237,7 @@ def stuck(prefect_sandbox: Sandbox) -> Iterator[None]:
 
 @pytest.mark.usefixtures("stuck")
 def test_a_run_is_cancelled_from_its_page(desk: Desk, page: Page, picture: Picture, waiting: UUID) -> None:
-    """It ends as Cancelled."""
+    """It ends as Cancelled, and nothing of it is left."""
     desk.await_state(waiting, "Running")
     desk.open_run(waiting)
     desk.menu("Cancel")
@@ -240,6 +245,83 @@ def test_a_run_is_cancelled_from_its_page(desk: Desk, page: Page, picture: Pictu
     page.get_by_role("button", name="Cancel Flow Run").click()
 
     assert desk.await_state(waiting, "Cancelled", "Completed").state_name == "Cancelled"
+    assert _await(lambda: not marked_processes(f"PREFECT__FLOW_RUN_ID={waiting}"))
+
+
+@pytest.fixture
+def policies(
+    prefect_sandbox: Sandbox,
+    client: SyncPrefectClient,  # noqa: ARG001 - its server is deployed to
+) -> Iterator[Callable[[Callable[[dict[str, Any]], None]], None]]:
+    """Change the fleet file and deploy; both are undone at the end."""
+    before = prefect_sandbox.fleet_file.read_text(encoding="utf-8")
+
+    def bring_up(text: str) -> None:
+        prefect_sandbox.fleet_file.write_text(text, encoding="utf-8")
+        fleet = load_fleet(prefect_sandbox.fleet_file)
+        deploy(Wanted(read_manifest(fleet), fleet))
+
+    def change(how: Callable[[dict[str, Any]], None]) -> None:
+        data = yaml.safe_load(before)
+        how(data)
+        bring_up(yaml.safe_dump(data))
+
+    yield change
+    bring_up(before)
+
+
+NOTHING_LISTENS = "postgresql://pgvigil@127.0.0.1:1/postgres"
+
+
+def test_the_page_of_a_wave_has_the_worst_first(
+    desk: Desk, page: Page, picture: Picture, policies: Callable[..., None]
+) -> None:
+    """Who failed stands above who is proven, with the reason and the run; who was left out stands below."""
+
+    def add(fleet: dict[str, Any]) -> None:
+        away = fleet["clusters"]["demo"] | {"dsn": NOTHING_LISTENS, "databases": {}}
+        fleet["clusters"] |= {"orders-away": away, "staging": away}
+        fleet["waves"] = {"nightly-backup": {"leave_out": ["staging"]}}
+
+    policies(add)
+    wave = desk.client.read_deployment_by_name("watch_fleet/fleet-nightly-backup")
+    run = desk.client.create_flow_run_from_deployment(wave.id).id
+
+    assert desk.await_state(run, "Completed", "Failed", "Inconclusive").state_name == "Inconclusive"
+    desk.read_report(run, "watch-fleet-nightly-backup")
+    page.get_by_role("heading", name="INCONCLUSIVE: watch_fleet on nightly-backup").wait_for()
+    broken = page.get_by_role("listitem").filter(has_text="orders-away").first
+    proven = page.get_by_role("row").filter(has_text="demo").first
+    left_out = page.get_by_role("row").filter(has_text="staging").first
+    picture("wave")
+    assert _top(broken) < _top(proven) < _top(left_out)
+    assert page.get_by_role("link", name="its run").count() == 2
+
+
+def _top(element: Locator) -> float:
+    box = element.bounding_box()
+    assert box is not None
+    return box["y"]
+
+
+def test_the_page_of_the_watch_has_what_is_wrong(
+    desk: Desk, page: Page, picture: Picture, policies: Callable[..., None]
+) -> None:
+    """The alarm and its cure, and the proof that it is about with its state."""
+    backup = desk.client.read_deployment_by_name("nightly_backup/nightly-backup")
+    watch = desk.client.read_deployment_by_name("keep_watch/keep-watch")
+    proof = desk.client.create_flow_run_from_deployment(backup.id, parameters={"cluster": "demo"}).id
+    assert desk.await_state(proof, "Completed", "Inconclusive").state_name == "Completed"
+    policies(lambda fleet: fleet["clusters"]["demo"]["backup"].update(fresh="1s"))
+    run = desk.client.create_flow_run_from_deployment(watch.id).id
+
+    assert desk.await_state(run, "Completed", "Failed", "Inconclusive").state_name == "Completed"
+    desk.read_report(run, "keep-watch-fleet")
+    page.get_by_role("heading", name="VERIFIED: keep_watch on fleet").wait_for()
+    picture("watch")
+    assert page.get_by_role("listitem").filter(has_text="is not proven: older than 0:00:01").count() >= 1
+    assert page.get_by_text("alarm: backup repo1 of demo is not proven").count() >= 1
+    assert page.get_by_role("row").filter(has_text="stale").count() >= 1
 
 
 def _await(find: Callable[[], T | None], seconds: float = 150) -> T:

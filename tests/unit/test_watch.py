@@ -6,9 +6,11 @@ import pytest
 
 from pgvigil.fleet import Fleet
 from pgvigil.policies.clocks import Clock, Watched, clocks_of
-from pgvigil.reports import Frozen, Verdict
+from pgvigil.reports import Frozen, Verdict, headline
 from pgvigil.status import Claim, ProofStatus, State, assess
+from pgvigil.watch.alarms import Alarm
 from pgvigil.watch.proofs import exit_code, expectations
+from pgvigil.watch.report import WatchReport
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 FLEET = Fleet.model_validate(
@@ -187,3 +189,29 @@ def test_the_exit_code_is_that_of_the_worst_proof(states: list[str], code: int) 
     ]
 
     assert code == exit_code(found)
+
+
+@pytest.mark.parametrize(
+    ("alarms", "told"),
+    [
+        ([], "no alarm, 9 proofs: 1 stale, 8 verified"),
+        (["a is stale"], "alarm: a is stale"),
+        (["a is stale", "b waits", "c waits"], "alarm: a is stale; and 2 more"),
+    ],
+)
+def test_a_watch_that_was_kept_says_first_what_it_saw(alarms: list[str], told: str) -> None:
+    """Not that it was kept: of 288 pages a day one must be able to tell which has something to read."""
+    seen = [Alarm(kind="stale", subject="a", what=message, message=message, since=NOW) for message in alarms]
+
+    report = WatchReport(
+        run_id=uuid4(),
+        flow="keep_watch",
+        subject="fleet",
+        started_at=NOW,
+        ended_at=NOW,
+        verdict=Verdict.VERIFIED,
+        counts={State.VERIFIED: 8, State.STALE: 1},
+        alarms=tuple(seen),
+    )
+
+    assert told == headline(report)
