@@ -35,7 +35,7 @@ from pgvigil.sql import query
 from pgvigil.status import Claim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -64,6 +64,7 @@ __all__ = [
     "RunRecord",
     "RunSummary",
     "Served",
+    "find_runs",
     "install",
     "last_claims",
     "list_runs",
@@ -520,18 +521,27 @@ def reader(dsn: str, application_name: str) -> Iterator[Connection]:
 
 def list_runs(connection: Connection, subject: str | None = None, limit: int = 50) -> tuple[RunSummary, ...]:
     """List the newest runs, of one subject or of all."""
-    rows = connection.execute(query("audit", "runs"), {"subject": subject, "run_id": None, "limit": limit})
+    return _runs(connection, subject=subject, limit=limit)
+
+
+def find_runs(connection: Connection, run_ids: Sequence[UUID]) -> tuple[RunSummary, ...]:
+    """Return those of these runs that are on record."""
+    return _runs(connection, run_ids=list(run_ids))
+
+
+def _runs(connection: Connection, **wanted: Any) -> tuple[RunSummary, ...]:
+    everything = {"subject": None, "run_ids": None, "limit": None}
+    rows = connection.execute(query("audit", "runs"), everything | wanted)
     return tuple(RunSummary(**row) for row in rows)
 
 
 def show_run(connection: Connection, run_id: UUID) -> RunRecord:
     """Return a run with all its events in order; ConfigError if there is none of this id."""
-    wanted = {"subject": None, "run_id": run_id, "limit": 1}
-    run = connection.execute(query("audit", "runs"), wanted).fetchone()
-    if run is None:
+    found = find_runs(connection, [run_id])
+    if not found:
         raise ConfigError(f"no run {run_id} in the audit log", hint="'pgvigil audit list' shows the runs")
     events = connection.execute(query("audit", "run_events"), (run_id,))
-    return RunRecord(run=RunSummary(**run), events=tuple(RecordedEvent(**row) for row in events))
+    return RunRecord(run=found[0], events=tuple(RecordedEvent(**row) for row in events))
 
 
 def last_claims(connection: Connection) -> tuple[Claim, ...]:

@@ -59,7 +59,7 @@ LEFT JOIN LATERAL (
 ) AS e ON true
 WHERE s.kind = 'run_started'
     AND (%(subject)s::text IS NULL OR s.subject = %(subject)s)
-    AND (%(run_id)s::uuid IS NULL OR s.run_id = %(run_id)s)
+    AND (%(run_ids)s::uuid[] IS NULL OR s.run_id = ANY (%(run_ids)s))
     AND NOT EXISTS (
         SELECT FROM pgvigil.audit AS n WHERE n.run_id = s.run_id AND n.seq > s.seq AND n.kind = 'run_started'
     )

@@ -25,24 +25,13 @@ WHERE s.subject = ANY (%(subjects)s::text[]) AND s.flow = %(flow)s AND s.kind = 
     )
 
 -- on_record: of each of these runs of Prefect, the newest run; among so many starts as an index finds at once
-SELECT DISTINCT ON (s.flow_run)
-    s.flow_run, s.run_id, s.flow, s.subject, e.happened_at AS ended_at,
-    CASE e.kind WHEN 'run_ended' THEN 'ended' WHEN 'run_lost' THEN 'lost' ELSE 'open' END AS state,
-    CASE e.kind WHEN 'run_ended' THEN e.detail ->> 'verdict' END AS verdict,
-    coalesce(e.detail ->> 'headline', '') AS headline
+SELECT DISTINCT ON (s.flow_run) s.flow_run, s.run_id
 FROM (
-    SELECT seq, run_id, flow, subject, (detail ->> 'prefect_flow_run')::uuid AS flow_run
+    SELECT seq, run_id, (detail ->> 'prefect_flow_run')::uuid AS flow_run
     FROM pgvigil.audit
     WHERE kind = 'run_started'
     ORDER BY seq DESC
     LIMIT %(most)s
 ) AS s
-LEFT JOIN LATERAL (
-    SELECT e.kind, e.happened_at, e.detail
-    FROM pgvigil.audit AS e
-    WHERE e.run_id = s.run_id AND e.seq > s.seq AND e.kind IN ('run_ended', 'run_lost')
-    ORDER BY e.kind = 'run_ended' DESC, e.seq DESC
-    LIMIT 1
-) AS e ON true
 WHERE s.flow_run = ANY (%(flow_runs)s::uuid[])
 ORDER BY s.flow_run, s.seq DESC

@@ -21,12 +21,13 @@ from pgvigil.status import State, assess
 from pgvigil.watch import signal
 from pgvigil.watch.alarms import Facts, Memory, Reach, Wait, judge, told
 from pgvigil.watch.proofs import expectations
-from pgvigil.watch.reconcile import OnRecord, correct
+from pgvigil.watch.reconcile import correct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from uuid import UUID
 
+    from pgvigil.audit import RunSummary
     from pgvigil.fleet import Fleet
     from pgvigil.postgres import Connection
     from pgvigil.runs import Run
@@ -118,11 +119,13 @@ def reconcile(run: Run, held: Sequence[Held], seen: Facts, apply: Callable[[Corr
     _note(run, "reconciled", Verdict.VERIFIED, "Prefect has of each run what the audit log proves", actual)
 
 
-def _on_record(run: Run, flow_runs: list[UUID]) -> dict[UUID, OnRecord]:
+def _on_record(run: Run, flow_runs: list[UUID]) -> dict[UUID, RunSummary]:
     with postgres.connect(run.fleet.audit.dsn, run.name) as session:
         values = {"flow_runs": flow_runs, "most": MOST_STARTS}
         rows = session.execute(query("watch", "on_record"), values).fetchall()
-    return {row["flow_run"]: OnRecord(**row) for row in rows}
+        of = {row["run_id"]: row["flow_run"] for row in rows}
+        found = audit.find_runs(session, list(of))
+    return {of[each.run_id]: each for each in found}
 
 
 def _corrected(correction: Correction) -> Finding:

@@ -11,6 +11,8 @@ from pgvigil.reports import Frozen, Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from pgvigil.audit import RunSummary
+
 SETTLE = timedelta(minutes=3)  # a run that has ended tries so long to tell Prefect itself
 SILENT = timedelta(minutes=10)  # a run's first record comes within seconds
 UNBORN = timedelta(hours=1)  # what a container may take to start
@@ -35,19 +37,6 @@ class Held(Frozen):
     is_ours: bool = False
 
 
-class OnRecord(Frozen):
-    """The newest run of the audit log for a run of Prefect."""
-
-    flow_run: UUID
-    run_id: UUID
-    flow: str
-    subject: str
-    state: Literal["open", "ended", "lost"]
-    verdict: Verdict | None = None
-    ended_at: datetime | None = None
-    headline: str = ""
-
-
 class Correction(Frozen):
     """One state that Prefect has wrong, and what the audit log makes of it."""
 
@@ -58,7 +47,9 @@ class Correction(Frozen):
     because: str
 
 
-def correct(held: Iterable[Held], records: Mapping[UUID, OnRecord], now: datetime) -> tuple[Correction, ...]:
+def correct(
+    held: Iterable[Held], records: Mapping[UUID, RunSummary], now: datetime
+) -> tuple[Correction, ...]:
     """Decide the corrections; a run that may still tell Prefect itself is left to it.
 
     A person's answer begins a run anew under the same id: what an earlier attempt left decides nothing.
@@ -66,14 +57,14 @@ def correct(held: Iterable[Held], records: Mapping[UUID, OnRecord], now: datetim
     return tuple(found for run in held for found in _correct(run, _of_attempt(run, records), now))
 
 
-def _of_attempt(run: Held, records: Mapping[UUID, OnRecord]) -> OnRecord | None:
+def _of_attempt(run: Held, records: Mapping[UUID, RunSummary]) -> RunSummary | None:
     record = records.get(run.id)
     if record and record.ended_at and run.began and record.ended_at < run.began:
         return None
     return record
 
 
-def _correct(run: Held, record: OnRecord | None, now: datetime) -> Iterator[Correction]:
+def _correct(run: Held, record: RunSummary | None, now: datetime) -> Iterator[Correction]:
     if record is None:
         if run.type in _AT_WORK and run.is_ours and _is_overdue(run, now):
             yield _as(run, _lost(run), "it left no record that it began, so it changed nothing")
@@ -104,7 +95,7 @@ def _ended(run: Held, verdict: Verdict) -> Name | None:
     return _NAMES[verdict]
 
 
-def _next(record: OnRecord) -> str:
+def _next(record: RunSummary) -> str:
     return f"the next {record.flow} of {record.subject} finds what it left, and finishes or removes it"
 
 

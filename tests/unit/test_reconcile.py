@@ -4,7 +4,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from pgvigil.watch.reconcile import Held, OnRecord, correct
+from pgvigil.audit import RunSummary
+from pgvigil.watch.reconcile import Held, correct
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -15,15 +16,16 @@ def held(type_: str, **changes: Any) -> Held:
     return Held(**{"id": RUN, "name": "backup of demo", "type": type_, "began": NOW - HOUR, **changes})
 
 
-def record(state: str, verdict: str | None = None, **changes: Any) -> OnRecord:
-    facts = {"flow_run": RUN, "run_id": uuid4(), "flow": "nightly_backup", "subject": "demo"}
+def record(state: str, verdict: str | None = None, **changes: Any) -> RunSummary:
+    facts = {"run_id": uuid4(), "flow": "nightly_backup", "subject": "demo", "actor": "me", "host": "here"}
+    facts |= {"pid": 7, "started_at": NOW - HOUR, "dry_run": False}
     ended = None if state == "open" else NOW - HOUR / 2
-    return OnRecord(
+    return RunSummary(
         **facts | {"state": state, "verdict": verdict, "ended_at": ended, "headline": "why"} | changes
     )
 
 
-def becomes(run: Held, known: OnRecord | None) -> str | None:
+def becomes(run: Held, known: RunSummary | None) -> str | None:
     found = correct([run], {RUN: known} if known else {}, NOW)
     return found[0].becomes if found else None
 
@@ -54,7 +56,7 @@ def becomes(run: Held, known: OnRecord | None) -> str | None:
     ],
 )
 def test_prefect_gets_what_the_audit_log_proves(
-    type_: str, known: OnRecord | None, expected: str | None
+    type_: str, known: RunSummary | None, expected: str | None
 ) -> None:
     """Where both agree, or nothing is proven, nothing is touched."""
     assert expected == becomes(held(type_), known)
@@ -66,7 +68,7 @@ def test_a_run_that_has_just_ended_tells_prefect_itself() -> None:
 
 
 @pytest.mark.parametrize("known", [record("ended", "verified"), record("lost")])
-def test_an_earlier_attempt_decides_nothing(known: OnRecord) -> None:
+def test_an_earlier_attempt_decides_nothing(known: RunSummary) -> None:
     """A person's answer begins the run anew: it works, and only what it leaves now counts."""
     assert becomes(held("RUNNING", began=NOW - HOUR / 4), known) is None
 
