@@ -58,6 +58,7 @@ __all__ = [
     "Head",
     "Kind",
     "Link",
+    "LostRun",
     "OpenRun",
     "RecordedEvent",
     "RunIdentity",
@@ -68,6 +69,7 @@ __all__ = [
     "install",
     "last_claims",
     "list_runs",
+    "lost_runs",
     "reader",
     "served",
     "show_run",
@@ -409,18 +411,23 @@ def _failure(error: BaseException) -> dict[str, str]:
 # --- runs that died -----------------------------------------------------------------------------------
 
 
-class OpenRun(Frozen):
+class LostRun(Frozen):
     """A run without an end, the process that started it, and the last step that has no outcome."""
 
     run_id: UUID
-    seq: int
     flow: str
     subject: str
     host: str
     pid: int
+    open_step: str
+
+
+class OpenRun(LostRun):
+    """As the log has it while nobody gave it up: what tells whether it is still at work."""
+
+    seq: int
     process_started: int | None
     pid_space: str
-    open_step: str
     last_seen: datetime
     is_silent: bool
 
@@ -437,6 +444,15 @@ def sweep(log: AuditLog, quiet: timedelta = QUIET) -> tuple[OpenRun, ...]:
     # Read again: a process that was alive at the first reading may have recorded its end before it went.
     still_open = {run.seq for run in _open_runs(log, quiet)} if gone else set()
     return tuple(_give_up(log, run) for run in gone if run.seq in still_open)
+
+
+def lost_runs(log: AuditLog, flow: str, subject: str) -> tuple[LostRun, ...]:
+    """Return the runs of a flow on a subject that were given up since the last one that ended had begun.
+
+    It does not matter who gave them up. Raises AuditUnreachable, EvidenceError.
+    """
+    rows = log.read(query("audit", "lost_runs"), {"flow": flow, "subject": subject})
+    return tuple(LostRun(**row) for row in rows)
 
 
 def _open_runs(log: AuditLog, quiet: timedelta) -> list[OpenRun]:

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
-from pgvigil.audit import AuditLog, Kind, Link, OpenRun, RunIdentity, step, sweep
+from pgvigil.audit import AuditLog, Kind, Link, LostRun, RunIdentity, lost_runs, step, sweep
 from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, PgvigilError
 from pgvigil.fleet import Fleet, load_fleet
 from pgvigil.pages import markdown
@@ -125,8 +125,8 @@ def _conduct(  # noqa: PLR0913 - the parts of `conduct`
     dry_run: bool,
     context: Mapping[str, Any],
 ) -> ReportType:
+    _note_lost_runs(run)  # before it begins: those that are given up later are for the next run to tell
     run.log.append(run.identity.event(Kind.RUN_STARTED, "", {"dry_run": dry_run, **context}))
-    _note_lost_runs(run)
     try:
         steps(run)
     except PgvigilError as error:
@@ -255,18 +255,21 @@ def _end_early(run: Run, error: BaseException, *, dry_run: bool) -> None:
 
 
 def _note_lost_runs(run: Run) -> None:
-    """Close runs whose process died, and tell what they left; the store being away postpones it."""
+    """Close runs whose process died, and tell what those of this flow left here, whoever closed them.
+
+    The store being away postpones it.
+    """
     try:
-        lost = sweep(run.log)
+        swept = sweep(run.log)
+        lost = lost_runs(run.log, run.identity.flow, run.identity.subject)
     except AuditUnreachable:
         return
-    for gone in lost:
+    for gone in (*swept, *lost):
         shutil.rmtree(run.directory.parent / str(gone.run_id), ignore_errors=True)
-        if gone.subject == run.identity.subject:
-            run.findings.append(_lost(gone))
+    run.findings += [_lost(gone) for gone in lost]
 
 
-def _lost(gone: OpenRun) -> Finding:
+def _lost(gone: LostRun) -> Finding:
     where = f"process {gone.pid} on {gone.host}"
     return Finding(
         code="run-lost",

@@ -66,6 +66,33 @@ WHERE s.kind = 'run_started'
 ORDER BY s.seq DESC
 LIMIT %(limit)s
 
+-- lost_runs: runs of a flow on a subject that were given up since its newest run there that ended had begun
+SELECT l.run_id, l.flow, l.subject, l.step AS open_step, b.host, b.pid
+FROM pgvigil.audit AS l
+CROSS JOIN LATERAL (
+    SELECT b.host, b.pid
+    FROM pgvigil.audit AS b
+    WHERE b.run_id = l.run_id AND b.seq < l.seq AND b.kind = 'run_started'
+    ORDER BY b.seq DESC
+    LIMIT 1
+) AS b
+WHERE l.kind = 'run_lost' AND l.flow = %(flow)s AND l.subject = %(subject)s
+    AND l.seq > coalesce((
+        SELECT s.seq
+        FROM pgvigil.audit AS s
+        WHERE s.kind = 'run_started' AND s.flow = %(flow)s AND s.subject = %(subject)s
+            AND EXISTS (
+                SELECT FROM pgvigil.audit AS e
+                WHERE e.run_id = s.run_id AND e.seq > s.seq AND e.kind = 'run_ended'
+            )
+        ORDER BY s.seq DESC
+        LIMIT 1
+    ), 0)
+    AND NOT EXISTS (
+        SELECT FROM pgvigil.audit AS e WHERE e.run_id = l.run_id AND e.seq > l.seq AND e.kind = 'run_ended'
+    )
+ORDER BY l.seq
+
 -- run_events: all events of one run in order
 SELECT
     seq, at, event_id, run_id, kind, flow, subject, step, actor, db_user, host, pid, process_started, pid_space,

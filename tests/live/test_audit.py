@@ -25,9 +25,12 @@ from pgvigil import audit, postgres
 from pgvigil.audit import AuditLog, Event, Head, Kind, RunIdentity, step, sweep, verify
 from pgvigil.errors import AuditUnreachable, ConfigError, DatabaseFailed, EvidenceError, VersionUnsupported
 from pgvigil.fleet import AuditSettings, S3Settings
+from pgvigil.reports import Report
 from pgvigil.reportstore import open_report_store
+from pgvigil.runs import conduct
 from pgvigil.sql import query
 from pgvigil.status import Claim, Expectation, State, assess
+from tests.fixtures.tampering import REWRITE, cut, delete, edit, insert, rehash, reorder, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -300,39 +303,22 @@ def test_an_empty_log_without_heads_has_no_fault(store: AuditStore) -> None:
     assert (verify(store.admin).ok, verify(store.admin).length) == (True, 0)
 
 
-SWAP = (
-    "UPDATE pgvigil.audit_log SET seq = -seq WHERE seq IN (2, 3)",
-    "UPDATE pgvigil.audit_log SET seq = CASE seq WHEN -2 THEN 3 ELSE 2 END WHERE seq < 0",
-)
-FORGED_ROW = """
-INSERT INTO pgvigil.audit_log
-SELECT 3, gen_random_uuid(), body, prev, hash FROM pgvigil.audit_log WHERE seq = 2
-"""
-MAKE_ROOM = (
-    "UPDATE pgvigil.audit_log SET seq = -seq WHERE seq >= 3",
-    "UPDATE pgvigil.audit_log SET seq = 1 - seq WHERE seq < 0",
-    FORGED_ROW,
-)
-EDIT = """UPDATE pgvigil.audit_log SET body = replace(body, 'tester', 'nobody') WHERE seq = 3"""
-REHASH = "UPDATE pgvigil.audit_log SET hash = sha256(prev || convert_to(body, 'UTF8')) WHERE seq = {}"
-
-
 @pytest.mark.parametrize(
     ("statements", "seq", "what"),
     [
-        ((EDIT,), 3, "body was altered"),
-        ((EDIT, REHASH.format(3)), 4, "row does not follow the one before it"),
-        (("DELETE FROM pgvigil.audit_log WHERE seq = 2",), 2, "row is missing"),
-        (("DELETE FROM pgvigil.audit_log WHERE seq = 1",), 1, "row is missing"),
-        (MAKE_ROOM, 3, "row does not follow the one before it"),
+        (edit(3), 3, "body was altered"),
+        (replace(3), 4, "row does not follow the one before it"),
+        (delete(2), 2, "row is missing"),
+        (delete(1), 1, "row is missing"),
+        (insert(3), 3, "row does not follow the one before it"),
         (
             ("INSERT INTO pgvigil.audit_log VALUES (0, gen_random_uuid(), '{}', '', '')",),
             0,
             "row was inserted",
         ),
-        (SWAP, 2, "row does not follow the one before it"),
+        (reorder(2), 2, "row does not follow the one before it"),
         (("UPDATE pgvigil.audit_log SET event_id = gen_random_uuid() WHERE seq = 4",), 4, "another row"),
-        (("UPDATE pgvigil.audit_log SET body = '[]' WHERE seq = 5", REHASH.format(5)), 5, "unreadable"),
+        (("UPDATE pgvigil.audit_log SET body = '[]' WHERE seq = 5", *rehash(5)), 5, "unreadable"),
         (("UPDATE pgvigil.audit_log SET prev = '' WHERE seq = 1",), 1, "row does not follow"),
     ],
 )
@@ -351,31 +337,12 @@ def test_a_change_within_the_chain_is_found_and_named(
     assert fault.expected != fault.actual
 
 
-REPLACED_LAST = (EDIT.replace("seq = 3", "seq = 5"), REHASH.format(5))
-CUT_TAIL = ("DELETE FROM pgvigil.audit_log WHERE seq > 3",)
-REWRITE = """
-DO $$
-DECLARE
-    last bytea := decode(repeat('00', 32), 'hex');
-    link record;
-BEGIN
-    FOR link IN SELECT * FROM pgvigil.audit_log ORDER BY seq LOOP
-        UPDATE pgvigil.audit_log
-        SET body = replace(link.body, 'tester', 'nobody'), prev = last,
-            hash = sha256(last || convert_to(replace(link.body, 'tester', 'nobody'), 'UTF8'))
-        WHERE seq = link.seq
-        RETURNING hash INTO last;
-    END LOOP;
-END $$
-"""
-
-
 @pytest.mark.parametrize(
     ("statements", "seq", "what"),
     [
-        (CUT_TAIL, 4, "rows at the end are missing"),
-        (("DELETE FROM pgvigil.audit_log",), 1, "rows at the end are missing"),
-        (REPLACED_LAST, 5, "not the one that was anchored"),
+        (cut(4), 4, "rows at the end are missing"),
+        (cut(1), 1, "rows at the end are missing"),
+        (replace(5), 5, "not the one that was anchored"),
         ((REWRITE,), 5, "not the one that was anchored"),
     ],
 )
@@ -397,12 +364,12 @@ def test_a_change_that_keeps_the_chain_whole_is_found_through_a_head(
 @pytest.mark.parametrize(
     ("statements", "told"),
     [
-        ((EDIT,), "broken at 3: body was altered"),
-        (("DELETE FROM pgvigil.audit_log WHERE seq = 2",), "broken at 2: row is missing"),
-        (MAKE_ROOM, "broken at 3: row does not follow the one before it"),
-        (SWAP, "broken at 2: row does not follow the one before it"),
-        (CUT_TAIL, "broken at 4: rows at the end are missing"),
-        (REPLACED_LAST, "broken at 5: row is not the one that was anchored"),
+        (edit(3), "broken at 3: body was altered"),
+        (delete(2), "broken at 2: row is missing"),
+        (insert(3), "broken at 3: row does not follow the one before it"),
+        (reorder(2), "broken at 2: row does not follow the one before it"),
+        (cut(4), "broken at 4: rows at the end are missing"),
+        (replace(5), "broken at 5: row is not the one that was anchored"),
     ],
     ids=["edit", "delete", "insert", "reorder", "truncate", "replace the last"],
 )
@@ -410,12 +377,7 @@ def test_the_command_finds_and_names_each_tampering(
     store: AuditStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statements: tuple[str, ...], told: str
 ) -> None:
     """`pgvigil audit verify` ends with 0 on the log as it was written, and with 1 at the broken link."""
-    fleet = {
-        "audit": store.settings.model_dump(mode="json"),
-        "clusters": {"demo": {"dsn": NOTHING_LISTENS, "pgbackrest": {"stanza": "demo"}}},
-    }
-    (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(fleet))
-    monkeypatch.setenv("PGVIGIL_FLEET", str(tmp_path / "fleet.yaml"))
+    write_fleet(store, tmp_path, monkeypatch)
     head = fill(store)[-1]
     open_report_store(store.settings.reports, S3Settings()).anchor(head.seq, head.hash)
     whole = CliRunner().invoke(app, ["audit", "verify"])
@@ -795,6 +757,39 @@ def test_a_run_given_up_that_ends_after_all_counts_as_ended(store: AuditStore) -
         summary.verdict,
         summary.headline,
     )
+
+
+def test_a_lost_run_is_told_by_the_next_of_its_kind_whoever_closed_it(
+    store: AuditStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, with the step that it was in; and not by another flow, or for another subject."""
+    write_fleet(store, tmp_path, monkeypatch)
+    died = identity(flow="nightly_backup")
+    gone = {"pid": os.getpid(), "process_started": 1}
+    with opened(store) as log:
+        for event in (died.event(Kind.RUN_STARTED), died.event(Kind.INTENT, "backup")):
+            log.append(event.model_copy(update=gone))
+        assert len(sweep(log)) == 1
+
+    def told(flow: str, subject: str) -> list[str]:
+        report = conduct(Report, flow, subject, lambda _: None)
+        return [finding.message for finding in report.findings if finding.code == "run-lost"]
+
+    assert [] == told("verify_wal_archive", "demo") + told("nightly_backup", "demo/shop")
+    (message,) = told("nightly_backup", "demo")
+    assert f"({died.run_id}, " in message
+    assert "its step 'backup' without outcome" in message
+    assert [] == told("nightly_backup", "demo")
+
+
+def write_fleet(store: AuditStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name this audit store, and one cluster that nobody asks."""
+    fleet = {
+        "audit": store.settings.model_dump(mode="json"),
+        "clusters": {"demo": {"dsn": NOTHING_LISTENS, "pgbackrest": {"stanza": "demo"}}},
+    }
+    (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(fleet))
+    monkeypatch.setenv("PGVIGIL_FLEET", str(tmp_path / "fleet.yaml"))
 
 
 # --- reading
