@@ -1,55 +1,20 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import botocore.client
-import psycopg
 import pytest
 
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import operate
 from pgvigil.sandbox import postgres as servers
+from tests.fixtures.deaths import count_calls, die, in_child
 from tests.fixtures.partitions import Shop, make_deep, run
 
 CALLS_OF_A_ROLL = 190  # a few fewer than there are: a kill behind the end is none, and fails the claim
 ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "2"))
 STEPS = ("archiving", "drop", "prove", "detach", "create")[:ROUNDS]
-COUNTED = ((psycopg.Connection, "execute"), (botocore.client.BaseClient, "_make_api_call"))
-
-
-def die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def count_calls(limit: int | None) -> list[int]:
-    """Count every statement and every S3 call of this process from now on, and die before the limit's."""
-    counter = [0]
-    for owner, name in COUNTED:
-        original = getattr(owner, name)
-
-        def counted(*args: Any, _original: Any = original, **kwargs: Any) -> Any:
-            counter[0] += 1
-            if counter[0] == limit:
-                die()
-            return _original(*args, **kwargs)
-
-        setattr(owner, name, counted)
-    return counter
-
-
-def in_child(action: Callable[[], int]) -> int:
-    """Do something in a process of its own and return its exit code, or minus the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            code = action()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @contextmanager

@@ -1,13 +1,27 @@
+import itertools
 import os
+import signal
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
+from pgvigil.backfill import steering
+from pgvigil.fleet import load_fleet
 from pgvigil.postgres import connect
 from tests.fixtures.backfill import Yard
+from tests.fixtures.deaths import count_calls, in_child
 
 EXAMPLES = int(os.environ.get("PGVIGIL_ROUNDS", "4"))
 ROWS = 200
@@ -98,3 +112,146 @@ def test_the_result_is_that_of_one_update(yard: Yard, workers: int) -> None:
     assert yard.run().verdict == "verified"
     assert yard.sql("SELECT * FROM t EXCEPT SELECT * FROM wanted") == []
     assert yard.value("SELECT count(*) FROM touched") == ROWS
+
+
+class Migration(RuleBasedStateMachine):
+    """A table in use, runs that are cancelled, paused, killed and begun anew; the model is a dict of rows."""
+
+    def __init__(self, yard: Yard) -> None:
+        super().__init__()
+        self.yard = yard
+        self.keys = itertools.count(ROWS + 1)
+        self.rows: dict[int, list[int | None]] = {}  # by key: d, v, w
+        self.done = 0  # how often a row was seen to be done that was not before
+        self.was_run = False
+
+    @initialize(workers=st.sampled_from([1, 3]), has_key=st.booleans())
+    def begin(self, workers: int, *, has_key: bool) -> None:
+        table(self.yard, ", PRIMARY KEY (k, d)" if has_key else "")
+        self.rows = {k: [k % 4, k, None] for k in range(1, ROWS + 1)}
+        batch = {"rows": 5, "most_rows": 10}
+        self.yard.define(
+            table="public.t", set={"w": "v * 2"}, where="w IS NULL", batch=batch, workers=workers
+        )
+
+    # --- users
+
+    @rule(pick=st.integers(0, 10**6), number=st.integers(1, 1000))
+    def a_user_updates(self, pick: int, number: int) -> None:
+        key = self.one_of_them(pick)
+        self.yard.sql(f"UPDATE t SET v = {number}, w = NULL WHERE k = {key}")
+        self.rows[key][1:] = [number, None]
+
+    @rule(number=st.integers(1, 1000))
+    def a_user_inserts(self, number: int) -> None:
+        key = next(self.keys)
+        self.yard.sql(f"INSERT INTO t VALUES ({key}, {number % 4}, {number})")
+        self.rows[key] = [number % 4, number, None]
+
+    @rule(pick=st.integers(0, 10**6))
+    def a_user_deletes(self, pick: int) -> None:
+        key = self.one_of_them(pick)
+        self.yard.sql(f"DELETE FROM t WHERE k = {key}")
+        del self.rows[key]
+
+    @rule(pick=st.integers(0, 10**6), back=st.booleans())
+    def a_user_changes_a_key(self, pick: int, *, back: bool) -> None:
+        """To behind the cursor, or to before it."""
+        key = self.one_of_them(pick)
+        new = -next(self.keys) if back else next(self.keys)
+        self.yard.sql(f"UPDATE t SET k = {new} WHERE k = {key}")
+        self.rows[new] = self.rows.pop(key)
+
+    @rule(pick=st.integers(0, 10**6))
+    def a_user_moves_a_row_to_another_partition(self, pick: int) -> None:
+        key = self.one_of_them(pick)
+        row = self.rows[key]
+        assert row[0] is not None
+        row[0] = (row[0] + 1) % 4
+        self.yard.sql(f"UPDATE t SET d = {row[0]} WHERE k = {key}")
+
+    def one_of_them(self, pick: int) -> int:
+        return sorted(self.rows)[pick % len(self.rows)]
+
+    # --- runs
+
+    @rule()
+    def a_run(self) -> None:
+        report = self.yard.run()
+        self.was_run = True
+        assert report.verdict == "verified", report.model_dump_json(indent=1)
+        assert self.yard.value("SELECT count(*) FROM t WHERE w IS NULL") == 0
+
+    @rule(call=st.integers(10, 120))
+    def a_run_dies(self, call: int) -> None:
+        """Before any of its statements, if it makes so many."""
+
+        def run() -> int:
+            count_calls(call)
+            self.yard.run()
+            return 0
+
+        assert in_child(run) in {0, -signal.SIGKILL}
+        self.yard.wait(lambda: shown().state not in {"running", "paused"})
+
+    @precondition(lambda self: self.was_run)
+    @rule()
+    def a_run_is_held_up(self) -> None:
+        """Paused before it begins, it changes nothing until somebody resumes it."""
+        self.steer("pause")
+        runner = threading.Thread(target=self.yard.run)
+        runner.start()
+        self.yard.wait(lambda: shown().state == "paused" or not runner.is_alive())
+        before = self.yard.value("SELECT count(*) FROM touched")
+        self.a_user_updates(0, 7)
+        assert before == self.yard.value("SELECT count(*) FROM touched")
+        self.steer("resume")
+        runner.join()
+
+    @precondition(lambda self: self.was_run)
+    @rule()
+    def a_cancelled_run_ends(self) -> None:
+        """Until somebody resumes it, a run changes nothing, and says so if there is anything to change."""
+        self.steer("cancel")
+        before = self.yard.sql("SELECT * FROM t ORDER BY k")
+        is_done = all(row["w"] is not None for row in before)
+        assert self.yard.run().verdict == ("verified" if is_done else "inconclusive")
+        assert before == self.yard.sql("SELECT * FROM t ORDER BY k")
+        self.steer("resume")
+
+    @precondition(lambda self: self.was_run)
+    @rule()
+    def the_cursor_is_forgotten(self) -> None:
+        self.steer("restart")
+        self.was_run = False
+
+    def steer(self, action: steering.Action) -> None:
+        report = steering.conduct_steering("demo/shop", "work", action, {})
+        assert report.verdict == "verified", report.model_dump_json(indent=1)
+
+    @invariant()
+    def every_row_is_done_once_for_each_need(self) -> None:
+        """The table is the model, but for what was done since; and the trigger saw exactly that."""
+        found = {row["k"]: [row["d"], row["v"], row["w"]] for row in self.yard.sql("SELECT * FROM t")}
+        for key, row in self.rows.items():
+            if row[2] is None and found.get(key, [None])[-1] is not None:
+                assert row[1] is not None
+                row[2] = row[1] * 2
+                self.done += 1
+        assert found == self.rows
+        assert self.yard.value("SELECT count(*) FROM touched") == self.done
+
+
+def shown() -> steering.Shown:
+    return steering.show(load_fleet(), "demo/shop", "work")
+
+
+@pytest.mark.rounds
+def test_a_migration_is_as_one_of_a_dict_would_be(yard: Yard) -> None:
+    """Whatever users do and becomes of the runs: each row right in the end, and done once for each need."""
+    run_state_machine_as_test(
+        partial(Migration, yard),
+        settings=settings(
+            max_examples=EXAMPLES // 2, stateful_step_count=12, deadline=None, database=None, derandomize=True
+        ),
+    )
