@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
 import re
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from prefect import State
 
 WAVE = "wave:"  # begins the tag of a run that belongs to a wave over the fleet
+
+_SPELLED = re.compile(r"[a-z0-9]+([-/][a-z0-9]+)*")  # a subject that its key spells out
 
 _log = logging.getLogger(__name__)
 # What the call that is under way has come to, for its caller, who must not lose it together with the server.
@@ -161,8 +164,14 @@ def publish(report: Report) -> None:
 
 
 def artifact_key(report: Report) -> str:
-    """Return the key of a report's page: small letters, digits and dashes, as Prefect wants it."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
+    """Return the key of a report's page: small letters, digits and dashes, as Prefect wants it.
+
+    A subject of other signs has a digest behind, so that "Ä" and "Ö" have a history each.
+    """
+    key = re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
+    if _SPELLED.fullmatch(report.subject):
+        return key
+    return f"{key}-{hashlib.sha256(report.subject.encode()).hexdigest()[:8]}"
 
 
 def context() -> dict[str, Any]:
