@@ -11,6 +11,8 @@ def main() -> None:
     """Load the command line and be it; an ignored SIGINT stays ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _give_up)
+    # Prefect reads it when it is imported, and a server that is not ours may have its own telemetry on.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     from deployments import cli  # noqa: PLC0415 - loading takes a while, and may be interrupted
 
     if signal.getsignal(signal.SIGINT) is _give_up:

@@ -1,5 +1,6 @@
 """Claims about the house itself: what is locked, named and wired together."""
 
+import os
 import pickle
 import pkgutil
 import re
@@ -135,3 +136,25 @@ def test_nothing_generated_is_tracked() -> None:
     )
 
     assert listed.stdout == ""
+
+
+def test_the_program_keeps_prefect_from_telling_anybody() -> None:
+    """Before Prefect is imported, also where the server is somebody else's and has its telemetry on."""
+    program = (
+        "import atexit, os, sys\n"
+        "from deployments.__main__ import main\n"
+        "assert 'prefect' not in sys.modules\n"
+        "atexit.register(lambda: print(os.environ.get('DO_NOT_TRACK')))\n"
+        "sys.argv = ['pgvigil', '--help']\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "DO_NOT_TRACK"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "1" == done.stdout.splitlines()[-1]
