@@ -94,11 +94,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say last which claims nobody looked at, and why: pytest's own word for them is a letter among dots."""
+    """Say in red which claims nobody looked at, and why: what is missing must not look like what is well."""
     places = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
     reasons = Counter(place[2] for place in places if isinstance(place, tuple))
     for reason, count in sorted(reasons.items()):
-        terminalreporter.write_line(f"NOT LOOKED AT, {count} claims: {reason}", red=True, bold=True)
+        terminalreporter.write_line(
+            f"NOT LOOKED AT, {count} claims: {reason.removeprefix('Skipped: ')}", red=True, bold=True
+        )
 
 
 def _is_demanded(item: pytest.Item) -> bool:
