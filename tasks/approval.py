@@ -49,6 +49,7 @@ class Answer(RunInput):
     approver: str = Field(
         title="Your name",
         min_length=2,
+        pattern=r"\S.*\S",  # a name of blanks is nobody's
         max_length=80,
         description="Goes to the audit log with the decision",
         json_schema_extra={"position": 1},

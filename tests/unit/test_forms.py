@@ -1,12 +1,16 @@
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from prefect.utilities.schema_tools import validate
 
+from deployments.approval import filled_in
 from deployments.deploy import load_flow
 from deployments.forms import choices, form
 from deployments.manifest import FormField, load_manifest
 from pgvigil.errors import ConfigError
 from pgvigil.fleet import Fleet
+from tasks.approval import Answer
 
 DATABASE = {
     "partitions": [{"table": "public.events", "key": "at", "every": "1 month"}],
@@ -87,3 +91,16 @@ def test_a_wish_for_a_field_that_is_not_there_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="has no field 'clutser'"):
         form(flow, {"clutser": FormField(choose="clusters")}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("Ada L.", True), ("Li", True), ("", False), ("A", False), ("   ", False), ("\t\t", False)],
+)
+def test_a_decision_needs_a_name_that_can_be_read(name: str, is_one: bool) -> None:
+    """By the check that Prefect's server makes of an answer, and by the shell's."""
+    answer = {"decision": "approve", "approver": name}
+
+    assert is_one == (validate(answer, Answer.model_json_schema()) == [])
+    with nullcontext() if is_one else pytest.raises(ConfigError, match="approver"):
+        filled_in(approve=True, approver=name, note="")
