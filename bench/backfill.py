@@ -1,5 +1,6 @@
 """run_backfill beside one UPDATE and beside the loop over ctid that people write: rate, growth, WAL, latency.
 
+`gentle` is one worker whose batches take a tenth of their usual time: fewer users meet a row of theirs.
 BACKFILL_ROWS (a list of millions, default "1") says how large; each side runs alone, then under pgbench on
 the same table. From LARGE million rows on each side runs once, and the loop, whose time grows with the square
 of the table, not at all: its ratio at a million is the least that it would be there.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MILLIONS = [float(word) for word in os.environ.get("BACKFILL_ROWS", "1").split()]
 CHANGE = "SET cents = (amount * 100)::bigint"
+GENTLE = {"target": "10ms"}
 QUIET_SECONDS, RATE, CLIENTS = 10, 200, 2
 LARGE = 5
 SCRIPT = "\\set id random(1, {rows})\nUPDATE public.p SET paid = paid + 1 WHERE id = :id;\n"
@@ -63,6 +65,7 @@ def _rows(box: Sandbox, rows: int) -> Iterator[Row]:
     sides: dict[str, Callable[[], None]] = {
         "ours": lambda: _ours(box, 1),
         "ours2": lambda: _ours(box, 2),
+        "gentle": lambda: _ours(box, 1, GENTLE),
         "one UPDATE": lambda: _update(box),
     }
     if not is_large:
@@ -82,7 +85,13 @@ def _rows(box: Sandbox, rows: int) -> Iterator[Row]:
         yield Row(f"backfill_{word}_p99", size, beside["ours"].p99, beside[other].p99, other, "ms", runs)
         longest = beside["ours"].longest, beside[other].longest
         yield Row(f"backfill_{word}_longest", size, *longest, other, "ms", runs)
-    yield Row("backfill_p99_quiet", size, beside["ours"].p99, quiet.p99, "no backfill at all", "ms", runs)
+    whole, gentle = alone["one UPDATE"].seconds, alone["gentle"].seconds
+    yield Row("backfill_gentle_update", size, gentle, whole, "one UPDATE", "s", runs)
+    for name, side in (("backfill", beside["ours"]), ("backfill_gentle", beside["gentle"])):
+        yield Row(f"{name}_quiet_p99", size, side.p99, quiet.p99, "no backfill at all", "ms", runs)
+        yield Row(
+            f"{name}_quiet_longest", size, side.longest, quiet.longest, "no backfill at all", "ms", runs
+        )
 
 
 def _in_turn(
@@ -187,13 +196,14 @@ def _bench(box: Sandbox, place: Path, script: Path, stop: threading.Event) -> No
         call(words, box.environment)
 
 
-def _ours(box: Sandbox, workers: int) -> None:
+def _ours(box: Sandbox, workers: int, batch: Mapping[str, str] | None = None) -> None:
     fleet = yaml.safe_load(box.fleet_file.read_text(encoding="utf-8"))
     policy = {
         "table": "public.p",
         "set": {"cents": "(amount * 100)::bigint"},
         "where": "cents IS NULL",
         "workers": workers,
+        "batch": batch or {},
         "limits": {"archive_files": 100_000},
     }
     fleet["clusters"]["demo"]["databases"]["shop"]["backfills"] = {"bench": policy}

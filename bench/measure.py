@@ -37,7 +37,7 @@ class Row:
         return round(self.other / self.ours, 3)
 
     def as_json(self) -> dict[str, Any]:
-        """Render the row for bench/results.json."""
+        """Render the row as it is kept."""
         return asdict(self) | {"ratio": self.ratio}
 
 
@@ -58,7 +58,7 @@ def _seconds(side: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def call(argv: Sequence[str | Path], env: Mapping[str, str] | None = None, user: str | None = None) -> str:
+def call(argv: Sequence[object], env: Mapping[str, str] | None = None, user: str | None = None) -> str:
     """Run a whole process as a user would and return its output; whatever fails ends the bench."""
     done = subprocess.run(
         [str(word) for word in argv],

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,10 @@ def _compare(size: int) -> Iterator[Row]:
         if size < LARGE:
             _turn(box)  # warms what is small beside a large restore
         turns = [_turn(box) for _ in range(max(3, RUNS))]
-    whole, frame, other = zip(*turns, strict=True)
+    phases, whole, other = zip(*turns, strict=True)
+    frame = [all_ - sum(own[name] for name in PROOF) for own, all_ in zip(phases, whole, strict=True)]
+    medians = {name: statistics.median(own[name] for own in phases) for name in phases[0]}
+    print(f"{size} MB: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in medians.items()))
     plain = statistics.median(other)
     for name, seconds in (("restore_drill", whole), ("restore_drill_frame", frame)):
         yield Row(
@@ -59,10 +63,10 @@ def _compare(size: int) -> Iterator[Row]:
         )
 
 
-def _turn(box: Sandbox) -> tuple[float, float, float]:
+def _turn(box: Sandbox) -> tuple[dict[str, float], float, float]:
     """Drill, then restore by hand to the point that the drill had made."""
-    whole, frame, point = _drill()
-    return whole, frame, _plain(box, point)
+    phases, whole, point = _drill()
+    return phases, whole, _plain(box, point)
 
 
 @contextmanager
@@ -102,16 +106,18 @@ def _unarchived(box: Sandbox) -> Iterator[None]:
         session.execute("SELECT pg_reload_conf()")
 
 
-def _drill() -> tuple[float, float, str]:
-    """Drill once; return the whole time, that without the proof, and the name of the point."""
+def _drill() -> tuple[dict[str, float], float, str]:
+    """Drill once; return the seconds of each phase, of the whole, and the name of the point."""
     began = time.perf_counter()
     report = conduct(DrillReport, "restore_drill", "demo", _steps)
     whole = time.perf_counter() - began
     if report.verdict != "verified":
         raise SystemExit(f"a drill that proved nothing cannot be compared: {report.findings}")
     assert report.target is not None  # noqa: S101 - it is verified
-    proof = sum(phase.seconds for phase in report.phases if phase.name in PROOF)
-    return whole, whole - proof, report.target.value
+    phases: dict[str, float] = defaultdict(float)
+    for phase in report.phases:
+        phases[phase.name] += phase.seconds
+    return phases, whole, report.target.value
 
 
 def _steps(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Run every comparison in turn, print one table and write results.json: run.py [NAME].
+"""Run every comparison in turn, print one table and bring docs/bench.md up to it: run.py [NAME].
 
 A comparison is a file here with `compare() -> list[Row]`; its name is the file's.
 """
@@ -6,11 +6,11 @@ A comparison is a file here with `compare() -> list[Row]`; its name is the file'
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import page
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from measure import Row
 
 HERE = Path(__file__).resolve().parent
-NOT_COMPARISONS = {"run", "measure"}
+NOT_COMPARISONS = {"run", "measure", "page"}
 
 
 def main(only: str | None) -> None:
@@ -28,11 +28,15 @@ def main(only: str | None) -> None:
     names = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in NOT_COMPARISONS)
     if only and only not in names:
         sys.exit(f"no comparison '{only}'; there are: {', '.join(names)}")
-    rows = [row for name in names if only in {None, name} for row in importlib.import_module(name).compare()]
+    rows = [row for name in names if only in {None, name} for row in _compare(name)]
     Console(width=120).print(_table(rows))
-    results = HERE / "results.json"
-    results.write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n", encoding="utf-8")
-    print(f"written to {results}")
+    page.write()
+
+
+def _compare(name: str) -> list[Row]:
+    rows: list[Row] = importlib.import_module(name).compare()
+    page.keep(name, rows)
+    return rows
 
 
 def _table(rows: Sequence[Row]) -> Table:
