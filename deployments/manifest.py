@@ -186,7 +186,10 @@ def _fault(item: Any, document: dict[str, Any]) -> str:
 def _label(location: tuple[int | str, ...], document: Any) -> str:
     """Call a list's entry by its name or slug, which people know, and not by its number."""
     for part in location:
-        document = document[part] if not isinstance(document, dict) or part in document else {}
+        try:
+            document = document[part]
+        except (LookupError, TypeError):  # the last parts may name a type that was expected, and no place
+            document = None
     if isinstance(location[-1], int) and isinstance(document, dict):
         return str(document.get("name") or document.get("slug") or location[-1])
     return str(location[-1])

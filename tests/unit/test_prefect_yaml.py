@@ -110,6 +110,7 @@ def test_runs_start_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) 
         ("slug:", "slugg:", "did you mean 'slug'?"),
         ("    work_pool: *pool\n", "", "deployments.nightly-backup.work_pool is missing"),
         ("flows.nightly_backup:", "flows/nightly_backup.py:", "deployments.nightly-backup.entrypoint"),
+        ("dry_run: {default: true}", "dry_run: {default: 1.5}", "default"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tmp_path: Path, right: str, wrong: str, told: str) -> None:
