@@ -256,6 +256,9 @@ def sandbox_up(
     typer.echo(_describe(made))
 
 
+_NO_STANZA = "  no backups: pgbackrest here does not know this PostgreSQL, see 'pgvigil doctor demo'"
+
+
 def _describe(sandbox: Sandbox) -> str:
     url = sandbox.environment.get("PREFECT_API_URL")
     lines = [
@@ -263,6 +266,7 @@ def _describe(sandbox: Sandbox) -> str:
         f"  PostgreSQL  port {sandbox.primary_port}, cluster 'demo', database 'demo/shop'",
         f"  evidence    port {sandbox.ops_port}, reports in {sandbox.endpoint_url}",
         *([f"  Prefect     {url.removesuffix('/api')}"] if url else []),
+        *([] if sandbox.archives else [_NO_STANZA]),
         "",
         f"  . {sandbox.env_file}",
         "  pgvigil run nightly-backup demo",

@@ -13,7 +13,7 @@ from tests.fixtures.drill import drilled_sandbox, exercise
 from tests.fixtures.drill_copy import drill, marked, scratch_directory, template
 from tests.fixtures.drill_source import field_with_standby
 from tests.fixtures.partitions import road, shop, shop_sandbox
-from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, sandbox, workplace
+from tests.fixtures.sandbox import fresh_sandbox, in_sandbox, lacking, sandbox, workplace
 from tests.fixtures.ssh import ssh_prefix
 from tests.fixtures.wal import healthy_vault, kept_vault, own_vault, vault
 
@@ -71,8 +71,12 @@ LIVE = {"acceptance", "contract", "fault", "live"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest in front; the others keep their order."""
+    """Put the files that take longest in front; pass over, by name, what this PostgreSQL cannot have."""
     items.sort(key=_rank)
+    for marker, reason in lacking().items():
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _rank(item: pytest.Item) -> int:

@@ -17,7 +17,7 @@ from pgvigil.alarmtest import proofs
 from pgvigil.alarmtest.repository import Repository
 from pgvigil.alarmtest.scene import Archived, Scene
 from pgvigil.archive.manifest import read_manifest
-from pgvigil.errors import ToolFailed
+from pgvigil.errors import ToolFailed, VersionUnsupported
 from pgvigil.fleet import load_fleet
 from pgvigil.objectstore import connect
 from pgvigil.processes import Command, run
@@ -164,10 +164,19 @@ def sandbox_stage(directory: Path | None = None) -> Iterator[Stage]:
     with own_directory(directory) as place:
         box = up(place / "box")
         try:
+            _require_stanza(box)
             with _environment(box.environment):
                 yield _build(box)
         finally:
             down(box.directory)
+
+
+def _require_stanza(box: Sandbox) -> None:
+    if not box.archives:
+        raise VersionUnsupported(
+            f"pgbackrest here does not know the PostgreSQL in '{box.postgres_bin}': no backup, no damage",
+            hint="upgrade pgbackrest, or name a cluster that it backs up with --cluster",
+        )
 
 
 @contextmanager

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 import yaml
 from psycopg import sql
 
-from pgvigil.errors import CommandNotFound, ConfigError
+from pgvigil.backup.survey import require_known_major
+from pgvigil.errors import CommandNotFound, ConfigError, VersionUnsupported
+from pgvigil.fleet import PgBackRestSettings
+from pgvigil.pgbackrest import PgBackRest
 from pgvigil.postgres import connect
 from pgvigil.sandbox import directory as place
 from pgvigil.sandbox import postgres, s3, services
@@ -49,8 +52,9 @@ _PATIENCE = timedelta(seconds=10)
 def up(directory: Path, *, empty: bool = False, postgres_bin: Path | None = None) -> Sandbox:
     """Create a sandbox in a new or empty directory and return it running.
 
-    `empty` leaves out the sample database's tables. Whatever fails, nothing is left behind; the error
-    says what failed, with the end of its log. Raises ConfigError for a directory that will not do.
+    `empty` leaves out the sample database's tables. A PostgreSQL that this host's pgBackRest does not know
+    archives nothing: then there is no stanza. Whatever fails, nothing is left behind; the error says what
+    failed, with the end of its log. Raises ConfigError for a directory that will not do.
     """
     directory = directory.resolve()
     place.check_name(directory)
@@ -127,7 +131,8 @@ def _clear(directory: Path) -> None:
 def _build(site: Site, *, empty: bool) -> Sandbox:
     pgbackrest = _find_pgbackrest()
     _lay_out(site)
-    archiving = postgres.archive_settings(pgbackrest, site.pgbackrest_conf)
+    archives = _is_known(postgres.read_major(site))
+    archiving = postgres.archive_settings(pgbackrest, site.pgbackrest_conf) if archives else {}
     with ThreadPoolExecutor(max_workers=3) as pool:
         endpoint = pool.submit(s3.start, site.directory, site.ca_file)
         primary = pool.submit(postgres.create, site, "primary", archiving)
@@ -137,6 +142,7 @@ def _build(site: Site, *, empty: bool) -> Sandbox:
             primary_port=primary.result(),
             ops_port=ops.result(),
             s3_port=endpoint.result(),
+            archives=archives,
         )
     _furnish(sandbox, pgbackrest, empty=empty)
     place.write_private(site.directory / place.MARKER, sandbox.model_dump_json(indent=2))
@@ -148,6 +154,15 @@ def _find_pgbackrest() -> str:
     if found is None:
         raise CommandNotFound("program 'pgbackrest' is not on this host", hint="install pgbackrest")
     return found
+
+
+def _is_known(major: int) -> bool:
+    """Tell whether this host's pgBackRest can back up such a server."""
+    try:
+        require_known_major(major, PgBackRest(PgBackRestSettings(stanza=STANZA)).version)
+    except VersionUnsupported:
+        return False
+    return True
 
 
 def _lay_out(site: Site) -> None:
@@ -172,7 +187,8 @@ def _furnish(sandbox: Sandbox, pgbackrest: str, *, empty: bool) -> None:
     with ThreadPoolExecutor(max_workers=1) as pool:
         store = pool.submit(_create_audit_store, sandbox, passwords)
         _create_roles(sandbox, passwords)
-        _create_stanza(sandbox, pgbackrest)
+        if sandbox.archives:
+            _create_stanza(sandbox, pgbackrest)
         _create_shop(sandbox, empty=empty)
         store.result()
 

@@ -84,11 +84,15 @@ class Site(Frozen):
 
 
 class Sandbox(Site):
-    """A running sandbox; `Sandbox.load(directory)` gives the same again."""
+    """A running sandbox; `Sandbox.load(directory)` gives the same again.
+
+    One that does not archive has a PostgreSQL which this host's pgBackRest does not know, and no stanza.
+    """
 
     primary_port: int
     ops_port: int
     s3_port: int
+    archives: bool = True
 
     @classmethod
     def load(cls, directory: Path) -> Self:

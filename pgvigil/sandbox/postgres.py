@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 import shutil
@@ -61,6 +62,15 @@ def find_programs(postgres_bin: Path | None) -> Path:
 def _version(initdb: Path) -> float:
     name = initdb.parent.parent.name
     return float(name) if name.replace(".", "", 1).isdigit() else 0
+
+
+def read_major(site: Site) -> int:
+    """Ask the servers' programs which PostgreSQL they are."""
+    told = run_tool(site.directory, [site.postgres_bin / "initdb", "--version"], user=site.server_user)
+    found = re.search(r"\d+", told)
+    if found is None:
+        raise ToolFailed(f"'{site.postgres_bin / 'initdb'}' told no version but {told[:60]!r}")
+    return int(found[0])
 
 
 def archive_settings(pgbackrest: str, configuration: Path) -> dict[str, str]:

@@ -18,11 +18,13 @@ from psycopg import sql
 
 from pgvigil.audit import install
 from pgvigil.fleet import AuditSettings
+from pgvigil.sandbox.postgres import find_programs
+from tests.fixtures.sandbox import programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BINARIES = Path(os.environ.get("PGVIGIL_POSTGRES_BIN", "/usr/lib/postgresql/15/bin"))
+BINARIES = programs() or find_programs(None)
 USER = "postgres" if os.geteuid() == 0 else None
 
 

@@ -20,6 +20,7 @@ from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox
 from tests.fixtures.backup import orphan
 
+pytestmark = pytest.mark.stanza  # each claim is about one line, while all others are verified
 TEST = "test_doctor"
 LINES = 31
 

@@ -218,7 +218,9 @@ def test_each_damage_to_the_catalogue_is_one_finding_that_names_the_object(
     with damaged(operated, statement) as (copied, until):
         judgement = at_bench.judge_catalogue(copied, until=until)
 
-    assert subjects(judgement) == [f"{DATABASE}: {name}"]
+    # From PostgreSQL 17 (domains) and 18 (tables) on, a NOT NULL is an object of its own as well.
+    found = [each for each in subjects(judgement) if "_not_null on " not in each]
+    assert found == [f"{DATABASE}: {name}"]
     assert decisive(judgement) is Verdict.REFUTED
 
 
@@ -346,6 +348,7 @@ def test_more_moves_than_a_report_can_hold_refute_nothing(at_bench: Bench, opera
     assert decisive(judgement) is Verdict.VERIFIED
 
 
+@pytest.mark.icu
 def test_another_collation_version_is_told(operated: Copy) -> None:
     """Indexes built by another release of the host's collations may be wrong, which is said by name."""
     statement = "UPDATE pg_collation SET collversion = '1' WHERE collname = 'german'"

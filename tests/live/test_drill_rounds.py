@@ -7,13 +7,13 @@ import pytest
 
 from pgvigil.drill.report import DrillReport
 from pgvigil.reports import Verdict
-from pgvigil.sandbox import Sandbox, down, services, up
+from pgvigil.sandbox import Sandbox, down, services
 from pgvigil.sandbox import postgres as servers
 from tests.fixtures.drill import Exercise
 from tests.fixtures.drill_source import TRUST, Server, admin
 from tests.fixtures.load import busy_writer
 from tests.fixtures.reports import codes
-from tests.fixtures.sandbox import reachable_directory
+from tests.fixtures.sandbox import reachable_directory, up
 
 pytestmark = [pytest.mark.long, pytest.mark.rounds]
 

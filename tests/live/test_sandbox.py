@@ -14,12 +14,15 @@ import psycopg
 import pytest
 import trustme
 
+from pgvigil.doctor import examine
 from pgvigil.errors import Busy, ConfigError, ToolFailed
 from pgvigil.fleet import load_fleet
 from pgvigil.postgres import connect
-from pgvigil.sandbox import Sandbox, down, postgres, up
+from pgvigil.reports import Verdict
+from pgvigil.sandbox import Sandbox, down, postgres
 from pgvigil.sandbox.directory import locked
-from tests.fixtures.sandbox import FreshSandbox
+from pgvigil.sandbox.postgres import find_programs
+from tests.fixtures.sandbox import FreshSandbox, lacking, major, programs, up
 from tests.fixtures.sockets import listening
 from tests.fixtures.told import argv_of, owner_of
 
@@ -98,6 +101,7 @@ def secrets_of(sandbox: Sandbox) -> list[str]:
     ]
 
 
+@pytest.mark.stanza
 def test_a_finished_segment_arrives_in_s3(in_sandbox: Sandbox) -> None:
     """The cluster archives through pgBackRest into S3, and the role pgvigil may make it do so."""
     segment = value(
@@ -110,6 +114,7 @@ def test_a_finished_segment_arrives_in_s3(in_sandbox: Sandbox) -> None:
     until(lambda: archived(in_sandbox, str(segment)))
 
 
+@pytest.mark.stanza
 def test_a_full_backup_needs_no_superuser(sandbox: Sandbox) -> None:
     """Plain pgBackRest takes a full backup as its own role, with the endpoint's certificate checked."""
     pgbackrest(sandbox, "--type=full", "backup")
@@ -325,6 +330,7 @@ def test_up_gives_its_caller_the_end_of_output(workplace: Path) -> None:
     assert processes_naming(directory)
 
 
+@pytest.mark.stanza
 def test_any_printable_name_will_do(workplace: Path) -> None:
     """Blanks, quotes and percent signs in the directory's name break no configuration file."""
     box = up(workplace / "a 'b\" %p\\c$", empty=True)
@@ -387,6 +393,49 @@ def test_a_name_too_long_for_sockets_is_refused_first(workplace: Path) -> None:
         up(workplace / ("x" * 100))
 
     assert not list(workplace.iterdir())
+
+
+def test_the_servers_are_those_that_were_asked_for(sandbox: Sandbox) -> None:
+    """Both run the major whose programs the environment names, or else the newest of this host."""
+    told = {
+        value(dsn, "SHOW server_version_num") for dsn in (sandbox.primary_admin_dsn, sandbox.ops_admin_dsn)
+    }
+
+    assert {major()} == {int(str(each)) // 10_000 for each in told}
+
+
+def test_a_postgresql_that_pgbackrest_does_not_know_archives_nothing(workplace: Path) -> None:
+    """Programs that say they are of a later major: everything but the stanza is there, and says so."""
+    newer = workplace / "bin"
+    newer.mkdir()
+    real = find_programs(programs())
+    for program in real.iterdir():
+        (newer / program.name).symlink_to(program)
+    (newer / "initdb").unlink()
+    (newer / "initdb").write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && exec echo "initdb (PostgreSQL) 18.1"\n'
+        f'exec {real / "initdb"} "$@"\n'
+    )
+    (newer / "initdb").chmod(0o755)
+    box = up(workplace / "box", empty=True, postgres_bin=newer)
+
+    assert not box.archives
+    assert "off" == value(box.primary_admin_dsn, "SHOW archive_mode")
+    assert Sandbox.load(box.directory) == box
+
+
+@pytest.mark.skipif("stanza" not in lacking(), reason="pgBackRest knows this PostgreSQL")
+def test_the_doctor_names_a_postgresql_that_pgbackrest_does_not_know(in_sandbox: Sandbox) -> None:
+    """Backups are refuted by name, and the rest of the cluster is examined nevertheless."""
+    lines = {line.id: line for line in examine(load_fleet(in_sandbox.fleet_file), "demo")}
+
+    assert lacking()["stanza"] == lines["pgbackrest.knows-server"].message
+    refuted = {name for name, line in lines.items() if line.verdict is Verdict.REFUTED}
+    assert {"pgbackrest.knows-server", "server.archiving"} <= refuted
+    assert {"server.role", "server.databases", "audit.writable", "reports.writable", "drill.marks"} <= {
+        name for name, line in lines.items() if line.verdict is Verdict.VERIFIED
+    }
 
 
 def test_a_failing_step_is_told_and_cleaned(workplace: Path) -> None:
