@@ -602,8 +602,9 @@ def served(  # noqa: PLR0913 - what a slot is of
 def install(dsn: str) -> int:
     """Create or migrate schema and roles as an admin, in one transaction; return the schema's version.
 
-    Idempotent. The admin is a superuser, or may create roles and has CREATE on the database. Raises
-    DatabaseFailed, PreconditionFailed (encoding), VersionUnsupported (made by a newer pgvigil).
+    Idempotent. The admin is a superuser, or may create roles and has CREATE on the database; PostgreSQL 16
+    and newer want ADMIN OPTION on roles that another admin has made. Raises DatabaseFailed,
+    PreconditionFailed (encoding), VersionUnsupported (made by a newer pgvigil).
     """
     try:
         return _install(dsn)
@@ -612,7 +613,8 @@ def install(dsn: str) -> int:
             raise
         raise DatabaseFailed(
             error.message,
-            hint="name an admin's session with --dsn: a superuser, or who may create roles and schemas there",
+            hint="name an admin's session with --dsn: a superuser, or who may create roles and schemas "
+            "there; from PostgreSQL 16 on, where another admin has made the roles, with ADMIN OPTION on them",
             **error.context,
         ) from error
 

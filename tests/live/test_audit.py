@@ -908,15 +908,25 @@ def test_a_schema_of_a_newer_release_is_left_alone(store: AuditStore) -> None:
 def test_an_admin_without_superuser_installs_and_keeps_no_hold(
     audit_cluster: Cluster, empty_database: str
 ) -> None:
-    """CREATEROLE and CREATE on the database are enough, and the owner role is given back."""
+    """CREATEROLE and CREATE on the database are enough, and the owner role is given back.
+
+    From PostgreSQL 16 on, who made the roles has ADMIN OPTION on them, and nobody else may grant them.
+    """
     name = f"dba_{uuid4().hex}"
+    audit.install(audit_cluster.dsn(empty_database))  # so that the roles are there, whichever test is first
     with psycopg.connect(audit_cluster.dsn(empty_database), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA pgvigil CASCADE")
         connection.execute(f"CREATE ROLE {name} LOGIN CREATEROLE")
         connection.execute(f"GRANT CREATE ON DATABASE {empty_database} TO {name}")
+        if connection.info.server_version >= 160_000:
+            admin = "WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+            connection.execute(f"GRANT pgvigil_owner, pgvigil_writer TO {name} {admin}")
 
     assert audit.install(audit_cluster.dsn(empty_database, name)) == 1
     assert audit.install(audit_cluster.dsn(empty_database, name)) == 1
 
-    with psycopg.connect(audit_cluster.dsn(empty_database, name)) as connection:
-        held = connection.execute("SELECT pg_has_role('pgvigil_owner', 'MEMBER')").fetchone()
-    assert held == (False,)
+    with (
+        psycopg.connect(audit_cluster.dsn(empty_database, name)) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute("SET ROLE pgvigil_owner")
