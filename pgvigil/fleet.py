@@ -181,10 +181,14 @@ class Fleet(Frozen):
         """Name what is run unattended for anybody in the fleet."""
         return tuple(dict.fromkeys(name for _, settings in self.subjects() for name in duties_of(settings)))
 
+    def runs(self, pipeline: str) -> bool:
+        """Tell whether a pipeline is run unattended for anybody in the fleet."""
+        return any(pipeline in duties_of(settings) for _, settings in self.subjects())
+
     def wave(self, pipeline: str) -> WavePolicy:
         """Return how a pipeline goes over the fleet, or raise ConfigError with the nearest name."""
-        known = self.pipelines()
-        if pipeline not in known:
+        if not self.runs(pipeline):
+            known = self.pipelines()
             raise ConfigError(_no_pipeline(pipeline, known), hint=_suggest(pipeline, known))
         return self.waves.get(pipeline, WavePolicy())
 

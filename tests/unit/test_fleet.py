@@ -177,8 +177,10 @@ def test_a_directory_is_no_fleet_file(tmp_path: Path) -> None:
 
 
 def test_bad_yaml_names_line_and_column(tmp_path: Path) -> None:
-    """A syntax error says where it is."""
-    assert "line 3" in refusal(tmp_path, "audit:\n  dsn: [unclosed\n bad")
+    """A syntax error says where it is, and what was never closed where that began."""
+    assert "while parsing a flow sequence, from line 2, column 8" in refusal(
+        tmp_path, "audit:\n  dsn: [unclosed\n bad"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "just text"])
