@@ -140,6 +140,8 @@ def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: t
         "datestyle": "ISO, MDY",
         "intervalstyle": "postgres",
     }
+    if connection.info.server_version >= 170_000:
+        settings["transaction_timeout"] = "0"  # each statement is bounded; a copy takes as long as it takes
     _set(connection, settings, is_local=False)
 
 

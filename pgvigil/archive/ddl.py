@@ -122,14 +122,15 @@ def column_settings(shape: Shape, table: sql.Identifier) -> Iterator[sql.Compose
 def checks(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
     """Compose the CHECK constraints, which every row passes when it is loaded."""
     proven = (each for each in shape.constraints if each.kind == "c" and not each.is_unproven)
-    yield from (_constraint(each, table) for each in proven)
+    yield from (add_constraint(each, table) for each in proven)
 
 
 def keys(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
     """Compose keys and indexes, which are best built when the rows are there, and what rows may break."""
     unproven = (each for each in shape.constraints if each.kind == "c" and each.is_unproven)
-    yield from (_constraint(each, table) for each in unproven)
-    yield from (_constraint(each, table) for each in shape.constraints if each.kind in "pux")
+    yield from (add_constraint(each, table) for each in unproven)
+    yield from (add_not_null(table, each.name) for each in shape.columns if each.not_null_unproven)
+    yield from (add_constraint(each, table) for each in shape.constraints if each.kind in "pux")
     yield from (add_index(table, each, each.name) for each in shape.indexes)
 
 
@@ -161,9 +162,15 @@ def add_foreign_key(each: Constraint, shape: Shape) -> sql.Composed:
     )
 
 
-def _constraint(each: Constraint, table: sql.Identifier) -> sql.Composed:
+def add_constraint(each: Constraint, table: sql.Identifier) -> sql.Composed:
+    """Compose a constraint by its own definition."""
     name = sql.Identifier(each.name)
     return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(table, name, _raw(each.definition))
+
+
+def add_not_null(table: sql.Identifier, column: str) -> sql.Composed:
+    """Compose a NOT NULL that does not look at the rows, which PostgreSQL 18 was the first to have."""
+    return sql.SQL("ALTER TABLE {} ADD NOT NULL {} NOT VALID").format(table, sql.Identifier(column))
 
 
 def add_check(table: sql.Identifier, name: str, condition: str) -> sql.Composed:

@@ -12,8 +12,10 @@ from pgvigil.archive import digest
 from pgvigil.archive.blocks import digest_of
 from pgvigil.archive.ddl import (
     add_check,
+    add_constraint,
     add_index,
     add_key,
+    add_not_null,
     attach_partition,
     checks,
     column_definition,
@@ -312,14 +314,16 @@ class Adaption:
             self.statements.append(
                 sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL").format(self.table, name)
             )
+        if parent.not_null_unproven and not (own.not_null or own.not_null_unproven):
+            self.statements.append(add_not_null(self.table, own.name))
 
     def _add_checks(self, own: Shape, parent: Shape) -> None:
         have = {constraint.name for constraint in own.constraints}
         for constraint in parent.constraints:
             if constraint.kind == "c" and constraint.name not in have:
-                condition = constraint.definition.removeprefix("CHECK ").removesuffix(" NO INHERIT")
-                self.statements.append(add_check(self.table, constraint.name, condition))
-                self.told.append(f"constraint '{constraint.name}' was added since: every row passed it")
+                self.statements.append(add_constraint(constraint, self.table))
+                rows = "older rows may break it" if constraint.is_unproven else "every row passed it"
+                self.told.append(f"constraint '{constraint.name}' was added since: {rows}")
 
     def _add_keys(self, own: Shape, parent: Shape) -> None:
         """Build what ATTACH would build under its locks: keys and indexes that the table gained since."""

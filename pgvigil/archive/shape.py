@@ -34,13 +34,17 @@ class Numbering(Frozen):
 
 
 class Column(Frozen):
-    """One column; `expression` is its default, or what it is generated from."""
+    """One column; `expression` is its default, or what it is generated from.
+
+    A NOT NULL that is unproven was added without a look at older rows.
+    """
 
     name: str
     type: str
     type_oid: int
     collation: str | None = None
     not_null: bool = False
+    not_null_unproven: bool = False
     expression: str | None = None
     generated: str = ""
     identity: str = ""
@@ -63,7 +67,7 @@ class Constraint(Frozen):
     @property
     def is_unproven(self) -> bool:
         """Whether older rows may break it: it was added without a look at them."""
-        return self.definition.endswith(" NOT VALID")
+        return self.definition.endswith((" NOT VALID", " NOT ENFORCED"))
 
 
 class Index(Frozen):

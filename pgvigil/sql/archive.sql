@@ -32,7 +32,8 @@ SELECT attribute.attname AS name, format_type(attribute.atttypid, attribute.attt
        attribute.atttypid::bigint AS type_oid,
        CASE WHEN attribute.attcollation <> type.typcollation
             THEN format('%%I.%%I', space.nspname, collation_.collname) END AS collation,
-       attribute.attnotnull AS not_null,
+       attribute.attnotnull AND null_check.is_proven AS not_null,
+       attribute.attnotnull AND NOT null_check.is_proven AS not_null_unproven,
        pg_get_expr(def.adbin, def.adrelid) AS expression,
        attribute.attgenerated::text AS generated, attribute.attidentity::text AS identity,
        CASE WHEN attribute.attstorage <> type.typstorage THEN attribute.attstorage::text ELSE '' END AS storage,
@@ -46,6 +47,10 @@ SELECT attribute.attname AS name, format_type(attribute.atttypid, attribute.attt
   FROM pg_attribute AS attribute
   JOIN pg_type AS type ON type.oid = attribute.atttypid
   LEFT JOIN pg_attrdef AS def ON def.adrelid = attribute.attrelid AND def.adnum = attribute.attnum
+  CROSS JOIN LATERAL (
+       -- From PostgreSQL 18 on, a NOT NULL is a constraint, and older rows may break one that is NOT VALID.
+       SELECT coalesce(bool_and(convalidated), true) AS is_proven FROM pg_constraint
+        WHERE conrelid = attribute.attrelid AND contype = 'n' AND conkey = ARRAY[attribute.attnum]) AS null_check
   LEFT JOIN pg_collation AS collation_ ON collation_.oid = attribute.attcollation
   LEFT JOIN pg_namespace AS space ON space.oid = collation_.collnamespace
   LEFT JOIN LATERAL (

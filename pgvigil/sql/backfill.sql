@@ -8,7 +8,11 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
  WHERE c.oid = to_regclass(%(table)s)
 
 -- columns: what can be written, and what by nobody
-SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
+       -- from PostgreSQL 18 on, a NOT NULL may be NOT VALID: older rows may break it
+       a.attnotnull AND NOT EXISTS (
+           SELECT FROM pg_constraint AS n WHERE n.conrelid = a.attrelid AND n.contype = 'n'
+              AND n.conkey = ARRAY[a.attnum] AND NOT n.convalidated) AS not_null,
        a.attgenerated <> '' AS is_generated
   FROM pg_attribute AS a
  WHERE a.attrelid = %(relation)s AND a.attnum > 0 AND NOT a.attisdropped
@@ -30,10 +34,11 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, c
  ORDER BY c.oid
 
 -- keys: unique indexes by which each row can be found: whole, valid, of NOT NULL columns, in one direction and in
--- the order of their types
+-- the order of their types, which that of a key WITHOUT OVERLAPS is not
 SELECT ic.relname AS index, i.indisprimary AS is_primary, k.columns, k.width
   FROM pg_index AS i
   JOIN pg_class AS ic ON ic.oid = i.indexrelid
+  JOIN pg_am AS am ON am.oid = ic.relam AND am.amname = 'btree'
  CROSS JOIN LATERAL (
        SELECT jsonb_agg(jsonb_build_object(
                   'name', a.attname,
@@ -41,7 +46,9 @@ SELECT ic.relname AS index, i.indisprimary AS is_primary, k.columns, k.width
                   'collation', CASE WHEN l.oid <> a.attcollation
                                     THEN jsonb_build_array(ln.nspname, l.collname) END
               ) ORDER BY part.place) AS columns,
-              bool_and(a.attnotnull) AS is_not_null,
+              bool_and(a.attnotnull AND NOT EXISTS (
+                  SELECT FROM pg_constraint AS n WHERE n.conrelid = a.attrelid AND n.contype = 'n'
+                     AND n.conkey = ARRAY[a.attnum] AND NOT n.convalidated)) AS is_not_null,
               count(*) = i.indnkeyatts AS is_plain,
               count(DISTINCT i.indoption[part.place - 1] & 1) = 1 AS is_one_way,
               bool_and(EXISTS (SELECT FROM pg_opclass AS d

@@ -12,6 +12,7 @@ from pgvigil.backfill.session import Bounds, Session
 from pgvigil.fleet import load_fleet
 from pgvigil.postgres import connect
 from tests.fixtures.backfill import Yard, pooler, standby
+from tests.fixtures.sandbox import since
 
 POOLER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
 CENTS: dict[str, Any] = {"set": {"cents": "(amount * 100)::bigint"}, "where": "cents IS NULL"}
@@ -105,6 +106,7 @@ def test_an_index_with_another_collation_is_walked(yard: Yard) -> None:
     assert "by u" in report.plan.walks[0]
 
 
+@pytest.mark.icu
 def test_a_collation_for_which_two_texts_are_one_is_walked(yard: Yard) -> None:
     """The cursor compares as the index does: a key that is written in another way meanwhile stays one row."""
     yard.sql("CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
@@ -128,6 +130,35 @@ def test_an_index_in_an_order_of_its_own_is_passed_over(yard: Yard) -> None:
     assert report.verdict == "verified", told(report)
     assert report.plan
     assert "block ranges" in report.plan.walks[0]
+
+
+@since(18, "keys WITHOUT OVERLAPS")
+def test_a_key_over_time_is_passed_over(yard: Yard) -> None:
+    """It tells rows apart, but its index has no order by which they could be walked."""
+    yard.sql("CREATE EXTENSION btree_gist", role=None)
+    yard.sql("CREATE TABLE t (k int, at daterange, v int, PRIMARY KEY (k, at WITHOUT OVERLAPS))")
+    yard.sql("INSERT INTO t SELECT n, '[2026-01-01,)', 1 FROM generate_series(1, 300) AS n; ANALYZE t")
+    yard.define(table="public.t", set={"v": "0"}, where="v > 0", batch=SMALL)
+
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert report.plan
+    assert "block ranges" in report.plan.walks[0]
+
+
+@since(18, "NOT NULL … NOT VALID")
+def test_a_not_null_that_was_never_proven_is_proven(yard: Yard) -> None:
+    """A column that only promises it is not taken for one that keeps it."""
+    yard.sql("CREATE TABLE t (k int PRIMARY KEY, v int); INSERT INTO t VALUES (1, NULL), (2, 2)")
+    yard.sql("ALTER TABLE t ADD CONSTRAINT promised NOT NULL v NOT VALID")
+    yard.define(table="public.t", set={"v": "0"}, where="v IS NULL", not_null=["v"])
+
+    report = yard.run()
+
+    assert report.verdict == "verified", told(report)
+    assert ("v",) == report.not_null
+    assert yard.value("SELECT convalidated FROM pg_constraint WHERE conname = 'promised'")
 
 
 def test_no_batch_scans_the_table(yard: Yard) -> None:
@@ -512,6 +543,7 @@ def test_a_signal_that_cannot_be_read_holds_it(yard: Yard) -> None:
     assert_waits(yard, "signal load: cannot be read", lambda: yard.sql("CREATE TABLE load AS SELECT 1 AS n"))
 
 
+@pytest.mark.stanza
 def test_a_failing_archiver_holds_it(yard: Yard) -> None:
     """While archive_command fails, no more WAL is made by us."""
     payments(yard, 3000)
@@ -566,6 +598,7 @@ def test_a_full_server_holds_it(yard: Yard) -> None:
         assert_waits(yard, "connections: ", crowd.close)
 
 
+@pytest.mark.stanza
 def test_wal_that_waits_for_the_archiver_holds_it(yard: Yard) -> None:
     """The queue counts also before the archiver has failed, as with one that hangs."""
     payments(yard, 3000)

@@ -10,6 +10,7 @@ from pgvigil.archive.shape import Shape, read_shape
 from pgvigil.reports import Verdict
 from tests.fixtures.partitions import Shop, make_awkward, quote, run
 from tests.fixtures.reports import refuted
+from tests.fixtures.sandbox import since
 
 NAMES = ['Mixed.Case "quoted"; --', "表" * 20, ".."]
 
@@ -186,6 +187,52 @@ def test_a_table_that_changed_since_is_adapted_to_and_says_so(shop: Shop) -> Non
         " AND convalidated AND conparentid <> 0"
     )
     assert [{"source": "web"}] == shop.sql(f"SELECT DISTINCT source FROM {name}")
+
+
+def test_a_check_that_older_rows_may_break_is_added_as_such(shop: Shop) -> None:
+    """The table gained it NOT VALID, and the rows that come back break it: they come back."""
+    name = archived(shop)
+    shop.sql("ALTER TABLE events ADD CONSTRAINT none CHECK (id < 0) NOT VALID")
+    report = shop.restore(name, attach=True)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert ["constraint 'none' was added since: older rows may break it"] == list(report.adapted)
+    assert [{"convalidated": False}] == shop.sql(
+        f"SELECT convalidated FROM pg_constraint WHERE conrelid = '{name}'::regclass AND conname = 'none'"
+    )
+
+
+@since(18, "virtual columns, NOT NULL … NOT VALID and NOT ENFORCED")
+def test_promises_that_rows_break_and_columns_without_rows_come_back(shop: Shop) -> None:
+    """What looks at no row when it is added looks at none when it comes back, and is as it was."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    shop.sql("ALTER TABLE events ADD COLUMN twice bigint GENERATED ALWAYS AS (customer_id * 2) VIRTUAL")
+    shop.sql("ALTER TABLE events ADD COLUMN note text, ADD COLUMN other int")
+    shop.sql(
+        f"ALTER TABLE {name} ADD NOT NULL note NOT VALID,"
+        " ADD CONSTRAINT small CHECK (id < 0) NOT ENFORCED,"
+        " ADD CONSTRAINT whose FOREIGN KEY (other) REFERENCES customers NOT ENFORCED"
+    )
+    before = shape(shop, name)
+    rows = shop.sql(f"SELECT id, twice FROM {name} ORDER BY id")
+    assert name == archived(shop)
+    report = shop.restore(name)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert before == shape(shop, name)
+    assert rows == shop.sql(f"SELECT id, twice FROM {name} ORDER BY id")
+
+
+@since(18, "NOT NULL … NOT VALID")
+def test_a_not_null_that_older_rows_may_break_does_not_keep_them_out(shop: Shop) -> None:
+    """The partitioned table gained it NOT VALID: old rows come back attached, with the same promise."""
+    shop.sql("ALTER TABLE events ADD COLUMN note text")
+    name = archived(shop)
+    shop.sql("ALTER TABLE events ADD NOT NULL note NOT VALID")
+    report = shop.restore(name, attach=True)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [{"n": True}] == shop.sql(f"SELECT count(*) > 0 AS n FROM {name} WHERE note IS NULL")
 
 
 def test_a_drill_proves_and_leaves_nothing(shop: Shop) -> None:
