@@ -36,14 +36,15 @@ class Backfill:
     policy: BackfillPolicy
     dsn: str
 
+    @cached_property
     def session(self) -> Session:
-        """Return a way into its database."""
+        """The one way into its database, for whoever examines it to close."""
         return Session(self.dsn, SESSION)
 
     @cached_property
     def target(self) -> Target:
         """Its table as the catalog has it."""
-        with self.session() as session, session.transaction() as connection:
+        with self.session.transaction() as connection:
             return catalog.read_target(connection, self.policy)
 
     @property
@@ -54,8 +55,7 @@ class Backfill:
     @cached_property
     def state(self) -> State | None:
         """What its runs have left, None for one that was never run."""
-        with self.session() as session:
-            return ledger.read(session, self.name)
+        return ledger.read(self.session, self.name)
 
 
 def backfills_of(cluster: str, settings: ClusterSettings, only: str | None) -> Iterator[Backfill]:
@@ -70,7 +70,7 @@ def backfills_of(cluster: str, settings: ClusterSettings, only: str | None) -> I
 
 def installed(backfill: Backfill) -> str:
     """Find the tables of infra/target.sql, and our rights on them."""
-    with backfill.session() as session, session.transaction() as connection:
+    with backfill.session.transaction() as connection:
         ledger.require_installed(connection)
     return "the tables for cursor, quarantine and before-images are there and ours to write"
 
@@ -78,8 +78,8 @@ def installed(backfill: Backfill) -> str:
 def writable(backfill: Backfill) -> str:
     """Let the server read the change: table, columns, expressions and rights."""
     try:
-        with survey.told_as_fault(), backfill.session() as session:
-            survey.check_statement(session, backfill.job)
+        with survey.told_as_fault():
+            survey.check_statement(backfill.session, backfill.job)
     except ConfigError as error:  # what the fleet file says is not there
         raise PreconditionFailed(error.message, hint=error.hint) from error
     return f"the server accepts the change of {backfill.target.label}"
@@ -87,8 +87,8 @@ def writable(backfill: Backfill) -> str:
 
 def walkable(backfill: Backfill) -> str:
     """Ask the planner how batches are found."""
-    with backfill.session() as session:
-        return "; ".join(survey.require_index(session, backfill.job, leaf) for leaf in backfill.target.leaves)
+    session, job = backfill.session, backfill.job
+    return "; ".join(survey.require_index(session, job, leaf) for leaf in backfill.target.leaves)
 
 
 def attended(backfill: Backfill) -> str:

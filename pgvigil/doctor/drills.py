@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pgvigil import postgres
 from pgvigil.doctor.cluster import SESSION
-from pgvigil.doctor.lines import Look
+from pgvigil.doctor.lines import AT_ONCE, Look
 from pgvigil.drill import copy, refusals
 from pgvigil.drill.source import read_cluster
 from pgvigil.errors import PreconditionFailed, VersionUnsupported
@@ -56,7 +58,9 @@ def drill_programs(cluster: Cluster) -> str:
 def drill_marks(cluster: Cluster) -> str:
     """Look in each database for what a fence needs, which any other mark may fall back to."""
     databases = _read_source(cluster).databases
-    lacking = [name for name in databases if not _has_fence(cluster, name)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        fenced = tuple(pool.map(partial(_has_fence, cluster), databases))
+    lacking = [name for name, has_fence in zip(databases, fenced, strict=True) if not has_fence]
     if lacking and cluster.settings.drill.mark in {"auto", "fence"}:
         raise PreconditionFailed(
             f"no fence can be had in database {', '.join(lacking)}",

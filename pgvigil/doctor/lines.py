@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Subject = TypeVar("Subject")
 
+AT_ONCE = 8  # looks side by side, each with a session of its own
 _NO_CURE = "read the message and the log of the program that it names, then run 'pgvigil doctor' again"
 
 
