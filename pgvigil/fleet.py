@@ -27,11 +27,12 @@ from pgvigil.policies.waves import WavePolicy, covers
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 Item = TypeVar("Item")
 
 DEFAULT_FILE = "./fleet.yaml"
+_TOLD = 20
 FLEET = "fleet"  # the subject of a run that looks at all of it
 
 
@@ -151,7 +152,7 @@ class Fleet(Frozen):
                 raise ValueError(f"waves.{pipeline}: {_no_pipeline(pipeline, self.pipelines())}")
             for pattern in (*policy.names, *policy.leave_out):
                 if not any(covers(pattern, subject) for subject in subjects):
-                    raise ValueError(f"waves.{pipeline}: '{pattern}' means none of {', '.join(subjects)}")
+                    raise ValueError(f"waves.{pipeline}: '{pattern}' means none of {_some(subjects)}")
             for tag in policy.tags:
                 if not any(tag in self.tags(subject) for subject in subjects):
                     raise ValueError(f"waves.{pipeline}.tags: nobody has the tag '{tag}'")
@@ -218,7 +219,7 @@ def _no_pipeline(name: str, known: Iterable[str]) -> str:
 
 def _databases_hint(fleet: Fleet) -> str:
     names = [f"{c}/{d}" for c, settings in fleet.clusters.items() for d in settings.databases]
-    return f"the fleet file has {', '.join(names)}" if names else "the fleet file names no database"
+    return f"the fleet file has {_some(names)}" if names else "the fleet file names no database"
 
 
 def _pick(items: dict[str, Item], name: str, what: str) -> Item:
@@ -231,7 +232,13 @@ def _suggest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"the fleet file has {', '.join(sorted(known)) or 'none'}"
+    return f"the fleet file has {_some(sorted(known)) or 'none'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name as many as a message can hold, and count the others."""
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD]) + more
 
 
 class _Schema(GenerateJsonSchema):

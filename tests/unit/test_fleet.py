@@ -5,6 +5,7 @@ import pytest
 
 from pgvigil.errors import ConfigError
 from pgvigil.fleet import Fleet, load_fleet
+from tests.fixtures.fleet import fleet
 
 GOOD = """
 audit: {dsn: "postgresql://pgvigil@ops:5432/ops", reports: "s3://acme-dba/reports"}
@@ -215,3 +216,16 @@ def test_a_database_is_named_within_its_cluster(tmp_path: Path, subject: str) ->
 def test_the_schema_forbids_unknown_keys() -> None:
     """Editors that read the schema flag a typo as well."""
     assert Fleet.model_json_schema()["additionalProperties"] is False
+
+
+def test_a_wrong_name_among_hundreds_is_answered_in_a_few_lines() -> None:
+    """Some names are told, and how many more there are; a name that is near is told alone."""
+    databases = {f"db_{number:03}": {} for number in range(500)}
+    made = fleet(one={"databases": databases})
+    with pytest.raises(ConfigError) as far:
+        made.database("one/something")
+    with pytest.raises(ConfigError) as near:
+        made.database("one/db_4999")
+
+    assert "db_019 and 480 more" in far.value.hint
+    assert "did you mean 'db_499'?" == near.value.hint
