@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo demo-stop test long soak mutations docs screenshots check bench lock system clean
+.PHONY: help demo demo-stop test long soak mutations matrix docs screenshots check bench lock system clean
 
 help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
@@ -15,6 +15,7 @@ help:
 	@echo 'make long       its claims that take tens of seconds each: browser, approval, more kills and faults'
 	@echo 'make soak       what must stay silent or outlive a kill, thirty times, and an idle hour'
 	@echo 'make mutations  each central check disabled once: the suite must notice (ONLY=name for one)'
+	@echo 'make matrix     what needs no backup, on PostgreSQL 15, 17 and 18, and docs/versions.md'
 	@echo 'make docs       the reference pages in docs/, from the code'
 	@echo 'make screenshots  pictures of the UI, into docs/screenshots'
 	@echo 'make check      format, lint, types, import contract'
@@ -47,6 +48,11 @@ soak: $(VENV)/.dev
 # Each central check disabled once, in a copy of the tree: a test must go red. Writes docs/mutations.md.
 mutations: $(VENV)/.dev
 	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python tests/mutations.py $(ONLY)
+
+# The suites that need no backup on several majors; those that Debian lacks come as wheels. Writes docs/versions.md.
+matrix: $(VENV)/.dev
+	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
+	$(BIN)/python -m tests.matrix
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m deployments.reference docs/reference

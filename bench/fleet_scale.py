@@ -41,12 +41,13 @@ EMPTY = "the same program, asked for its help"
 EACH = "one for each database"
 BY_HAND = "psql -c 'SELECT 1' in one database after the other"
 WAVE = """
+from pgvigil.fleet import Fleet
 from pgvigil.runs import conduct
 from pgvigil.waves import operation
 from pgvigil.waves.report import WaveReport
 def plan(run):
     assert len(operation.plan(run, None).selection.members) == {size}
-report = conduct(WaveReport, "watch_fleet", "roll-partitions", plan)
+report = conduct(WaveReport, "watch_fleet", "roll-partitions", plan, known=Fleet.wave)
 assert report.verdict == "verified", report
 """
 TABLES = """

@@ -8,9 +8,9 @@ from pgvigil.alarmtest.of_rows import without_last_row
 from pgvigil.alarmtest.repository import flipped, shortened
 from pgvigil.archive.shape import Shape, read_shape
 from pgvigil.reports import Verdict
-from tests.fixtures.partitions import Shop, make_awkward, quote, run
+from tests.fixtures.partitions import INHERITED_IDENTITY, Shop, make_awkward, quote, run
 from tests.fixtures.reports import refuted
-from tests.fixtures.sandbox import since
+from tests.fixtures.sandbox import major, since
 
 NAMES = ['Mixed.Case "quoted"; --', "表" * 20, ".."]
 
@@ -70,6 +70,9 @@ def test_the_awkward_table_has_every_built_in_type(shop: Shop) -> None:
     assert INTERNAL == {row["type"] for row in missing}
 
 
+@pytest.mark.skipif(
+    major() >= INHERITED_IDENTITY, reason="this PostgreSQL has no identity of a partition's own"
+)
 def test_an_identity_goes_on_after_its_greatest_value(shop: Shop) -> None:
     """COPY does not move the sequence behind it, so a rebuilt table would give numbers twice; by its step."""
     make_awkward(shop, "counted")
@@ -213,13 +216,14 @@ def test_promises_that_rows_break_and_columns_without_rows_come_back(shop: Shop)
         " ADD CONSTRAINT small CHECK (id < 0) NOT ENFORCED,"
         " ADD CONSTRAINT whose FOREIGN KEY (other) REFERENCES customers NOT ENFORCED"
     )
-    before = shape(shop, name)
     rows = shop.sql(f"SELECT id, twice FROM {name} ORDER BY id")
-    assert name == archived(shop)
+    (manifest,) = shop.roll().manifests
     report = shop.restore(name)
 
     assert Verdict.VERIFIED == report.verdict, report.findings
-    assert before == shape(shop, name)
+    assert manifest.shape == shape(shop, name)
+    assert ["note"] == [each.name for each in manifest.shape.columns if each.not_null_unproven]
+    assert {"small", "whose"} <= {each.name for each in manifest.shape.constraints if each.is_unproven}
     assert rows == shop.sql(f"SELECT id, twice FROM {name} ORDER BY id")
 
 
