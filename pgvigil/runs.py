@@ -8,6 +8,7 @@ here: a step that could not be done makes the report inconclusive instead of an 
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
+from pgvigil import liveness
 from pgvigil.audit import AuditLog, Kind, Link, LostRun, RunIdentity, lost_runs, step, sweep
 from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, PgvigilError
 from pgvigil.fleet import Fleet, load_fleet
@@ -265,7 +267,8 @@ def _note_lost_runs(run: Run) -> None:
     except AuditUnreachable:
         return
     for gone in (*swept, *lost):
-        shutil.rmtree(run.directory.parent / str(gone.run_id), ignore_errors=True)
+        for left in run.directory.parent.glob(f"{gone.run_id}.*"):
+            shutil.rmtree(left, ignore_errors=True)
     run.findings += [_lost(gone) for gone in lost]
 
 
@@ -298,8 +301,14 @@ def _audit_log(fleet: Fleet, identity: RunIdentity, redact: Callable[[str], str]
 
 @contextmanager
 def _run_directory(fleet: Fleet, identity: RunIdentity) -> Iterator[Path]:
-    """Give the run a directory for its logs, beside the spool, and remove it at the end."""
-    directory = fleet.audit.spool.parent / "runs" / str(identity.run_id)
+    """Give the run a directory for its logs, beside the spool, and remove it at the end.
+
+    Its name says whose it is, so that a directory is found whose run died before it was on record, or after
+    its end was.
+    """
+    runs = fleet.audit.spool.parent / "runs"
+    directory = runs / f"{identity.run_id}.{os.getpid()}.{liveness.own_start() or 0}.{_space()}"
+    _clear_dead(runs)
     try:
         directory.mkdir(parents=True, mode=0o700)
     except OSError as error:
@@ -311,6 +320,18 @@ def _run_directory(fleet: Fleet, identity: RunIdentity) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _space() -> str:
+    return hashlib.sha256(liveness.pid_space().encode()).hexdigest()[:12]
+
+
+def _clear_dead(runs: Path) -> None:
+    """Remove the directories of processes that are gone, as far as their pids mean something here."""
+    for entry in runs.glob(f"*.*.*.{_space()}") if liveness.pid_space() else ():
+        _, pid, started, _ = entry.name.split(".")
+        if liveness.process_is_gone(int(pid), int(started) or None):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def actor() -> str:
