@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help demo demo-stop test long soak mutations matrix docs screenshots check bench lock system clean
+.PHONY: help demo demo-stop test long soak fault mutations matrix docs screenshots check bench lock system clean
 
 help:
 	@echo 'make demo       start the sandbox, run every pipeline, show what each proved'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test       the suite, on live servers: under twelve minutes on two cores'
 	@echo 'make long       its claims that take tens of seconds each: browser, approval, more kills and faults'
 	@echo 'make soak       what must stay silent or outlive a kill, thirty times, and an idle hour'
+	@echo 'make fault      each flow killed, cut off and starved at every state, and run again (ONLY=12,40 SEED=7)'
 	@echo 'make mutations  each central check disabled once: the suite must notice (ONLY=name for one)'
 	@echo 'make matrix     what needs no backup, on PostgreSQL 15, 17 and 18, and docs/versions.md'
 	@echo 'make docs       the reference pages in docs/, from the code'
@@ -34,7 +35,7 @@ demo-stop:
 # A live test that was skipped because something is missing has proven nothing: here it fails.
 test: $(VENV)/.dev
 	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
-	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m 'not long'
+	PGVIGIL_DEMAND_LIVE=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m 'not long and not fault_matrix'
 
 # The rest of the suite; .ci/run runs both.
 long: $(VENV)/.dev
@@ -44,6 +45,11 @@ long: $(VENV)/.dev
 # The claims about silence and exactness once more, thirty times each and with an idle hour: about two hours.
 soak: $(VENV)/.dev
 	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_ROUNDS=30 PGVIGIL_IDLE=3600 $(BIN)/python -m pytest -m rounds
+
+# The whole fault matrix: about three quarters of an hour. Writes docs/faults.md.
+fault: $(VENV)/.dev
+	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
+	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_FAULT_SEED='$(or $(SEED),1)' $(BIN)/python -m tests.faults $(ONLY)
 
 # Each central check disabled once, in a copy of the tree: a test must go red. Writes docs/mutations.md.
 mutations: $(VENV)/.dev
