@@ -313,8 +313,8 @@ def test_an_unknown_program_or_user_says_so() -> None:
     """What cannot be started is told apart from what failed."""
     with pytest.raises(CommandNotFound, match="cannot start no-such-program: no such program in PATH"):
         run(Command(argv=("no-such-program",)))
-    with pytest.raises(CommandNotFound, match="cannot start passwd: Permission denied"):
-        run(Command(argv=("/etc/passwd",)))
+    with pytest.raises(CommandNotFound, match="cannot start group: Permission denied"):
+        run(Command(argv=("/etc/group",)))
     with pytest.raises(CommandNotFound, match="there is no user 'nobody-here' on this host"):
         run(Command(argv=("true",), user="nobody-here"))
 
