@@ -142,10 +142,10 @@ class Worker:
             self._course = outcome.course.next()
             self.pace.succeed(outcome.seen, outcome.seconds, outcome.wal)
         self._take(outcome.overrides)
-        self.control.note_batch(lease.relation, outcome, self.pace.rows)
         if self.control.has_victims():
             self.pace.shrink()
             self._course = None  # its batches are as large as before
+        self.control.note_batch(lease.relation, outcome, self.pace.rows)
         if self.control.level is Level.SLOW:
             time.sleep(outcome.seconds)
 
