@@ -48,14 +48,16 @@ class ProgressMeter:
         self.done = 0
 
     def read(self, line: str) -> Progress | None:
-        """Return the progress after a line, or None for a line that tells none."""
+        """Return the progress after a line, or None for a line of no file or of 0 %."""
         match = _FILE_LINE.search(line)
         if match is None:
             return None
         self.done += int(float(match["size"]) * _UNIT[match["unit"]])
         percent = float(match["percent"])
+        if not percent:
+            return None
         rate = self.done / max(self.clock() - self.started, 0.001)
-        total = int(self.done * 100 / percent) if percent else self.done
+        total = int(self.done * 100 / percent)
         left = (total - self.done) / rate if rate else 0.0
         return Progress(done=self.done, total=total, percent=percent, rate=rate, eta_seconds=left)
 

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +15,12 @@ import pytest
 import yaml
 from playwright.sync_api import Locator, Page, sync_playwright
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    DeploymentFilter,
+    DeploymentFilterId,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -26,6 +33,7 @@ from pgvigil.lock import hold
 from pgvigil.postgres import connect
 from pgvigil.processes import marked_processes
 from pgvigil.sandbox import Sandbox, down
+from tests.fixtures.backup import processes_of
 from tests.fixtures.deployed import up_unwatched
 from tests.fixtures.sandbox import reachable_directory
 
@@ -162,6 +170,56 @@ def test_a_backup_is_run_through_its_form_and_its_report_is_read(
     desk.read_report(run.id, "nightly-backup-demo")
     page.get_by_role("heading", name="VERIFIED: nightly_backup on demo").wait_for()
     picture("report")
+
+
+@pytest.fixture
+def slow(prefect_sandbox: Sandbox) -> Iterator[None]:
+    """Backups that take long enough to be watched."""
+    conf = prefect_sandbox.pgbackrest_conf
+    before = conf.read_text(encoding="utf-8")
+    conf.write_text(f"{before}\n[global:backup]\ncompress-type=bz2\ncompress-level=9\nprocess-max=1\n")
+    with connect(prefect_sandbox.admin_dsn(prefect_sandbox.primary_port, "shop"), "test") as session:
+        for number in range(4):  # progress is told after each file
+            session.execute(
+                f"CREATE TABLE public.big_{number} AS SELECT md5(n::text) || md5((n + 1)::text) AS t"
+                " FROM generate_series(1, 250000) AS n"
+            )
+        yield
+        session.execute("DROP TABLE public.big_0, public.big_1, public.big_2, public.big_3")
+    conf.write_text(before, encoding="utf-8")
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_backups_progress_is_watched(
+    desk: Desk, page: Page, picture: Picture, prefect_sandbox: Sandbox
+) -> None:
+    """While it runs its page says how far it is: held in its middle, neither at the begin nor at the end."""
+    backup = desk.client.read_deployment_by_name("nightly_backup/nightly-backup")
+    wanted = {"cluster": "demo", "backup_type": "full"}
+    run = desk.client.create_flow_run_from_deployment(backup.id, parameters=wanted).id
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+    _await(lambda: [a for a in desk.client.read_artifacts(artifact_filter=of_run) if a.data >= 1], pause=0.05)
+
+    with held(processes_of(prefect_sandbox)):
+        desk.open_run(run, "Artifacts")
+        page.get_by_text("Running", exact=True).first.wait_for()
+        page.get_by_role("link", name="demo-backup-progress").first.click()
+        said = page.get_by_text(re.compile(r" of [\d.]+ MB \([\d.]+ %\)")).first.inner_text()
+        picture("progress")
+    assert 0 < float(re.findall(r"\(([\d.]+) %\)", said)[0]) < 100
+    assert desk.await_state(run, "Completed", "Refuted", "Inconclusive").state_name == "Completed"
+
+
+@contextmanager
+def held(processes: list[int]) -> Iterator[None]:
+    """Stop processes for the block."""
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_what_destroys_begins_as_a_dry_run(desk: Desk, page: Page, picture: Picture) -> None:
@@ -324,9 +382,9 @@ def test_the_page_of_the_watch_has_what_is_wrong(
     assert page.get_by_role("row").filter(has_text="stale").count() >= 1
 
 
-def _await(find: Callable[[], T | None], seconds: float = 150) -> T:
+def _await(find: Callable[[], T | None], seconds: float = 150, pause: float = 0.5) -> T:
     deadline = time.monotonic() + seconds
     while not (found := find()):
         assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.5)
+        time.sleep(pause)
     return found

@@ -178,6 +178,9 @@ def test_progress_is_reckoned_from_the_tools_own_lines() -> None:
     assert "48.0 MB of 96.0 MB (50.0 %), 2.4 MB/s, 20 s to go" == str(progress)
 
 
-def test_other_lines_tell_no_progress() -> None:
-    """What is no file line is passed on as text."""
-    assert ProgressMeter().read("P00   INFO: backup begin") is None
+@pytest.mark.parametrize(
+    "line", ["P00   INFO: backup begin", "P01 DETAIL: backup file /pg/PG_VERSION (3B, 0.00%) checksum ab"]
+)
+def test_other_lines_tell_no_progress(line: str) -> None:
+    """What is no file line, or says 0 %, of which no total follows."""
+    assert ProgressMeter().read(line) is None
