@@ -235,6 +235,15 @@ MUTATIONS = (
         "    if True:\n",
         ("live/test_audit.py::test_a_change_that_keeps_the_chain_whole_is_found_through_a_head",),
     ),
+    Mutation(
+        "secrets",
+        "an error holds no secret, wherever it is written down",
+        "pgvigil/errors.py",
+        "PgvigilError.__init__",
+        "mask = redactor()",
+        "mask = str",
+        ("unit/test_redaction.py::test_an_error_holds_no_secret_from_its_making_on",),
+    ),
 )
 
 
