@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import pgvigil
 from pgvigil.errors import PgvigilError
@@ -20,6 +21,7 @@ from pgvigil.sql import blocks
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-scale.lock", "requirements-dev.lock")
 MATRIX = "requirements-matrix.lock"
+DEBIAN_12 = {"python_version": "3.11", "python_full_version": "3.11.2"}
 PACKAGES = ("pgvigil", "tasks", "flows", "deployments")
 
 
@@ -86,6 +88,36 @@ def test_every_declared_dependency_is_locked() -> None:
     names = {re.split(r"[\[<>=!~ ]", each)[0].lower().replace("_", "-") for each in declared}
 
     assert names - set(pins("requirements.lock")) == set()
+
+
+def requirements(name: str) -> list[str]:
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:  # then it is not in the lock either, which is what is asked
+        return []
+
+
+def asked_for() -> set[tuple[str, str]]:
+    """Follow pyproject.toml through what is installed: distributions with their extras, as on Debian 12."""
+    found: set[tuple[str, str]] = set()
+    left = [("pgvigil", "")]
+    while left:
+        name, extra = left.pop()
+        for line in requirements(name):
+            wanted = Requirement(line)
+            if wanted.marker and not wanted.marker.evaluate({**DEBIAN_12, "extra": extra}):
+                continue
+            for each in ("", *wanted.extras):
+                ask = (wanted.name.lower().replace("_", "-"), each)
+                if ask not in found:
+                    found.add(ask)
+                    left.append(ask)
+    return found
+
+
+def test_the_lock_is_whole_for_debians_own_python() -> None:
+    """Also what a distribution asks for under an older Python than the one that resolved the lock."""
+    assert {name for name, _ in asked_for()} - set(pins("requirements.lock")) == set()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "pgvigil" / "sql").glob("*.sql")), ids=lambda file: file.stem)
