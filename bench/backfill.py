@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from measure import RUNS, Row, call
+from measure import TURNS, Row, call
 
 from pgvigil.backfill import operation, proof
 from pgvigil.backfill.facts import BackfillReport
@@ -61,7 +61,7 @@ def compare() -> list[Row]:
 
 def _rows(box: Sandbox, rows: int) -> Iterator[Row]:
     is_large = rows >= LARGE * 1_000_000
-    runs = 1 if is_large else RUNS
+    runs = 1 if is_large else TURNS
     sides: dict[str, Callable[[], None]] = {
         "ours": lambda: _ours(box, 1),
         "ours2": lambda: _ours(box, 2),

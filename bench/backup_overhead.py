@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import PGVIGIL, RUNS, Row, call, paired
+from measure import PGVIGIL, TURNS, Row, call, paired
 
 from pgvigil.sandbox import Sandbox
 
@@ -31,7 +31,7 @@ def compare() -> list[Row]:
         sides = [partial(_ours, box), partial(_ours, box, "--local"), partial(_other, box)]
         served, local, other = paired(sides)
         _tell_the_rest(box, served - other)
-    row = partial(Row, size=size, other=other, other_is=OTHER, unit="s", runs=max(3, RUNS))
+    row = partial(Row, size=size, other=other, other_is=OTHER, unit="s", runs=TURNS)
     return [row(name="backup_overhead", ours=served), row(name="backup_overhead_local", ours=local)]
 
 

@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
 import yaml
-from measure import PGVIGIL, RUNS, Row, call
+from measure import PGVIGIL, TURNS, Row, call
 
 from deployments.server import start_in
 from pgvigil.postgres import connect
@@ -165,7 +165,7 @@ def _measure(box: Sandbox, size: int) -> list[Row]:
         ("doctor", [PGVIGIL, "doctor", "--json"]),
     ):
         spent = _typical(box, argv)
-        row = partial(Row, size=f"{size} databases", runs=max(3, RUNS))
+        row = partial(Row, size=f"{size} databases", runs=TURNS)
         other, other_is = (_by_hand(box, size), BY_HAND) if name == "doctor" else (start.seconds, EMPTY)
         rows.append(row(f"fleet_{name}", ours=spent.seconds, other=other, other_is=other_is, unit="s"))
         rows.append(
@@ -181,7 +181,7 @@ def _measure(box: Sandbox, size: int) -> list[Row]:
 
 def _typical(box: Sandbox, argv: Sequence[str | Path]) -> Spent:
     """Run a command once to warm up, then as often as asked; medians, and of sessions the most."""
-    turns = [_spend(box, argv) for _ in range(max(3, RUNS) + 1)][1:]
+    turns = [_spend(box, argv) for _ in range(TURNS + 1)][1:]
     return Spent(
         round(median(each.seconds for each in turns), 3),
         round(median(each.memory for each in turns), 1),
@@ -266,7 +266,7 @@ def _by_hand(box: Sandbox, size: int) -> float:
     )
     env = {**box.environment, "PSQL": str(box.postgres_bin / "psql"), "DSN": box.dsn("scale")}
     turns = []
-    for _ in range(max(3, RUNS)):
+    for _ in range(TURNS):
         began = perf_counter()
         call(["bash", "-e", "-c", script], env)
         turns.append(perf_counter() - began)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-RUNS = int(os.environ.get("RUNS", "3"))
+TURNS = max(3, int(os.environ.get("RUNS", "3")))
 PGVIGIL = Path(sys.executable).with_name("pgvigil")
 
 
@@ -41,15 +41,15 @@ class Row:
         return asdict(self) | {"ratio": self.ratio}
 
 
-def paired(sides: Sequence[Callable[[], object]], runs: int = RUNS, *, warm: bool = True) -> list[float]:
-    """Run the sides in turn (A B A B …), at least three times each, and return each side's median seconds.
+def paired(sides: Sequence[Callable[[], object]], turns: int = TURNS, *, warm: bool = True) -> list[float]:
+    """Run the sides in turn (A B A B …), so often each, and return each side's median seconds.
 
     One turn before them warms caches and is not counted, unless the work is so long that it warms its own.
     """
     for side in sides if warm else ():
         side()
-    turns = [[_seconds(side) for side in sides] for _ in range(max(3, runs))]
-    return [round(statistics.median(column), 3) for column in zip(*turns, strict=True)]
+    seconds = [[_seconds(side) for side in sides] for _ in range(turns)]
+    return [round(statistics.median(column), 3) for column in zip(*seconds, strict=True)]
 
 
 def _seconds(side: Callable[[], object]) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from measure import PGVIGIL, RUNS, Row, call, paired
+from measure import PGVIGIL, TURNS, Row, call, paired
 
 from pgvigil.archive import copying, proving
 from pgvigil.archive.place import Place
@@ -51,7 +51,8 @@ def _compare(box: Sandbox, megabytes: int) -> Iterator[Row]:
     _fill(box, megabytes)
     seconds: list[float] = []
     warm = megabytes < LONG
-    proven, other = paired([partial(_ours, box, seconds), partial(_other, box)], warm=warm)
+    turns = TURNS if warm else 1  # minutes each
+    proven, other = paired([partial(_ours, box, seconds), partial(_other, box)], turns, warm=warm)
     copied = round(statistics.median(seconds[1 if warm else 0 :]), 3)  # of the turns that count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rates = ", ".join(
@@ -59,9 +60,7 @@ def _compare(box: Sandbox, megabytes: int) -> Iterator[Row]:
         for name, side in (("export", copied), ("with proof", proven), ("other", other))
     )
     print(f"{megabytes} MB: {rates}; peak memory of this process so far: {peak:.0f} MB", flush=True)
-    row = partial(
-        Row, size=f"{megabytes} MB of text", other=other, other_is=OTHER, unit="s", runs=max(3, RUNS)
-    )
+    row = partial(Row, size=f"{megabytes} MB of text", other=other, other_is=OTHER, unit="s", runs=turns)
     yield row(name="partition_export", ours=copied)
     yield row(name="partition_export_proven", ours=proven)
 

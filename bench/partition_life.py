@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import yaml
-from measure import RUNS, Row, call, paired
+from measure import TURNS, Row, call, paired
 from partition_export import opened
 
 from pgvigil.partitions import leaving, operation, returning
@@ -73,7 +73,7 @@ def compare() -> list[Row]:
             other=other,
             other_is=OTHER,
             unit="s",
-            runs=max(3, RUNS),
+            runs=TURNS,
         )
     ]
 

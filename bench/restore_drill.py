@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import RUNS, Row, call
+from measure import TURNS, Row, call
 
 from pgvigil.drill import finish, marking, prepare, proving
 from pgvigil.drill.choose import Wanted
@@ -45,7 +45,7 @@ def _compare(size: int) -> Iterator[Row]:
         _fill(box, size)
         if size < LARGE:
             _turn(box)  # warms what is small beside a large restore
-        turns = [_turn(box) for _ in range(max(3, RUNS))]
+        turns = [_turn(box) for _ in range(TURNS)]
     phases, whole, other = zip(*turns, strict=True)
     frame = [all_ - sum(own[name] for name in PROOF) for own, all_ in zip(phases, whole, strict=True)]
     medians = {name: statistics.median(own[name] for own in phases) for name in phases[0]}

@@ -22,7 +22,7 @@ from struct import pack
 from typing import TYPE_CHECKING
 
 import zstandard
-from measure import RUNS, Row, paired
+from measure import TURNS, Row, paired
 
 from pgvigil.policies.wal import WalPolicy
 from pgvigil.wal.content import Origin
@@ -60,7 +60,7 @@ def _analysis(place: Path) -> Iterator[Row]:
     for count in (SMALL, BIG):
         listing = place / f"listing-{count}"
         _write_listing(listing, count)
-        turns = [[_measured(side, listing) for side in (_ours, _naive)] for _ in range(max(3, RUNS))]
+        turns = [[_measured(side, listing) for side in (_ours, _naive)] for _ in range(TURNS)]
         middle = len(turns) // 2
         for index, (name, unit) in enumerate((("wal_analysis", "s"), ("wal_analysis_memory", "MB"))):
             ours, other = (sorted(turn[side][index] for turn in turns)[middle] for side in (0, 1))
@@ -156,7 +156,7 @@ def _content(place: Path) -> Iterator[Row]:
     files = [_write_segment(root, number) for number in range(FILES)]
     ours, other = paired([partial(_hash, root, files, Ledger()), partial(_pipeline, files)])
     size = f"{FILES} segments of 16 MB"
-    row = partial(Row, unit="s", runs=max(3, RUNS))
+    row = partial(Row, unit="s", runs=TURNS)
     yield row(
         name="wal_hashing",
         size=size,

@@ -62,7 +62,7 @@ def _gunicorn(directory: Path, certificate: Path, listener: int) -> list[str | P
     tls = [f"--certfile={certificate}", f"--keyfile={certificate}"]
     place = [f"--bind=fd://{listener}", f"--worker-tmp-dir={directory / 'tmp'}", "--no-control-socket"]
     program = [sys.executable, "-m", "gunicorn"]
-    return [*program, *serving, *tls, *place, 'moto.server:create_backend_app("s3")']
+    return [*program, *serving, *tls, *place, "pgvigil.sandbox.endpoint:application()"]
 
 
 def _create_bucket(directory: Path, ca_file: Path, port: int, bucket: str) -> None:

@@ -1,6 +1,8 @@
 import os
 import shutil
 import signal
+import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import psycopg
 import pytest
 import trustme
 
+from pgvigil import objectstore
 from pgvigil.doctor import examine
 from pgvigil.errors import Busy, ConfigError, ToolFailed
 from pgvigil.fleet import load_fleet
@@ -21,6 +24,7 @@ from pgvigil.postgres import connect
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox, down, postgres
 from pgvigil.sandbox.directory import locked
+from pgvigil.sandbox.model import HOST
 from pgvigil.sandbox.postgres import find_programs
 from tests.fixtures.sandbox import FreshSandbox, lacking, major, programs, up
 from tests.fixtures.sockets import listening
@@ -135,6 +139,19 @@ def test_a_certificate_of_another_authority_is_refused(sandbox: Sandbox, workpla
         pgbackrest(sandbox, f"--repo1-storage-ca-file={other}", "--io-timeout=1", "repo-ls")
 
     assert "certificate" in refused.value.stdout + refused.value.stderr
+
+
+def test_half_an_upload_is_refused_as_s3_refuses_it(in_sandbox: Sandbox) -> None:
+    """A body that is cut before its announced length leaves no object behind."""
+    trust = ssl.create_default_context(cafile=os.fspath(in_sandbox.ca_file))
+    address = (HOST, in_sandbox.s3_port)
+    with socket.create_connection(address) as raw, trust.wrap_socket(raw, server_hostname=HOST) as line:
+        line.sendall(b"PUT /archive/half HTTP/1.1\r\nHost: s3\r\nContent-Length: 9\r\n\r\nhalf")
+        line.shutdown(socket.SHUT_WR)
+        while line.recv(4096):  # until the server has answered, and closed
+            pass
+
+    assert list(objectstore.connect(load_fleet(in_sandbox.fleet_file).s3).list("s3://archive/half")) == []
 
 
 def test_the_role_script_can_be_applied_again(sandbox: Sandbox) -> None:
