@@ -89,7 +89,7 @@ write; then what was broken works again, and the same flow runs once more. After
 of every flow and fault (`tests/fixtures/faults/aftermath.py`):
 
 - the second run is verified, or finds all done and refuses to do it twice; the first was not refuted, for \
-nothing but the fault was wrong;
+nothing but the fault was wrong, unless of a horizon that is short because no next partition could be made;
 - tables, partitions, archive, backups and work state are as after a run that met nothing;
 - each row that writers had confirmed is there exactly once;
 - the audit chain holds up to its anchors and tells both runs, each step with its outcome; a run that \
