@@ -29,6 +29,7 @@ NONE = "no PostgreSQL takes part in it"
 LEFT_OUT = {
     "acceptance": PREFECT,
     "contract/test_object_store": NONE,
+    "fault/test_fault_matrix": "a matrix of its own, `make fault`",
     "live/test_processes": NONE,
     **dict.fromkeys(
         (
