@@ -209,7 +209,8 @@ def test_five_hundred_subjects_are_as_many_at_once_as_the_policy_says(watch: Wat
 
     threads, children = zip(*seen, strict=True)
     assert {"verified": 500} == Counter(states(report).values())
-    assert (1, True) == (len(set(threads)), max(children) < 20)
+    # What others left in this process may end meanwhile; nothing may come to what was there at the first.
+    assert (threads[0], True) == (max(threads), max(children) - children[0] < 20)
 
 
 def _children() -> list[str]:
