@@ -21,6 +21,8 @@ GUNICORN = [
     *("--keep-alive=60", "--certfile=tls.pem", "--keyfile=tls.pem", "--graceful-timeout=1"),
     *("--log-file=log", "--no-control-socket"),
 ]
+# A run of tests that is killed ends it as well.
+WITH_US = ["setpriv", "--pdeathsig", "TERM"]
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +36,7 @@ def s3_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Settings
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         server = subprocess.Popen(
-            [sys.executable, *GUNICORN, f"--bind=fd://{listener.fileno()}"],
+            [*WITH_US, sys.executable, *GUNICORN, f"--bind=fd://{listener.fileno()}"],
             cwd=directory,
             pass_fds=[listener.fileno()],
         )
