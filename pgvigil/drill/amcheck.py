@@ -48,7 +48,7 @@ _DAMAGE = ("XX", "58")
 
 
 class Access(Frozen):
-    """How to reach the copy: `dsn` without a database, as superuser over the socket; programs, and whose."""
+    """How to reach the copy: `dsn` as of `copy.dsn`, its options included; programs, and whose."""
 
     dsn: str
     programs: Path
@@ -255,9 +255,7 @@ def _run(  # noqa: PLR0913 - one call, its bounds and who listens
         access.database(database),
     )
     reader = _Reader(database, on_progress)
-    # These outrank what users set for database or role; the words that are read here are English.
-    options = f"-c lc_messages=C -c lock_timeout=0 -c statement_timeout={postgres.milliseconds(deadline)}"
-    own = {"LC_ALL": "C", "PGOPTIONS": options, "PGCLIENTENCODING": encoding}
+    own = {"LC_ALL": "C", "PGCLIENTENCODING": encoding}
     command = Command(argv=words, user=access.user, env={**access.environment, **own}, deadline=deadline)
     done = run(command, on_line=reader.take)
     return Outcome(

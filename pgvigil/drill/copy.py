@@ -353,7 +353,12 @@ _OUTRANKING = {
     "session_replication_role": "replica",
     "default_transaction_isolation": r"read\ committed",
     "role": "none",
+    "lc_messages": "C",  # what tools say is read in English
+    "statement_timeout": "0",  # sessions of ours set their own bounds; a tool has a deadline
+    "lock_timeout": "0",
 }
+# libpq reads the variable PGOPTIONS only where a connection string has no options, so all must be here.
+OPTIONS = " ".join(f"-c {name}={value}" for name, value in _OUTRANKING.items())
 
 
 def dsn(copy: Copy, database: str = "postgres") -> str:
@@ -365,7 +370,7 @@ def dsn(copy: Copy, database: str = "postgres") -> str:
         user=copy.superuser,
         dbname=database,
         sslmode="disable",
-        options=" ".join(f"-c {name}={value}" for name, value in _OUTRANKING.items()),
+        options=OPTIONS,
     )
 
 
