@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from pgvigil.errors import PgvigilError
 from pgvigil.pages import markdown
+from pgvigil.redaction import redactor
 from pgvigil.reports import Report, Verdict, headline
 from tasks.schedule import for_the_record, served_by
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 WAVE = "wave:"  # begins the tag of a run that belongs to a wave over the fleet
 
-_SPELLED = re.compile(r"[a-z0-9]+([-/][a-z0-9]+)*")  # a subject that its key spells out
+# A subject that its key spells out; with both signs "a/b-c" and "a-b/c" would be one.
+_SPELLED = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*|[a-z0-9]+(/[a-z0-9]+)*")
 
 _log = logging.getLogger(__name__)
 # What the call that is under way has come to, for its caller, who must not lose it together with the server.
@@ -111,20 +113,25 @@ def outlive_the_worker() -> None:
 
 
 class _Plainly(logging.Filter):
-    """Leaves the stack trace of an expected error out: its message has what happened and what to do."""
+    """Masks secrets, and leaves the stack trace of an expected error out: its message has what to do."""
 
     @override
     def filter(self, record: logging.LogRecord) -> bool:
+        mask = redactor()
+        record.msg, record.args = mask(record.getMessage()), None
         if record.exc_info and isinstance(record.exc_info[1], PgvigilError):
             record.exc_info = record.exc_text = None
+        elif record.exc_info:
+            record.exc_text = mask(_stack.formatException(record.exc_info))  # formatters take what is there
         return True
 
 
 _PLAINLY = _Plainly()
+_stack = logging.Formatter()
 
 
 def speak_plainly() -> None:
-    """Keep stack traces out of Prefect's log when a step was tried again in vain."""
+    """Keep secrets, and stack traces of steps that were tried again in vain, out of Prefect's log."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_PLAINLY)
 
@@ -166,7 +173,8 @@ def publish(report: Report) -> None:
 def artifact_key(report: Report) -> str:
     """Return the key of a report's page: small letters, digits and dashes, as Prefect wants it.
 
-    A subject of other signs has a digest behind, so that "Ä" and "Ö" have a history each.
+    A subject of other signs has a digest behind, so that "Ä" and "Ö" have a history each. All subjects of a
+    flow have as many slashes, so those that are spelled out meet nobody.
     """
     key = re.sub(r"[^a-z0-9]+", "-", f"{report.flow}-{report.subject}".lower()).strip("-")
     if _SPELLED.fullmatch(report.subject):
