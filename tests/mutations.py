@@ -140,9 +140,18 @@ MUTATIONS = (
         ("unit/test_drill_judges.py::test_other_rows_are_refuted_with_the_table_and_both_counts",),
     ),
     Mutation(
+        "amcheck-coverage",
+        "a table that pg_amcheck passed over is not proven",
+        "pgvigil/drill/amcheck.py",
+        "_doubt",
+        "    if missed or not due:\n",
+        "    if False:\n",
+        ("unit/test_drill_judges.py::test_amcheck_is_believed_by_its_words_and_its_coverage",),
+    ),
+    Mutation(
         "read-back",
         "a partition is dropped only after its copy was read back and found equal",
-        "pgvigil/partitions/operation.py",
+        "pgvigil/partitions/leaving.py",
         "prove",
         "if conclude([check for each in proven for check in each.checks]) is not Verdict.VERIFIED:",
         "if False:",
@@ -171,10 +180,10 @@ MUTATIONS = (
     Mutation(
         "copy-at-the-drop",
         "the copy is looked at once more at the moment of the drop",
-        "pgvigil/partitions/operation.py",
+        "pgvigil/partitions/leaving.py",
         "drop",
-        "    copying.require(managed.store, entry.manifest)\n    managed.check_lock()\n",
-        "    managed.check_lock()\n",
+        "    proving.require(managed.store, entry.manifest)\n    check_store_clock(managed)\n",
+        "    check_store_clock(managed)\n",
         (
             "live/test_roll_partitions_faults.py::test_a_copy_that_vanished_before_the_drop_stops_it",
             "live/test_roll_partitions_s3.py::test_an_object_that_was_replaced_is_not_dropped_for",
@@ -194,7 +203,7 @@ MUTATIONS = (
         "the manifest of an archived partition has the checksum that it tells",
         "pgvigil/archive/manifest.py",
         "read_manifest",
-        "    if _checksum(body) != wanted:\n",
+        "    if found != wanted:\n",
         "    if False:\n",
         ("live/test_restore_partition.py::test_a_manifest_that_was_edited_is_not_believed",),
     ),
@@ -203,9 +212,9 @@ MUTATIONS = (
         "a backfill's cursor commits in the transaction of its rows",
         "pgvigil/backfill/batch.py",
         "run_batch",
-        "        row = job.ledger.advance(connection, lease, to, seen or done, done)\n",
+        "        row = job.ledger.advance(connection, lease, step)\n",
         "    with session.transaction(job.bounds) as connection:\n"
-        "        row = job.ledger.advance(connection, lease, to, seen or done, done)\n",
+        "        row = job.ledger.advance(connection, lease, step)\n",
         ("live/test_backfill.py::test_rows_whose_cursor_cannot_move_are_not_changed",),
     ),
     Mutation(
@@ -243,6 +252,15 @@ MUTATIONS = (
         "mask = redactor()",
         "mask = str",
         ("unit/test_redaction.py::test_an_error_holds_no_secret_from_its_making_on",),
+    ),
+    Mutation(
+        "tool-secrets",
+        "what a tool says holds no secret of its environment",
+        "pgvigil/processes.py",
+        "_Tool._take_lines",
+        'line = self.redact(told.decode(errors="replace").rstrip("\\r"))',
+        'line = told.decode(errors="replace").rstrip("\\r")',
+        ("live/test_processes.py::test_secrets_reach_no_line_no_transcript_and_no_error",),
     ),
 )
 

@@ -36,6 +36,9 @@ def counted(yard: Yard, workers: int = 1) -> None:
     )
 
 
+BUSY = (
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvigil%' AND xact_start IS NOT NULL"
+)
 CONSISTENT = """
 WITH r AS MATERIALIZED (
     SELECT coalesce(after[1], '0')::bigint AS after, through[1]::bigint,
@@ -75,6 +78,19 @@ def another_process(yard: Yard) -> Iterator[int]:
         with suppress(ProcessLookupError, ChildProcessError):  # it has ended, and somebody waited for it
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def freeze(yard: Yard, pid: int) -> None:
+    """Stop a runner between two batches, so that it sleeps without a lock."""
+
+    def is_idle() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if yard.value(BUSY) == 0:
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    yard.wait(is_idle)
 
 
 def walked(yard: Yard) -> int:
@@ -158,7 +174,7 @@ def test_a_runner_that_slept_is_fenced(yard: Yard) -> None:
     counted(yard)
     with another_process(yard) as pid:
         yard.wait(lambda: walked(yard) > 3)
-        os.kill(pid, signal.SIGSTOP)
+        freeze(yard, pid)
         yard.sql("UPDATE pgvigil.backfill SET leased_until = now() - interval '1 second'", None)
         yard.sql("DELETE FROM slow")
         report = yard.run()
@@ -174,7 +190,7 @@ def test_a_second_runner_is_kept_out(yard: Yard) -> None:
     counted(yard)
     with another_process(yard) as pid:
         yard.wait(lambda: walked(yard) > 3)
-        os.kill(pid, signal.SIGSTOP)
+        freeze(yard, pid)
         second = yard.run()
         os.kill(pid, signal.SIGCONT)
 

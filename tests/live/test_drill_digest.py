@@ -222,18 +222,24 @@ def test_every_type_of_the_server_can_be_hashed(database: str, owner: psycopg.Co
     assert (2, True) == (rows, len(types) > 150)
 
 
-def test_a_database_without_an_encoding_is_read_byte_by_byte(sandbox: Sandbox) -> None:
-    """Names and values that are no text anywhere: each has its own hash, and the catalogue can be read."""
-    dsn = sandbox.admin_dsn(sandbox.primary_port, "bytes")
+@pytest.fixture
+def unencoded(sandbox: Sandbox) -> Iterator[str]:
+    """A database whose text is bytes."""
     with admin(sandbox) as session:
         session.execute("CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
-    with postgres.connect(dsn, RUN) as session:
+        yield sandbox.admin_dsn(sandbox.primary_port, "bytes")
+        session.execute("DROP DATABASE bytes WITH (FORCE)")
+
+
+def test_a_database_without_an_encoding_is_read_byte_by_byte(sandbox: Sandbox, unencoded: str) -> None:
+    """Names and values that are no text anywhere: each has its own hash, and the catalogue can be read."""
+    with postgres.connect(unencoded, RUN) as session:
         postgres.read_bytes(session)
         session.execute('CREATE TABLE public."one \xff" AS SELECT 1 AS n')
         session.execute("CREATE TABLE public.\"two \xfe\xfd\" (n) AS VALUES ('\xff')")
-        first = digests(dsn, "one \xff", "two \xfe\xfd")
+        first = digests(unencoded, "one \xff", "two \xfe\xfd")
         session.execute("UPDATE public.\"two \xfe\xfd\" SET n = '\xfe'")
-        changed = digests(dsn, "two \xfe\xfd")
+        changed = digests(unencoded, "two \xfe\xfd")
         described = catalogue.read(session, "database")
     place = f"host={sandbox.sockets} port={sandbox.primary_port} user=postgres"
     access = Access(dsn=place, programs=sandbox.postgres_bin, user=sandbox.server_user)
