@@ -165,8 +165,8 @@ class ObjectStore(Protocol):
         """Return a whole object; for those that fit in memory."""
         ...
 
-    def read(self, uri: str) -> Iterator[bytes]:
-        """Return an object in chunks; errors come with the chunk that could not be read."""
+    def read(self, uri: str, version_id: str | None = None) -> Iterator[bytes]:
+        """Return an object, or one version of it, in chunks; errors come with the chunk that has them."""
         ...
 
     def head(self, uri: str) -> StoredObject:
@@ -287,21 +287,21 @@ class S3ObjectStore(ObjectStore):
         unfinished = self._start(uri, self._dress(content_type, metadata, lock))
         try:
             etags, size = self._send(unfinished, chain([first], parts))
-            version_id = self._complete(unfinished, etags, only_if_absent=only_if_absent)
+            sent = self._complete(unfinished, etags, size, only_if_absent=only_if_absent)
         except BaseException as error:
             self._abort_after(error, unfinished)
             raise
-        return self._read_back(uri, version_id, size, lock)
+        return self._read_back(sent, lock)
 
     @override
     def get(self, uri: str) -> bytes:
         return b"".join(self.read(uri))
 
     @override
-    def read(self, uri: str) -> Iterator[bytes]:
+    def read(self, uri: str, version_id: str | None = None) -> Iterator[bytes]:
         at = parse_uri(uri)
         with _translated("read", uri):
-            body = self._client.get_object(Bucket=at.bucket, Key=at.key)["Body"]
+            body = self._client.get_object(Bucket=at.bucket, Key=at.key, **_version(version_id))["Body"]
         try:
             chunks = body.iter_chunks(READ_SIZE)
             while True:
@@ -454,8 +454,8 @@ class S3ObjectStore(ObjectStore):
         return answer["ETag"]
 
     def _complete(
-        self, upload: UnfinishedUpload, etags: Sequence[str], *, only_if_absent: bool
-    ) -> str | None:
+        self, upload: UnfinishedUpload, etags: Sequence[str], size: int, *, only_if_absent: bool
+    ) -> StoredObject:
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, start=1)]
         with _translated("complete the upload of", upload.uri):
             answer = self._client.complete_multipart_upload(
@@ -463,7 +463,9 @@ class S3ObjectStore(ObjectStore):
                 MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
                 **_condition(only_if_absent=only_if_absent),
             )
-        return _version_of(answer)
+        return StoredObject(
+            uri=upload.uri, size=size, etag=answer["ETag"].strip('"'), version_id=_version_of(answer)
+        )
 
     def _abort_after(self, error: BaseException, upload: UnfinishedUpload) -> None:
         try:
@@ -471,24 +473,23 @@ class S3ObjectStore(ObjectStore):
         except PgvigilError as again:
             error.add_note(f"unfinished upload {upload.upload_id} of {upload.uri} is left: {again}")
 
-    def _read_back(
-        self, uri: str, version_id: str | None, size: int, lock: ObjectLock | None
-    ) -> StoredObject:
-        stored = self._head(uri, version_id)
-        if stored.size != size:
+    def _read_back(self, sent: StoredObject, lock: ObjectLock | None) -> StoredObject:
+        """Return the object as it was sent; what the store says of it must agree."""
+        stored = self._head(sent.uri, sent.version_id)
+        if (stored.size, stored.etag) != (sent.size, sent.etag):
             raise StorageFailed(
-                f"{uri} has {stored.size} bytes after an upload of {size}",
+                f"{sent.uri} has {stored.size} bytes after an upload of {sent.size}; "
+                f"its ETag is {stored.etag}, the upload's was {sent.etag}",
                 hint="somebody else wrote the same key, or the store lost a part; upload again",
-                **_context(uri, "SizeMismatch"),
+                **_context(sent.uri, "SizeMismatch"),
             )
-        self._require_lock(uri, version_id, lock)
-        return stored
+        self._require_lock(sent.uri, sent.version_id, lock)
+        return stored.model_copy(update={"version_id": sent.version_id})
 
     def _head(self, uri: str, version_id: str | None) -> StoredObject:
         at = parse_uri(uri)
-        version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
         with _translated("look at", uri):
-            answer = self._client.head_object(Bucket=at.bucket, Key=at.key, **version)
+            answer = self._client.head_object(Bucket=at.bucket, Key=at.key, **_version(version_id))
         return StoredObject(
             uri=uri,
             size=answer["ContentLength"],
@@ -517,8 +518,7 @@ class S3ObjectStore(ObjectStore):
 
     def _set_lock(self, uri: str, version_id: str | None, lock: ObjectLock) -> None:
         at = parse_uri(uri)
-        where: dict[str, Any] = {"Bucket": at.bucket, "Key": at.key}
-        where |= {"VersionId": version_id} if version_id else {}
+        where: dict[str, Any] = {"Bucket": at.bucket, "Key": at.key, **_version(version_id)}
         with _translated("lock", uri):
             if lock.mode and lock.retain_until:
                 self._client.put_object_retention(
@@ -636,6 +636,10 @@ def _context(uri: str, code: str) -> dict[str, str]:
 
 def _condition(*, only_if_absent: bool) -> dict[str, Any]:
     return {"IfNoneMatch": "*"} if only_if_absent else {}
+
+
+def _version(version_id: str | None) -> dict[str, Any]:
+    return {"VersionId": version_id} if version_id else {}
 
 
 def _address(upload: UnfinishedUpload) -> dict[str, Any]:

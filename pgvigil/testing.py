@@ -98,7 +98,7 @@ class MemoryObjectStore(ObjectStore):
         return self._find(uri)[1]
 
     @override
-    def read(self, uri: str) -> Iterator[bytes]:
+    def read(self, uri: str, version_id: str | None = None) -> Iterator[bytes]:
         data = self._find(uri)[1]
         for start in range(0, len(data), READ_SIZE):
             yield data[start : start + READ_SIZE]

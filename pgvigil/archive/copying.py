@@ -179,6 +179,7 @@ def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
     rows = StoredRows(
         uri=uri,
         version_id=sent.version_id,
+        etag=sent.etag,
         sha256=sent.sha256,
         size=sent.size,
         text_size=sent.text_size,
@@ -288,8 +289,15 @@ def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
 
 
 def _is_whole(stored: Stored, where: Place, there: dict[str, int]) -> bool:
-    """Tell whether all of a finished leaf is still there, and all that is wanted now."""
-    if (stored.parquet is None) != (where.parquet is None) or not _is_locked(stored.rows, where.lock):
+    """Tell whether all of a finished leaf is still there, and all that is wanted now.
+
+    Without the ETag of its upload, as older releases noted it, nothing tells it from what replaced it.
+    """
+    if (
+        not stored.rows.etag
+        or (stored.parquet is None) != (where.parquet is None)
+        or not _is_locked(stored.rows, where.lock)
+    ):
         return False
     sizes = {stored.rows.uri: stored.rows.size}
     sizes |= {file.uri: file.size for file in (stored.parquet.files if stored.parquet else ())}

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from pgvigil.archive.digest import Digest
     from pgvigil.archive.manifest import Leaf
     from pgvigil.fleet import S3Settings
-    from pgvigil.objectstore import ObjectStore
+    from pgvigil.objectstore import ObjectStore, StoredObject
     from pgvigil.postgres import Connection
 
-_CONTENT = frozenset({"copy.there", "copy.sha256", "copy.size", "copy.digest"})  # tell damaged rows
+# What tells damaged rows.
+_CONTENT = frozenset({"copy.there", "copy.sha256", "copy.size", "copy.digest", "copy.stored"})
 
 
 def prove(
@@ -89,7 +90,7 @@ def _prove_leaf(
         on_progress(Progress(percent=percent, text=f"read back {percent:.0f} %"))
 
     try:
-        got = read_back(store, rows.uri, show, expected.blocks)
+        got = read_back(Rows(store, rows.uri, expected.blocks, rows.version_id), show)
     except ObjectMissing as error:
         check = _check("copy.there", "the object is in the store", error.message, is_equal=False)
         return Proven(leaf, (check,))
@@ -124,7 +125,7 @@ def _check_parquet(store: ObjectStore, leaf: Leaf) -> list[Check]:
 def _check_dress(store: ObjectStore, copy: Copy, rows: StoredRows, settings: S3Settings) -> list[Check]:
     """Compare what the store says of an object with what the settings ask for."""
     head = store.head(rows.uri)
-    checks = [_equal("copy.stored", f"{rows.size} bytes", f"{head.size} bytes")]
+    checks = [_equal("copy.stored", _marks(rows), _marks(head))]
     if settings.sse:
         wanted = settings.kms_key_id or ""
         told = f"{settings.sse} {wanted}".strip(), f"{head.sse} {head.kms_key_id}".strip()
@@ -136,6 +137,11 @@ def _check_dress(store: ObjectStore, copy: Copy, rows: StoredRows, settings: S3S
         told = str(rows.lock), str(head.lock or "no lock")
         checks.append(_check("copy.lock", *told, is_equal=holds(head.lock, rows.lock)))
     return checks
+
+
+def _marks(stored: StoredRows | StoredObject) -> str:
+    """Tell what another object at the same address would have otherwise."""
+    return f"{stored.size} bytes, ETag {stored.etag}, version {stored.version_id}"
 
 
 def _is_key(wanted: str, found: str) -> bool:
@@ -207,14 +213,9 @@ def commit(store: ObjectStore, copy: Copy) -> Manifest:
 
 
 def _dressed(store: ObjectStore, stored: Stored) -> Stored:
-    """Add what the store says of the object with the rows."""
-    head = store.head(stored.rows.uri)
-    told = {
-        "sse": head.sse,
-        "storage_class": head.storage_class,
-        "version_id": head.version_id,
-        "etag": head.etag,
-    }
+    """Add what the store says of the object with the rows, which must be the one that was sent."""
+    head = _require(store, stored.rows)
+    told = {"sse": head.sse, "storage_class": head.storage_class}
     return stored.model_copy(update={"rows": stored.rows.model_copy(update=told)})
 
 
@@ -226,13 +227,12 @@ def require(store: ObjectStore, manifest_uri: str | None) -> None:
         _require(store, leaf.stored.rows)
 
 
-def _require(store: ObjectStore, rows: StoredRows) -> None:
+def _require(store: ObjectStore, rows: StoredRows) -> StoredObject:
     head = store.head(rows.uri)
-    found = f"{head.size} bytes, ETag {head.etag}, version {head.version_id}"
-    expected = f"{rows.size} bytes, ETag {rows.etag}, version {rows.version_id}"
-    if found != expected:
+    if _marks(head) != _marks(rows):
         raise StorageFailed(
-            f"{rows.uri} has {found}; its manifest says {expected}",
+            f"{rows.uri} has {_marks(head)}; its manifest says {_marks(rows)}",
             hint="somebody wrote over it: see the bucket's log",
             s3_code="ContentAltered",
         )
+    return head

@@ -216,7 +216,7 @@ def _require_as_archived(store: ObjectStore, stored: Stored, mark: str, error: D
     """Tell a row that the server refuses from a copy that is not what was stored: cut short within a row."""
     if error.transient:
         return
-    got = read_back(store, stored.rows.uri, _unheard, stored.digest.blocks)
+    got = read_back(Rows(store, stored.rows.uri, stored.digest.blocks), _unheard)
     check = _equal(f"{mark}content.sha256", stored.rows.sha256, got.sha256)
     if check.verdict is not Verdict.VERIFIED:
         raise NotAsArchivedError([check.model_copy(update={"detail": error.message})]) from error

@@ -68,10 +68,11 @@ class Meter:
 
 
 class Sent(Frozen):
-    """What was sent to the store, as counted before it left."""
+    """What was sent to the store, as counted before it left; version and ETag as the upload was answered."""
 
     uri: str
     version_id: str | None
+    etag: str
     sha256: str
     size: int
     text_size: int
@@ -106,6 +107,7 @@ def export(  # noqa: PLR0913 - both ends, and what passes between
     return Sent(
         uri=uri,
         version_id=stored.version_id,
+        etag=stored.etag,
         sha256=meter.sha256.hexdigest(),
         size=meter.size,
         text_size=meter.text_size,
@@ -196,8 +198,10 @@ class _Source:
 class Rows:
     """The text of a stored copy, piece by piece; what passed is known at the end."""
 
-    def __init__(self, store: ObjectStore, uri: str, blocks: Sequence[int] = ()) -> None:
-        self._source = _Source(store.read(uri))
+    def __init__(
+        self, store: ObjectStore, uri: str, blocks: Sequence[int] = (), version_id: str | None = None
+    ) -> None:
+        self._source = _Source(store.read(uri, version_id))
         self._uri = uri
         self._lines = BlockDigest(blocks)
         self._text_size = 0
@@ -229,11 +233,8 @@ class Rows:
         )
 
 
-def read_back(
-    store: ObjectStore, uri: str, on_progress: Callable[[int], None], blocks: Sequence[int]
-) -> Received:
+def read_back(rows: Rows, on_progress: Callable[[int], None]) -> Received:
     """Download a copy and compute everything anew from its bytes; raises StorageFailed."""
-    rows = Rows(store, uri, blocks)
     done = 0
     for chunk in rows:
         done += len(chunk)

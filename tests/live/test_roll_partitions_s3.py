@@ -292,6 +292,32 @@ def test_an_object_that_was_replaced_is_not_dropped_for(shop: Shop) -> None:
     assert (Verdict.VERIFIED, [rows]) == (last.verdict, archived(last)), told(last)
 
 
+@pytest.mark.parametrize("has_versions", [False, True])
+def test_an_object_that_is_replaced_while_it_is_proven_refutes(
+    shop: Shop, vault: Any, has_versions: bool
+) -> None:
+    """Good bytes came down, then others of the same size took their place: it is not what was sent."""
+    name, before = oldest(shop), []
+    if has_versions:
+        shop.policy(archive=f"s3://{bucket(shop)}/x")
+    assert vault
+
+    def replace(step: str) -> None:
+        if step == "proving" and not before:
+            where = shop.policies[0]["archive"]
+            (uri,) = (each.uri for each in shop.store.list(where) if each.uri.endswith(COPY))
+            before.append(shop.store.get(uri))
+            shop.store.put(uri, bytes(len(before[0])))
+
+    shop.before = replace
+    report = shop.roll()
+
+    assert Verdict.REFUTED == report.verdict, told(report)
+    assert f"{name}.copy.stored refuted" in told(report)
+    assert count(shop, name) > 0
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
 def test_a_key_that_is_taken_keeps_its_bytes(shop: Shop) -> None:
     """Somebody's object at the manifest's address is not written over, and nothing is dropped."""
     name = oldest(shop)

@@ -50,7 +50,7 @@ def test_a_leaf_of_an_earlier_try_is_taken_under_the_lock_that_is_wanted_now(
     found: ObjectLock | None, wanted: ObjectLockPolicy | None, is_taken: bool
 ) -> None:
     """Where the policy asks for a lock that it was stored without, it is copied again."""
-    rows = StoredRows(uri=URI, version_id=None, sha256="", size=3, text_size=9, lock=found)
+    rows = StoredRows(uri=URI, version_id=None, sha256="", size=3, text_size=9, etag="e", lock=found)
     stored = Stored(rows=rows, digest=Digest(rows=1, value="0"))
 
     assert is_taken == _is_whole(stored, place(wanted), {URI: 3})
