@@ -264,6 +264,7 @@ def _origin(where: Place, found: dict[str, object]) -> Origin:
         bound=where.entry.bound,
         condition=where.entry.condition,
         lsn=str(found["lsn"]),
+        parent_relation=where.entry.parent,
     )
 
 

@@ -39,6 +39,7 @@ class Origin(Frozen):
     bound: str
     condition: str
     lsn: str
+    parent_relation: int | None = None
 
 
 class StoredRows(Frozen):

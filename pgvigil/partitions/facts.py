@@ -313,6 +313,7 @@ class RestoreReport(Report):
     became: str = ""
     adapted: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
+    other_copies: tuple[str, ...] = ()
 
     def section(self) -> str:
         """Render what came back, and how it was made to fit."""
@@ -326,6 +327,8 @@ class RestoreReport(Report):
         )
         parts = ["## What came back\n\n" + table(("what", "value"), facts_)]
         parts += ["## Steps\n\n" + "\n".join(f"- {cell(step)}" for step in self.steps)] if self.steps else []
+        if self.other_copies:
+            parts.append("## Older copies\n\n" + "\n".join(f"- {cell(line)}" for line in self.other_copies))
         if self.adapted:
             parts.append("## Adapted\n\n" + "\n".join(f"- {cell(line)}" for line in self.adapted))
         return "\n\n".join(parts)

@@ -29,9 +29,10 @@ from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
 
-    from pgvigil.archive.manifest import Node
+    from pgvigil.archive.manifest import Node, Origin
     from pgvigil.archive.shape import Constraint, Shape
     from pgvigil.objectstore import StoredObject
     from pgvigil.partitions.facts import Partition, Table
@@ -67,26 +68,71 @@ class Archived:
 def find(run: Run, partition: str) -> Archived:
     """Find the newest copy of a partition: by its name, by schema.name, or by its manifest's address.
 
-    Without a name it is one of all, each month another, so that a monthly drill goes round. Raises
-    ConfigError.
+    Newest is what the manifests call so: the store's own times change when an object is moved. An address
+    finds a copy wherever it is, and whatever its table is called today. Without a name it is one of all,
+    each month another, so that a monthly drill goes round. Raises ConfigError.
     """
-    candidates = _candidates(tables(run, None))
+    managed = tables(run, None)
+    if partition.startswith("s3://") and partition.endswith(f"/{MANIFEST}"):
+        found = _at(managed, partition)
+    else:
+        found = _choose(run, _candidates(managed), partition)
+    _tell(run, found)
+    return found
+
+
+def _at(managed: Sequence[Managed], uri: str) -> Archived:
+    """Read the copy at an address, and find its table: by OID if this is its server, or by its name."""
+    manifest = read_manifest(managed[0].store, uri)
+    looked = [(each, look(each)[0]) for each in managed]
+    same = [each for each in looked if _is_origin(*each, manifest.origin)]
+    same = same or [each for each in looked if each[1].name == _parent(manifest)]
+    if not same and len(looked) > 1:
+        raise ConfigError(
+            f"{uri} is a copy of a partition of '{_parent(manifest)}', which is none of "
+            + ", ".join(each.policy.table for each in managed),
+            hint="add its table to partitions in the fleet file, under the name that it has today",
+        )
+    return Archived(*(same or looked)[0], uri, manifest)
+
+
+def _is_origin(managed: Managed, table: Table, origin: Origin) -> bool:
+    """Tell whether rows come from this very table, whatever it was called then."""
+    if table.oid != origin.parent_relation:
+        return False
+    with managed.session() as session:
+        here = session.execute(query("archive", "origin")).fetchall()[0]
+    return (here["system_id"], managed.database) == (origin.system_id, origin.database)
+
+
+def _parent(manifest: Manifest) -> Name:
+    return Name(schema_=manifest.origin.parent_schema, name=manifest.origin.parent)
+
+
+def _choose(run: Run, candidates: Sequence[_Listed], partition: str) -> Archived:
     wanted = [found for found in candidates if not partition or partition in found.words]
     if not wanted:
         known = sorted({str(found.name) for found in candidates})
         raise ConfigError(
             f"no copy of '{partition or 'any partition'}' is in the archive",
-            hint=f"there are {', '.join(known[-20:]) or 'none'}",
+            hint=f"there are {', '.join(known[-20:]) or 'none'}; a copy elsewhere, or of a table that was "
+            "renamed, is found by the address of its manifest, which the audit log has",
         )
+    if not partition:
+        return _read(min(wanted, key=_of_the_month))
     named = {(found.managed.policy.table, found.name) for found in wanted}
-    if partition and len(named) > 1:
+    if len(named) > 1:
         raise ConfigError(
             f"'{partition}' may be {', '.join(sorted(str(name) for _, name in named))}",
             hint="name it as schema.name, or by the address of its manifest",
         )
-    found = _read(max(wanted, key=_newest) if partition else min(wanted, key=_of_the_month))
-    _tell(run, found)
-    return found
+    newest, *others = sorted(map(_read, wanted), key=_age, reverse=True)
+    run.facts["other_copies"] = tuple(f"{each.uri}, of {each.manifest.exported_at}" for each in others)
+    return newest
+
+
+def _age(found: Archived) -> tuple[datetime, datetime, str]:
+    return found.manifest.exported_at, found.manifest.proven_at, found.uri
 
 
 def find_of_the_month(managed: Iterable[Managed]) -> Archived | None:
@@ -108,15 +154,7 @@ class _Listed:
 
     @property
     def words(self) -> set[str]:
-        return {self.name.name, str(self.name), self.item.uri}
-
-    @property
-    def modified(self) -> float:
-        return self.item.modified.timestamp() if self.item.modified else 0.0
-
-
-def _newest(found: _Listed) -> tuple[float, str]:
-    return found.modified, found.item.uri
+        return {self.name.name, str(self.name)}
 
 
 def _of_the_month(found: _Listed) -> str:

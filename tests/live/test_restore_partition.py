@@ -8,7 +8,7 @@ from pgvigil.alarmtest.of_rows import without_last_row
 from pgvigil.alarmtest.repository import flipped, shortened
 from pgvigil.archive.shape import Shape, read_shape
 from pgvigil.reports import Verdict
-from tests.fixtures.partitions import INHERITED_IDENTITY, Shop, make_awkward, quote, run
+from tests.fixtures.partitions import EVENTS, INHERITED_IDENTITY, Shop, make_awkward, quote, run
 from tests.fixtures.reports import refuted
 from tests.fixtures.sandbox import major, since
 
@@ -300,3 +300,35 @@ def test_rows_that_refer_to_what_is_gone_are_told(shop: Shop) -> None:
     assert Verdict.INCONCLUSIVE == report.verdict
     assert {"reference-lost"} <= {finding.code for finding in report.findings}
     assert [{"n": True}] == shop.sql(f"SELECT count(*) > 0 AS n FROM {name}")
+
+
+def test_the_newest_copy_is_what_the_manifests_call_so(shop: Shop) -> None:
+    """A job of the bucket writes the older manifest anew, as it is: the newer rows come back all the same."""
+    name = archived(shop)
+    (older,) = shop.objects("manifest.json")
+    shop.restore(name, attach=True)
+    shop.sql(f"UPDATE {name} SET kind = 'corrected'")
+    shop.policy(restored_for="1ms")
+    assert name == archived(shop)
+    shop.store.put(older, shop.store.get(older))
+    report = shop.restore(name)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [{"kind": "corrected"}] == shop.sql(f"SELECT DISTINCT kind FROM {name}")
+    assert [older] == [each.partition(",")[0] for each in report.other_copies]
+
+
+def test_an_address_finds_a_copy_whatever_has_been_renamed_or_moved_since(shop: Shop) -> None:
+    """The table has another name and the policy another archive: its partition comes back to it."""
+    name = archived(shop)
+    (uri,) = shop.objects("manifest.json")
+    shop.sql("ALTER TABLE events RENAME TO happenings")
+    make_awkward(shop, "another")
+    shop.policies += [{**shop.policies[0], **EVENTS, "table": "public.happenings"}]
+    shop.policies[-1]["archive"] = f"s3://archive/{shop.database}/elsewhere"
+    shop._write()
+    unknown, report = shop.restore(name), shop.restore(uri, attach=True)
+
+    assert "the address of its manifest" in unknown.findings[0].hint
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert name in shop.partitions("happenings")
