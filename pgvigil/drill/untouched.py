@@ -11,7 +11,16 @@ from pgvigil.drill.judgement import Judgement, bounded, listed, passed, refuted,
 from pgvigil.pgbackrest.listing import ENTRY, EntryStream, load
 from pgvigil.reports import Finding, Frozen, Severity
 from pgvigil.wal.inventory import printable
-from pgvigil.wal.names import HISTORY_FILE, PARTIAL_FILE, SEGMENT_FILE, segment_number, segment_timeline
+from pgvigil.wal.names import (
+    ARCHIVE_LISTS,
+    HISTORY_FILE,
+    PARTIAL_FILE,
+    SEGMENT_FILE,
+    final_path,
+    is_arriving,
+    segment_number,
+    segment_timeline,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +32,6 @@ _LABEL = re.compile(r"^\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?$")
 _BACKUP_START = re.compile(r"^(?P<segment>[0-9A-F]{24})\.[0-9A-F]{8}\.backup$")
 # What pgbackrest writes anew with every backup, expire and annotate, and what expire does besides.
 _LISTS = ("backup.info", "backup.info.copy")
-_ARCHIVE_LISTS = ("archive.info", "archive.info.copy")
 _KEEPING = "backup.history"
 
 Change = Literal["new", "changed", "gone"]
@@ -117,27 +125,44 @@ def _changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> Itera
             yield path, "changed"
 
 
+class _Known(NamedTuple):
+    """What explains a change of the archive; by archive id, `needed` is the last segment that stays."""
+
+    production: Production
+    needed: dict[str, int]
+    ids: frozenset[str]
+    has_worked: bool
+
+
 def _archive_traces(before: Listing, after: Listing, production: Production) -> Iterator[Trace]:
-    needed = _needed(after.archive, production.segment_size)
-    left = {path.partition("/")[0] for path in after.archive}
-    has_worked = any(before.backup.get(path) != after.backup.get(path) for path in _LISTS)
+    known = _Known(
+        production=production,
+        needed=_needed(after.archive, production.segment_size),
+        ids=frozenset(path.partition("/")[0] for path in after.archive),
+        has_worked=any(before.backup.get(path) != after.backup.get(path) for path in _LISTS),
+    )
     for path, change in _changes(before.archive, after.archive):
-        name = path.rpartition("/")[2]
-        archive_id = path.partition("/")[0]
-        why = "an archived file never changes"
-        if path in _ARCHIVE_LISTS and change == "changed":
-            why = "" if has_worked else "no backup and no expire of production ran"
-        elif change == "new":
-            why = _why_not_archived(name, production)
-        elif change == "gone":
-            is_whole = "/" in path and archive_id not in left
-            why = (
-                ""
-                if is_whole
-                else _why_not_expired(name, needed.get(archive_id, -1), production.segment_size)
-            )
+        why = _why_arriving(path, change, known) if is_arriving(path) else _why_stored(path, change, known)
         if why:
             yield Trace(f"archive/{path}", change, why)
+
+
+def _why_arriving(path: str, change: Change, known: _Known) -> str:
+    """Say why no archive-push at work explains a file that is not whole yet; empty when one does."""
+    final = final_path(path)
+    why = "" if final in ARCHIVE_LISTS else _why_not_archived(final.rpartition("/")[2], known.production)
+    return _why_not_expired(final, known) if why and change == "gone" else why
+
+
+def _why_stored(path: str, change: Change, known: _Known) -> str:
+    """Say why production cannot have changed a whole file; empty when it can."""
+    if change == "new":
+        return _why_not_archived(path.rpartition("/")[2], known.production)
+    if change == "gone":
+        return _why_not_expired(path, known)
+    if path in ARCHIVE_LISTS:
+        return "" if known.has_worked else "no backup and no expire of production ran"
+    return "an archived file never changes"
 
 
 def _needed(archive: Mapping[str, Stored], segment_size: int) -> dict[str, int]:
@@ -175,12 +200,17 @@ def _why_not_written(segment: str, production: Production) -> str:
     return ""
 
 
-def _why_not_expired(name: str, needed: int, segment_size: int) -> str:
+def _why_not_expired(path: str, known: _Known) -> str:
     """Say why no expire can have removed a file; empty when one can."""
+    archive_id, slash, inside = path.partition("/")
+    if slash and archive_id not in known.ids:
+        return ""
+    name = inside.rpartition("/")[2]
     match = SEGMENT_FILE.match(name) or PARTIAL_FILE.match(name) or _BACKUP_START.match(name)
     if match is None:
         return "no expire removes that file"
-    is_old = segment_number(match["segment"], segment_size) < needed
+    number = segment_number(match["segment"], known.production.segment_size)
+    is_old = number < known.needed.get(archive_id, -1)
     return "" if is_old else "the newest backup needs it, so no expire removes it"
 
 
@@ -194,16 +224,18 @@ def _backup_traces(before: Listing, after: Listing) -> Iterator[Trace]:
 def _why_not_backed_up(path: str, change: Change, before: Listing, after: Listing) -> str:
     """Say why no backup, expire or annotate of production explains a change; empty when one does."""
     label, _, rest = path.partition("/")
-    if path in _LISTS:
-        return "" if change == "changed" else "the list of backups stays where it is"
+    if final_path(path) in _LISTS:
+        return "" if change == "changed" or is_arriving(path) else "the list of backups stays where it is"
     if label == _KEEPING:
-        return "" if change != "changed" else "a kept manifest never changes"
+        return "" if change != "changed" or is_arriving(path) else "a kept manifest never changes"
     if not (rest and _LABEL.match(label)):
         return "production writes no such file"
     manifest = f"{label}/backup.manifest"
+    if manifest not in before.backup:
+        return ""  # a backup that is new, or was at work
     if change == "gone":
         return "its backup is still there" if manifest in after.backup else ""
-    return "a finished backup never changes" if manifest in before.backup else ""
+    return "a finished backup never changes"
 
 
 def judge(repo: int, before: Listing, after: Listing, production: Production) -> Judgement:

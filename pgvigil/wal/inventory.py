@@ -13,7 +13,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pgvigil.pgbackrest.listing import TEXT, EntryStream, load
-from pgvigil.wal.names import BACKUP_FILE, HISTORY_FILE, PARTIAL_FILE, SEGMENT_FILE, SUFFIXES, StoredSegment
+from pgvigil.wal.names import (
+    ARCHIVE_LISTS,
+    BACKUP_FILE,
+    HISTORY_FILE,
+    PARTIAL_FILE,
+    SEGMENT_FILE,
+    SUFFIXES,
+    StoredSegment,
+    final_path,
+    is_arriving,
+)
 from pgvigil.wal.ranges import ranges_of
 
 if TYPE_CHECKING:
@@ -199,7 +209,7 @@ class ListingReader:
         archive_id, slash, inside = path.partition("/")
         if slash and _ARCHIVE_ID.match(archive_id):
             self._take_inside(archive_id, inside, item)
-        elif path.removesuffix(".pgbackrest.tmp") not in {"archive.info", "archive.info.copy"}:
+        elif final_path(path) not in ARCHIVE_LISTS:
             self.strays.append(printable(path))
 
     def _take_inside(self, archive_id: str, inside: str, item: dict[str, object]) -> None:
@@ -223,8 +233,8 @@ class ListingReader:
         elif PARTIAL_FILE.match(name) and folder == name[:16]:
             archive.partials.append(name)
             archive.classes["partial"] += 1
-        elif name.endswith(".pgbackrest.tmp"):
-            archive.classes["arriving"] += 1  # pgBackRest gives a posix file its name when it is whole
+        elif is_arriving(name):
+            archive.classes["arriving"] += 1
         else:
             archive.note_foreign(path)
 

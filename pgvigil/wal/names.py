@@ -18,6 +18,19 @@ BACKUP_FILE = re.compile(r"^[0-9A-F]{24}\.[0-9A-F]{8}\.backup$")
 HISTORY_FILE = re.compile(r"^(?P<timeline>[0-9A-F]{8})\.history$")
 SEGMENT_NAME = re.compile(r"^[0-9A-F]{24}$")
 
+ARCHIVE_LISTS = ("archive.info", "archive.info.copy")
+_ARRIVING = ".pgbackrest.tmp"
+
+
+def is_arriving(path: str) -> bool:
+    """Tell a file that pgBackRest is still writing: a posix one gets its name when it is whole."""
+    return path.endswith(_ARRIVING)
+
+
+def final_path(path: str) -> str:
+    """Return where a stored file is, or will be once it is whole."""
+    return path.removesuffix(_ARRIVING)
+
 
 def parse_lsn(lsn: str) -> int:
     """Turn `16/B374D848` into a byte position."""

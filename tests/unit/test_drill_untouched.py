@@ -26,6 +26,10 @@ def wal(number: int, timeline: int = 1, suffix: str = ".gz") -> str:
     return f"15-1/{name[:16]}/{name}-{SHA}{suffix}"
 
 
+def arriving(path: str) -> str:
+    return f"{path}.pgbackrest.tmp"
+
+
 def start(number: int) -> str:
     return f"15-1/{segment(number)[:16]}/{segment(number)}.00000028.backup"
 
@@ -110,6 +114,37 @@ def test_anything_else_is_refuted_by_its_file(listing: Listing, trace: str) -> N
     assert traces(listing) == [trace]
     assert trace.split()[1] in judgement.findings[0].message
     assert conclude(judgement.checks) is Verdict.REFUTED
+
+
+PUSHED = [wal(9), wal(6), "15-1/00000001.history", start(9), "archive.info", "archive.info.copy"]
+
+
+@pytest.mark.parametrize("path", PUSHED)
+def test_a_push_at_work_leaves_no_trace(path: str) -> None:
+    """A posix file has another name until it is whole: seen in either listing, it is production's own."""
+    whole = after(new=[f"archive/{path}"] if path not in ARCHIVE else [])
+    at_work = Listing({**BEFORE.archive, arriving(path): FILE}, BEFORE.backup)
+    grown = Listing({**BEFORE.archive, arriving(path): Stored(11, 101)}, BEFORE.backup)
+
+    for pair in [(BEFORE, at_work), (at_work, grown), (at_work, whole), (at_work, BEFORE)]:
+        assert untouched.compare(*pair, PRODUCTION) == ()
+
+
+@pytest.mark.parametrize("path", [wal(9, timeline=2), wal(13), wal(3, suffix=".zst"), "15-1/odd"])
+def test_a_push_that_production_does_not_make_is_named(path: str) -> None:
+    """That a file is not whole yet does not make it production's own."""
+    assert traces(after(new=[f"archive/{arriving(path)}"])) == [f"new archive/{arriving(path)}"]
+
+
+def test_a_backup_at_work_leaves_no_trace() -> None:
+    """What it is still writing gets its name, or goes, before its manifest is there."""
+    label = "20260103-000000F"
+    parts = [arriving(f"{label}/bundle/1"), arriving("backup.info"), f"{label}/unfinished"]
+    at_work = Listing(BEFORE.archive, {**BEFORE.backup, **dict.fromkeys(parts, FILE)})
+    done = after(new=[f"backup/{path}" for path in backup(label)], changed=["backup/backup.info"])
+
+    assert untouched.compare(BEFORE, at_work, PRODUCTION) == ()
+    assert untouched.compare(at_work, done, PRODUCTION) == ()
 
 
 def test_an_archive_that_expired_whole_is_no_trace() -> None:
