@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from psycopg.pq import TransactionStatus
 
+from pgvigil.drill.digest import pin
 from pgvigil.drill.judgement import Judgement, listed, passed, refuted, unknown
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql, translated
@@ -256,6 +257,8 @@ def describe(
     What is missing, or there, only with the object that it belongs to is not told of. An object that is
     missing, while another of its name is there, was made anew: it differs.
     """
+    for session in (source, copy):
+        pin(session)
     gravest_first = sorted(differences, key=lambda each: each.outcome == "moved")
     roots = _roots(source, copy, gravest_first[:_READ])
     names = _names(copy, roots) | _names(source, roots)
@@ -371,13 +374,14 @@ def _said(each: Described) -> str:
 
 @contextmanager
 def _snapshot(connection: Connection) -> Iterator[None]:
-    """Read under one snapshot: the caller's, when a transaction is open."""
+    """Read under one snapshot, the caller's when a transaction is open, and whatever a role is set to."""
+    pin(connection)
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         yield
         return
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        connection.execute("SET LOCAL jit = off")
+        connection.execute("SET LOCAL enable_seqscan = on")  # rows are read, not what indexes say of them
         yield
 
 

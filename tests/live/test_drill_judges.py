@@ -134,6 +134,18 @@ def test_without_the_right_to_read_everything_the_catalogue_is_read_all_the_same
         source.execute("RESET SESSION AUTHORIZATION")
 
 
+def test_settings_of_a_role_are_no_difference(at_bench: Bench, operated: Copy) -> None:
+    """Quoted names and rounded numbers are how a session writes, at the source or in the copy."""
+    at_bench.sql("ALTER ROLE pgvigil SET extra_float_digits = -5")
+    with connect(operated.access.database(DATABASE), NAME) as copied:
+        copied.execute("SET quote_all_identifiers = on")
+        judgement = at_bench.judge_catalogue(copied)
+    at_bench.sql("ALTER ROLE pgvigil RESET extra_float_digits")
+
+    assert judgement.findings == ()
+    assert decisive(judgement) is Verdict.VERIFIED
+
+
 # --- the catalogue, damaged -------------------------------------------------------------------------
 
 HOSTILE = '"Ä""b.c\'; --"'
