@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from uuid import UUID
 
 from pgvigil.errors import ConfigError, PreconditionFailed
@@ -32,6 +32,12 @@ def _escape(name: str) -> str:
     escaped = quote(name, safe="")
     # Some proxies resolve these as directories.
     return escaped.replace(".", "%2E") if escaped in {".", ".."} else escaped
+
+
+def partition_of(folder: str, uri: str) -> tuple[str, str] | None:
+    """Return schema and name of the partition whose manifest this is in its table's folder, else None."""
+    parts = uri.removeprefix(folder).split("/")
+    return (unquote(parts[0]), unquote(parts[1])) if len(parts) == 4 and parts[3] == MANIFEST else None
 
 
 def manifest_uri(place: str, copy: UUID) -> str:

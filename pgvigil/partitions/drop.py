@@ -12,6 +12,8 @@ from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.detach import standing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgvigil.partitions.facts import Departure, Entry
     from pgvigil.postgres import Connection
 
@@ -22,16 +24,20 @@ class Changed(PreconditionFailed):
     code = "PGV-210"
 
 
-def drop(session: Connection, departure: Departure, entry: Entry, parent: int) -> None:
+def drop(
+    session: Connection, departure: Departure, entry: Entry, parent: int, last_look: Callable[[], None]
+) -> None:
     """Drop the table and its work state in one transaction; raises Changed, and then drops nothing.
 
     Under ACCESS EXCLUSIVE the fence is compared with what it was before the copy was made. It shuts out
     every writer, and to open it leaves a trace in the catalog, so equality proves the rows unchanged.
+    `last_look` is called when nothing but the drop is left to do, and may still forbid it.
     """
     table = identifier(departure.name)
     with session.transaction():
         session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
         check_unchanged(session, departure, entry, parent)
+        last_look()
         session.execute(sql.SQL("DROP TABLE {}").format(table))
         ledger.end(session, entry.id)
 

@@ -99,11 +99,21 @@ class Table(Frozen):
     entries: tuple[Entry, ...]
     taken_names: frozenset[str]
     position: int | None = None
+    archived: frozenset[Name] = Field(
+        default=frozenset(), description="partitions in the archive; looked for where a hold names no other"
+    )
     below: dict[int, tuple[Member, ...]] = Field(default_factory=dict)
 
     def partition(self, oid: int) -> Partition | None:
         """Find an attached or pending partition."""
         return next((each for each in self.partitions if each.oid == oid), None)
+
+    def names(self) -> Iterator[Name]:
+        """Give every name that a hold may mean, also of what departed or is in the archive."""
+        yield from (each.name for each in self.partitions)
+        yield from (each.name for each in self.entries)
+        yield from (each.name for members in self.below.values() for each in members)
+        yield from self.archived
 
 
 class Step(Frozen):

@@ -17,7 +17,7 @@ from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import identifier, read_entries
 from pgvigil.partitions.envelope import bounded, explain_wait
 from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
-from pgvigil.partitions.managing import add, check_store_clock, done, look, note, tell
+from pgvigil.partitions.managing import add, check_holds, check_store_clock, done, look, note, tell
 from pgvigil.reports import Check, Severity, Verdict, conclude
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def drop(managed: Managed, departure: Departure, made: Plan) -> None:
                 session,
                 managed.dsn,
                 managed.policy,
-                lambda: dropping.drop(session, departure, entry, made.oid),
+                lambda: dropping.drop(session, departure, entry, made.oid, partial(check_holds, managed)),
             )
         except DatabaseFailed as error:
             raise _undroppable(session, error, departure) from error

@@ -9,11 +9,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pgvigil import postgres
-from pgvigil.errors import Busy, ConfigError, EvidenceError, PgvigilError, PreconditionFailed
+from pgvigil.archive.place import partition_of, table_folder
+from pgvigil.errors import (
+    Busy,
+    ConfigError,
+    EvidenceError,
+    PgvigilError,
+    PreconditionFailed,
+    StorageFailed,
+)
+from pgvigil.fleet import load_fleet
 from pgvigil.lock import hold
 from pgvigil.objectstore import connect as connect_store
 from pgvigil.partitions.catalog import read_table
-from pgvigil.partitions.facts import Outcome
+from pgvigil.partitions.facts import Name, Outcome
+from pgvigil.partitions.plan import strangers
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict
 from pgvigil.runs import finding_of
 
@@ -124,7 +134,33 @@ def look(managed: Managed) -> tuple[Table, Axis]:
             f"the server's clock and this host's differ by {skew}, expected at most {CLOCK_SKEW}",
             hint="start NTP on both; nothing is made or dropped by a clock that is wrong",
         )
+    if strangers(table, managed.policy):
+        table = table.model_copy(update={"archived": _archived(managed, table)})
     return table, axis
+
+
+def _archived(managed: Managed, table: Table) -> frozenset[Name]:
+    """Name the partitions that are in the archive; none while the store is away."""
+    if managed.policy.archive is None:
+        return frozenset()
+    folder = table_folder(managed.policy, managed.cluster, managed.database, table.name)
+    try:
+        found = [partition_of(folder, item.uri) for item in managed.store.list(folder)]
+    except StorageFailed:
+        return frozenset()
+    return frozenset(Name(schema_=each[0], name=each[1]) for each in found if each)
+
+
+def check_holds(managed: Managed) -> None:
+    """Raise PreconditionFailed when the fleet file holds others now than when the run read it."""
+    _, _, found = load_fleet().database(managed.run.identity.subject)
+    now = tuple(hold for each in found.partitions if each.name == managed.policy.name for hold in each.hold)
+    if now != managed.policy.hold:
+        raise PreconditionFailed(
+            f"hold of '{managed.policy.table}' was changed in the fleet file since the run began: "
+            f"{', '.join(now) or 'none'}, was {', '.join(managed.policy.hold) or 'none'}",
+            hint="nothing was dropped since; the next run goes by the new holds",
+        )
 
 
 def check_store_clock(managed: Managed) -> None:

@@ -7,6 +7,7 @@ connection, or by the next run after a kill, goes on from whatever it finds.
 from __future__ import annotations
 
 from collections import Counter
+from difflib import SequenceMatcher
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,9 @@ from pgvigil.partitions.catalog import read_drift
 from pgvigil.partitions.envelope import bounded
 from pgvigil.partitions.leaving import announce
 from pgvigil.partitions.managing import done, look, note, tell
-from pgvigil.partitions.plan import draw, horizon, missing
+from pgvigil.partitions.plan import draw, horizon, missing, strangers
 from pgvigil.partitions.question import ask
+from pgvigil.policies.names import write_name
 from pgvigil.reports import Proof, Severity, Verdict, conclude
 
 if TYPE_CHECKING:
@@ -49,7 +51,28 @@ def plan(managed: Managed) -> Plan:
     counted = Counter(step.action for step in made.steps())
     told = ", ".join(f"{action} {count}" for action, count in counted.items()) or "nothing to do"
     note(run, f"{table.name}.planned", Verdict.VERIFIED, "a table that can be rolled", told)
+    _tell_holds(managed, table)
     return made
+
+
+def _tell_holds(managed: Managed, table: Table) -> None:
+    """Say of each hold that it names something, or what would match: a name mistyped keeps nothing."""
+    strange = strangers(table, managed.policy)
+    if managed.policy.hold:
+        verdict = Verdict.INCONCLUSIVE if strange else Verdict.VERIFIED
+        told = f"of no partition: {', '.join(strange)}" if strange else "it is"
+        note(managed.run, f"{table.name}.hold", verdict, "every hold is a partition's name", told)
+    names = sorted({write_name(each.schema_, each.name) for each in table.names()})
+    for each in strange:
+        near = sorted(names, key=lambda name: SequenceMatcher(None, each, name).ratio(), reverse=True)
+        tell(
+            managed,
+            "hold-unknown",
+            f"hold '{each}' of '{table.name}' names no partition, none that is detached and none in its "
+            "archive, so nobody knows what it keeps: nothing leaves and nothing is dropped",
+            f"correct it in the fleet file: {', '.join(near[:5]) or 'there is none'}; '*' holds every one",
+            Severity.ERROR,
+        )
 
 
 def finish(managed: Managed, made: Plan) -> None:

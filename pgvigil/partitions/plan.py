@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pgvigil.partitions.axis import Range
 from pgvigil.partitions.facts import Creation, Departure, Horizon, Name, Plan, Step, Twig
+from pgvigil.policies.partitions import EVERY_ONE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -35,7 +36,7 @@ def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: Collection
         releases=tuple(_releases(table)),
         creations=tuple(_creations(table, axis, policy)),
     )
-    refusals = list(_clock_refusals(table, axis, policy))
+    refusals = [*_hold_refusals(table, policy), *_clock_refusals(table, axis, policy)]
     expired = [] if refusals else list(_expired(table, axis, policy))
     refusals += [step for each in expired if (step := _refuse(each, table, policy))]
     refused = {step.oid for step in refusals}
@@ -214,6 +215,23 @@ def _clock_refusals(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterat
     )
 
 
+def strangers(table: Table, policy: PartitionPolicy) -> tuple[str, ...]:
+    """Return the holds that mean no partition, none on its way and none in the archive."""
+    known = {EVERY_ONE}.union(*(policy.holds_on(each.schema_, each.name) for each in table.names()))
+    return tuple(each for each in policy.hold if each not in known)
+
+
+def _hold_refusals(table: Table, policy: PartitionPolicy) -> Iterator[Step]:
+    """Refuse to let anything leave while a hold names nothing: it was meant to keep something."""
+    if told := _strange(table, policy):
+        yield Step(action="refuse", partition=table.name, reason=f"{told}: nothing leaves")
+
+
+def _strange(table: Table, policy: PartitionPolicy) -> str:
+    names = ", ".join(f"'{each}'" for each in strangers(table, policy))
+    return f"no partition of it is called as hold says: {names}" if names else ""
+
+
 def _refuse(each: Partition, table: Table, policy: PartitionPolicy) -> Step | None:
     reason = _refusal(each, table, policy)
     if reason is None:
@@ -253,7 +271,7 @@ def _not_concurrently(each: Partition, table: Table) -> str | None:
 def _held(oid: int, name: Name, table: Table, policy: PartitionPolicy) -> str | None:
     """Say that it, or a table below it, is under legal hold."""
     for each in (name, *(member.name for member in table.below.get(oid, ()))):
-        if {"*", each.name, str(each)} & set(policy.hold):
+        if policy.holds_on(each.schema_, each.name):
             return "it is under legal hold" if each == name else f"'{each}' in it is under legal hold"
     return None
 
@@ -399,6 +417,8 @@ def _digest(plan: Plan) -> str:
 def _drop(each: Departure, table: Table, policy: PartitionPolicy) -> Drop:
     if held := _held(each.relation, each.name, table, policy):
         return "never", held
+    if strange := _strange(table, policy):
+        return "never", strange
     if policy.drop == "keep":
         return "never", "the policy keeps detached tables"
     if policy.drop == "proven":

@@ -7,14 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from psycopg import sql
 
 from pgvigil.archive import restoring
 from pgvigil.archive.ddl import add_foreign_key, bound_clause, foreign_keys
 from pgvigil.archive.manifest import Manifest, read_manifest
-from pgvigil.archive.place import MANIFEST, table_folder
+from pgvigil.archive.place import MANIFEST, partition_of, table_folder
 from pgvigil.archive.shape import bound_checks, read_shape
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
@@ -165,10 +164,8 @@ def _copies(managed: Managed) -> Iterator[_Listed]:
     table, _ = look(managed)
     folder = table_folder(managed.policy, managed.cluster, managed.database, table.name)
     for item in managed.store.list(folder):
-        parts = item.uri.removeprefix(folder).split("/")
-        if len(parts) == 4 and parts[3] == MANIFEST:
-            name = Name(schema_=unquote(parts[0]), name=unquote(parts[1]))
-            yield _Listed(managed, table, item, name)
+        if own := partition_of(folder, item.uri):
+            yield _Listed(managed, table, item, Name(schema_=own[0], name=own[1]))
 
 
 def _read(chosen: _Listed) -> Archived:

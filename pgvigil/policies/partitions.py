@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 from typing_extensions import override
 
 from pgvigil.policies.clocks import Clock, Duty, Watched
+from pgvigil.policies.names import read_name
 from pgvigil.policies.schedule import Zone
 from pgvigil.policies.units import Duration, ServerWait
 from pgvigil.reports import Frozen
@@ -23,6 +24,7 @@ _SPAN = re.compile(r"^\s*([0-9]{1,9})\s*(hour|h|day|d|week|w|month|quarter|year)
 _SHORT: dict[str, Unit] = {"h": "hour", "d": "day", "w": "week"}
 _DAYS = {"hour": 1 / 24, "day": 1, "week": 7, "month": 31, "year": 366}
 _LONGEST = 366_000  # days, a thousand years: what is reckoned from it stays within the calendar
+EVERY_ONE = "*"
 _ADDRESS = re.compile(r"s3://[^/]+(/.*)?")
 
 
@@ -79,6 +81,18 @@ def _is_archive(address: str) -> str:
     return address.rstrip("/")
 
 
+def _is_table(text: str) -> str:
+    if len(read_name(text)) != 2:
+        raise ValueError(f"'{text}' is not schema.table")
+    return text
+
+
+def _is_held(text: str) -> str:
+    if text != EVERY_ONE and len(read_name(text)) > 2:
+        raise ValueError(f"'{text}' is neither a partition's name nor schema.name")
+    return text
+
+
 class DropAfter(Frozen):
     """Drop when the table has been detached for so long."""
 
@@ -114,8 +128,8 @@ class ParquetPolicy(Frozen):
 class PartitionPolicy(Watched):
     """How one table's partitions are made ahead, kept, archived and dropped."""
 
-    table: str = Field(
-        min_length=3, description='schema.table as SQL writes it: public.events, public."Mixed.Case"'
+    table: Annotated[str, AfterValidator(_is_table)] = Field(
+        description='schema.table as SQL writes it: public.events, public."Mixed.Case"'
     )
     key: str = Field(min_length=1, description="the one column that the table is partitioned by, unquoted")
     every: Width = Field(description="width of a partition: '1 month', or key values of an integer key")
@@ -139,8 +153,17 @@ class PartitionPolicy(Watched):
         default=timedelta(days=3),
         description="with drop: approve, how long a run waits for a person; then the next run asks",
     )
-    hold: tuple[str, ...] = Field(default=(), description="partitions under legal hold; '*' is every one")
-    max_drops: int = Field(default=3, ge=0, description="partitions that one run may take out of the table")
+    hold: tuple[Annotated[str, AfterValidator(_is_held)], ...] = Field(
+        default=(),
+        description="partitions under legal hold, as SQL writes their names, with or without schema; '*' is "
+        "every one. While one of them names nothing, nothing leaves and nothing is dropped",
+    )
+    max_drops: int = Field(
+        default=3,
+        ge=0,
+        description="so many partitions may one run take out, and so many tables may it drop; those that "
+        "stand detached count for neither",
+    )
     detach: Literal["auto", "concurrently", "blocking"] = Field(
         default="auto", description="auto detaches concurrently where PostgreSQL can, else by a short lock"
     )
@@ -174,6 +197,17 @@ class PartitionPolicy(Watched):
         if isinstance(self.every, Span) and self.every.days * self.ahead > _LONGEST:
             raise ValueError(f"{self.ahead} times {self.every} ahead is more than 1000 years")
         return self
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Schema and table as the catalog has them."""
+        schema, table = read_name(self.table)
+        return schema, table
+
+    def holds_on(self, schema: str, name: str) -> set[str]:
+        """Return the holds that a table of this name is under."""
+        meant = {(name,), (schema, name)}
+        return {each for each in self.hold if each == EVERY_ONE or read_name(each) in meant}
 
     @override
     def clocks(self) -> Iterator[Clock]:

@@ -139,6 +139,50 @@ def test_a_legal_hold_beats_every_policy(shop: Shop) -> None:
     assert {"drop", "detach"} & {o.action for o in held.outcomes} == set()
 
 
+@pytest.mark.parametrize("spelling", ['public."{}"', "PUBLIC.{}"])
+def test_a_hold_is_spelled_as_the_table_is(shop: Shop, spelling: str) -> None:
+    """Also when what it names is in the archive alone."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    shop.policy(hold=[spelling.format(name)])
+    held = shop.roll()
+    shop.policy()
+    shop.roll()
+    shop.policy(keep="13 months", hold=[spelling.format(name)])
+    report = shop.roll()
+
+    assert [f"'public.{name}' stays: it is under legal hold"] == [f.message for f in held.findings]
+    assert (Verdict.VERIFIED, Verdict.VERIFIED) == (held.verdict, report.verdict), report.findings
+    assert "drop" in {o.action for o in report.outcomes}
+
+
+def test_a_hold_that_names_nothing_stops_every_drop(shop: Shop) -> None:
+    """A typo is told with the names that would match, in a dry run too; partitions ahead are made."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    shop.policy(hold=[f"{name}_typo"])
+    reports = [shop.roll(dry_run=True), shop.roll()]
+
+    assert [Verdict.INCONCLUSIVE] * 2 == [report.verdict for report in reports]
+    assert {"create"} == {o.action for o in reports[1].outcomes}
+    assert all(
+        f"public.{name}" in finding.hint
+        for report in reports
+        for finding in report.findings
+        if finding.code == "hold-unknown"
+    )
+    assert "hold-unknown" in codes(reports[0])
+
+
+def test_a_hold_that_is_set_while_the_run_copies_stops_the_drop(shop: Shop) -> None:
+    """The fleet file is read once more under the drop's own lock."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    shop.before = lambda step: shop.policy(hold=[name]) if step == "drop" else None
+    report = shop.roll()
+
+    assert (Verdict.INCONCLUSIVE, False) == (report.verdict, "drop" in {o.action for o in report.outcomes})
+    assert any("hold of 'public.events' was changed" in finding.message for finding in report.findings)
+    assert [{"n": True}] == shop.sql(f"SELECT count(*) > 0 AS n FROM {name}")
+
+
 def test_nobody_can_write_to_a_table_that_is_being_archived(shop: Shop) -> None:
     """Insert, delete, truncate and a replica's write are refused with a hint."""
     shop.policy(drop="keep")

@@ -250,19 +250,56 @@ def test_what_is_below_a_partition_can_keep_it(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"kind": "f"}, "a foreign table"),
-        ({"name": Name(schema_="public", name="held")}, "legal hold"),
-    ],
+    ("changes", "rules", "told"),
+    [({"kind": "f"}, {}, "a foreign table"), ({}, {"hold": ["p1"]}, "legal hold")],
 )
-def test_what_must_not_leave_is_refused_with_its_reason(changes: dict[str, object], told: str) -> None:
+def test_what_must_not_leave_is_refused_with_its_reason(
+    changes: dict[str, object], rules: dict[str, object], told: str
+) -> None:
     """Nothing is planned with it but the refusal."""
     found = table(month(1, **changes), *WHOLE[5:])
-    (step,) = draw(found, axis(), policy(ahead=2, keep="2 months", hold=["held"])).steps()
+    (step,) = draw(found, axis(), policy(ahead=2, keep="2 months", **rules)).steps()
 
     assert "refuse" == step.action
     assert told in step.reason
+
+
+@pytest.mark.parametrize(
+    ("hold", "means"),
+    [
+        ("held", True),
+        ("HELD", True),
+        ('"held"', True),
+        (' Public . "held" ', True),
+        ("*", True),
+        ('"Held"', False),
+        ("other.held", False),
+        ('"public.held"', False),
+    ],
+)
+def test_a_hold_is_written_as_sql_writes_names(hold: str, *, means: bool) -> None:
+    """With or without schema, and folded unless quoted, as the table's own name is."""
+    assert ({hold} if means else set()) == policy(hold=[hold]).holds_on("public", "held")
+
+
+def entry(relation: int) -> Entry:
+    """A detached table whose copy is proven."""
+    given = {"id": uuid4(), "state": "archived", "relation": relation, "parent": 1, "bound": "b"}
+    more = {"name": Name(schema_="public", name=f"gone{relation}"), "condition": "true", "since": NOW}
+    return Entry.model_validate({**given, **more})
+
+
+@pytest.mark.parametrize("hold", ["p1_typo", "other.p1", '"P1"', "public.t"])
+def test_a_hold_that_names_nothing_keeps_everything(hold: str) -> None:
+    """Somebody meant a partition by it, and nobody knows which; what is detached already stays as well."""
+    archived = frozenset({Name(schema_="public", name="older")})
+    rules = policy(ahead=2, keep="2 months", hold=["p1", "gone7", "older", hold], drop="proven")
+    plan = draw(table(*WHOLE, entries=(entry(7), entry(8)), archived=archived), axis(), rules)
+
+    assert ["never", "never"] == [departure.drop for departure in plan.departures]
+    assert [f"no partition of it is called as hold says: '{hold}': nothing leaves"] == [
+        step.reason for step in plan.refusals
+    ]
 
 
 @pytest.mark.parametrize(
@@ -312,12 +349,6 @@ def test_what_is_made_is_partitioned_like_the_newest_or_says_why_not(
 
 def test_an_approval_is_for_exactly_these_copies() -> None:
     """Another copy, or a hold that was lifted, is another plan; what has no proven copy is never meant."""
-
-    def entry(relation: int) -> Entry:
-        given = {"id": uuid4(), "state": "archived", "relation": relation, "parent": 1, "bound": "b"}
-        more = {"name": Name(schema_="public", name=f"gone{relation}"), "condition": "true", "since": NOW}
-        return Entry.model_validate({**given, **more})
-
     one, two = entry(71), entry(72)
     rules = policy(ahead=2, drop="approve", keep="12 months")
     digest = draw(table(*WHOLE, entries=(one,)), axis(), rules).digest
@@ -372,6 +403,8 @@ def test_two_names_never_share_a_folder(one: list[str], other: list[str]) -> Non
         ({"keep": 5}, "both spans of time, or both key values"),
         ({"lock": {"mode": "COMPLIANCE"}}, "both mode and retain"),
         ({"drop": "tomorrow"}, "drop"),
+        ({"table": "events"}, "'events' is not schema.table"),
+        ({"hold": ["a b"]}, "no name as SQL writes it"),
     ],
 )
 def test_a_policy_without_sense_is_refused(changes: dict[str, object], told: str) -> None:
