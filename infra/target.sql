@@ -47,9 +47,11 @@ CREATE TABLE IF NOT EXISTS pgvigil.departure (
     detached_at timestamptz,
     fence jsonb,
     manifest text,
+    manifest_sha256 text, -- of its bytes, noted before they are written
     leaves jsonb NOT NULL DEFAULT '{}'
 );
 ALTER TABLE pgvigil.departure ADD COLUMN IF NOT EXISTS leaves jsonb NOT NULL DEFAULT '{}';
+ALTER TABLE pgvigil.departure ADD COLUMN IF NOT EXISTS manifest_sha256 text;
 
 -- What keeps writers off a table whose copy is being made. It is not replaced: another row version of it would
 -- mean that every fence was opened.

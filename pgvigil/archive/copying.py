@@ -26,7 +26,7 @@ from pgvigil.archive.manifest import (
 from pgvigil.archive.stream import Meter, Progress, export, show_share
 from pgvigil.archive.tree import read_tree, tree_ddl, without_bound
 from pgvigil.archive.view import view
-from pgvigil.errors import ObjectMissing, PreconditionFailed
+from pgvigil.errors import ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.postgres import translated
 from pgvigil.sql import query
 
@@ -61,20 +61,31 @@ class Copy:
     is_committed: bool
     seconds: float = 0.0
 
+    sha256: str = ""
 
 def _unheard(relation: int, stored: Stored) -> None:
     """Tell nobody."""
 
 
 def find(store: ObjectStore, where: Place) -> Copy | None:
-    """Return the committed copy of a departure, if there is one."""
+    """Return the committed copy of a departure, if there is one.
+
+    Raises StorageFailed for a manifest that is not the one on record, or of a copy behind another fence.
+    """
+    known = where.entry.manifest_sha256 or ""
     try:
-        manifest = read_manifest(store, where.manifest)
+        manifest = read_manifest(store, where.manifest, known)
     except ObjectMissing as error:
         if error.context.get("s3_code") == "NoSuchBucket":
             raise
         return None
-    return Copy(where, manifest, is_committed=True)
+    if manifest.fence != where.entry.seal:
+        raise StorageFailed(
+            f"{where.manifest} is of a copy behind fence {manifest.fence}, expected {where.entry.seal}",
+            hint="see who wrote to the work state",
+            s3_code="ManifestAltered",
+        )
+    return Copy(where, manifest, is_committed=True, sha256=known)
 
 
 def make(  # noqa: PLR0913 - both ends, and who hears of it
@@ -234,6 +245,7 @@ def _manifest(
         digest_algorithm=blocks.ALGORITHM,
         parquet=stored.parquet if stored else None,
         tree=() if is_plain else tuple(nodes),
+        fence=where.entry.seal,
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
         exported_at=origin["now"],
         proven_at=datetime.now(tz=UTC),

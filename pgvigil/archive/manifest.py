@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pgvigil.objectstore import ObjectStore
 
-MANIFEST_VERSION = 2  # 1 had neither trees nor Parquet; it is read as it is
+MANIFEST_VERSION = 3  # 1 had neither trees nor Parquet, 2 no fence; both are read as they are
 
 
 class Origin(Frozen):
@@ -120,12 +120,14 @@ class Leaf(Frozen):
 class Manifest(Frozen):
     """One proven copy of one partition, or of a tree of partitions.
 
-    A tree has its tables in `tree`, parents first; `digest` is then the hash of those of its leaves.
+    `fence` is the hash of what kept writers off while it was made. A tree has its tables in `tree`, parents
+    first; `digest` is then the hash of those of its leaves.
     """
 
     manifest_version: int = MANIFEST_VERSION
     id: UUID
     run_id: UUID
+    fence: str = ""
     origin: Origin
     shape: Shape
     ddl: tuple[str, ...]
@@ -202,8 +204,12 @@ def _checksum(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def read_manifest(store: ObjectStore, uri: str) -> Manifest:
-    """Read a manifest back; raises StorageFailed when it is not what was written."""
+def read_manifest(store: ObjectStore, uri: str, committed: str | None = None) -> Manifest:
+    """Read a manifest back; raises StorageFailed when it is not what was written.
+
+    `committed` is the SHA-256 that the database has on record, empty for none: who can write to the bucket
+    could replace a manifest together with its own checksum.
+    """
     data = store.get(uri)
     try:
         document = json.loads(data)
@@ -213,6 +219,8 @@ def read_manifest(store: ObjectStore, uri: str) -> Manifest:
         raise _altered(uri, f"it is no manifest: {error}") from error
     if found != wanted:
         raise _altered(uri, f"its content has checksum {found}, expected {wanted}")
+    if committed is not None and committed != (own := hashlib.sha256(data).hexdigest()):
+        raise _altered(uri, f"it has sha256 {own}, the database has {committed or 'none'} on record")
     try:
         return Manifest.model_validate(body)
     except ValidationError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -190,14 +191,19 @@ def _difference(
     return int(row["rows"]) if row else -1
 
 
+def seal(store: ObjectStore, copy: Copy) -> Copy:
+    """Finish the manifest of a copy that was proven; what it will be as an object is known by its hash."""
+    proven = copy.manifest.model_copy(update={"proven_at": datetime.now(tz=UTC)})
+    manifest = proven.with_stored({leaf.relation: _dressed(store, leaf.stored) for leaf in proven.leaves})
+    return replace(copy, manifest=manifest, sha256=hashlib.sha256(to_bytes(manifest)).hexdigest())
+
+
 def commit(store: ObjectStore, copy: Copy) -> Manifest:
-    """Write the manifest of a copy that was proven: from now on the copy counts.
+    """Write the manifest of a copy that was sealed: from now on the copy counts.
 
     The write is conditional. A manifest that is there already after a lost answer is our own if it is equal.
     """
-    proven = copy.manifest.model_copy(update={"proven_at": datetime.now(tz=UTC)})
-    manifest = proven.with_stored({leaf.relation: _dressed(store, leaf.stored) for leaf in proven.leaves})
-    data = to_bytes(manifest)
+    data = to_bytes(copy.manifest)
     try:
         store.put(
             copy.place.manifest,
@@ -209,7 +215,7 @@ def commit(store: ObjectStore, copy: Copy) -> Manifest:
     except ObjectExists:
         if store.get(copy.place.manifest) != data:
             raise
-    return read_manifest(store, copy.place.manifest)
+    return read_manifest(store, copy.place.manifest, copy.sha256)
 
 
 def _dressed(store: ObjectStore, stored: Stored) -> Stored:
@@ -219,12 +225,17 @@ def _dressed(store: ObjectStore, stored: Stored) -> Stored:
     return stored.model_copy(update={"rows": stored.rows.model_copy(update=told)})
 
 
-def require(store: ObjectStore, manifest_uri: str | None) -> None:
-    """Raise StorageFailed unless manifest and rows are in the store at this moment, unreplaced."""
-    if manifest_uri is None:
+def require(store: ObjectStore, uri: str | None, sha256: str | None) -> Manifest:
+    """Return a manifest; raises StorageFailed unless it and its rows are in the store now, unreplaced.
+
+    The hash is that on record in the database.
+    """
+    if uri is None or sha256 is None:
         raise PreconditionFailed("no copy was proven", hint="plan again")
-    for leaf in read_manifest(store, manifest_uri).leaves:
+    manifest = read_manifest(store, uri, sha256)
+    for leaf in manifest.leaves:
         _require(store, leaf.stored.rows)
+    return manifest
 
 
 def _require(store: ObjectStore, rows: StoredRows) -> StoredObject:

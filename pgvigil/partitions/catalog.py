@@ -120,6 +120,11 @@ def read_entries(session: Connection, parent: int) -> tuple[Entry, ...]:
     row = session.execute(query("partitions", "ledger_exists")).fetchone()
     if not row or not row["found"]:
         return ()
+    if not row["is_current"]:
+        raise PreconditionFailed(
+            f"the work state in database '{session.info.dbname}' is that of an older release",
+            hint="run infra/target.sql here again, as superuser or owner of the database",
+        )
     return tuple(_entry(row) for row in session.execute(query("partitions", "ledger"), {"oid": parent}))
 
 

@@ -14,6 +14,7 @@ from pgvigil.partitions.detach import standing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pgvigil.archive.manifest import Manifest
     from pgvigil.partitions.facts import Departure, Entry
     from pgvigil.postgres import Connection
 
@@ -25,26 +26,32 @@ class Changed(PreconditionFailed):
 
 
 def drop(
-    session: Connection, departure: Departure, entry: Entry, parent: int, last_look: Callable[[], None]
+    session: Connection,
+    departure: Departure,
+    entry: Entry,
+    manifest: Manifest,
+    last_look: Callable[[], None],
 ) -> None:
     """Drop the table and its work state in one transaction; raises Changed, and then drops nothing.
 
-    Under ACCESS EXCLUSIVE the fence is compared with what it was before the copy was made. It shuts out
-    every writer, and to open it leaves a trace in the catalog, so equality proves the rows unchanged.
-    `last_look` is called when nothing but the drop is left to do, and may still forbid it.
+    The manifest must be that of a copy made behind this very fence. Under ACCESS EXCLUSIVE the fence is
+    compared with what it was before the copy was made. It shuts out every writer, and to open it leaves a
+    trace in the catalog, so equality proves the rows unchanged. `last_look` is called when nothing but the
+    drop is left to do, and may still forbid it.
     """
     table = identifier(departure.name)
     with session.transaction():
         session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
-        check_unchanged(session, departure, entry, parent)
+        check_unchanged(session, departure, entry)
+        check_copied(departure, entry, manifest)
         last_look()
         session.execute(sql.SQL("DROP TABLE {}").format(table))
         ledger.end(session, entry.id)
 
 
-def check_unchanged(session: Connection, departure: Departure, entry: Entry, parent: int) -> None:
+def check_unchanged(session: Connection, departure: Departure, entry: Entry) -> None:
     """Raise Changed unless the table is detached and its fence has held since it was raised."""
-    now = standing(session, departure, parent)
+    now = standing(session, departure, departure.parent)
     if now != "detached":
         raise Changed(f"'{departure.name}' is {now}, expected detached", hint="plan again")
     fence = ledger.read_fence(session, departure.relation)
@@ -53,4 +60,14 @@ def check_unchanged(session: Connection, departure: Departure, entry: Entry, par
             f"the fence around '{departure.name}' was opened since its copy was made: {fence}, "
             f"expected {entry.fence}",
             hint="see who wrote to it; the next run fences it and makes a new copy",
+        )
+
+
+def check_copied(departure: Departure, entry: Entry, manifest: Manifest) -> None:
+    """Raise Changed unless a copy was made behind the fence that an entry has."""
+    if manifest.fence != entry.seal:
+        raise Changed(
+            f"the copy of '{departure.name}' was made behind fence {manifest.fence or 'unknown'}, "
+            f"expected {entry.seal}",
+            hint="see who wrote to the work state or to the bucket; the next run makes a new copy",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -79,7 +81,14 @@ class Entry(Frozen):
     detached_at: datetime | None = None
     fence: dict[str, Any] | None = None
     manifest: str | None = None
+    manifest_sha256: str | None = None
     leaves: dict[int, Stored] = Field(default_factory=dict)
+
+    @property
+    def seal(self) -> str:
+        """The hash of the fence, by which a manifest names the one that its copy was made behind."""
+        told = json.dumps(self.fence, sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest() if self.fence else ""
 
 
 class Table(Frozen):

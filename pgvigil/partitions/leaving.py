@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from pgvigil.archive import copying, proving
 from pgvigil.archive.place import Place, partition_folder, require_room
-from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed
+from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed, StorageFailed
 from pgvigil.partitions import detach as detaching
 from pgvigil.partitions import drop as dropping
 from pgvigil.partitions import ledger
@@ -48,13 +48,15 @@ def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | No
         is_fenced = entry.fence is not None and ledger.read_fence(session, departure.relation) == entry.fence
     if now == "detached" and is_fenced:
         return departure.model_copy(update={"entry": entry, "is_attached": False})
-    if now == "detached" and entry.fence is not None:
-        entry = _renew(managed, entry)
+    if now != "detached" and (entry.fence is not None or not departure.is_attached):
+        raise PreconditionFailed(f"'{departure.name}' was attached again meanwhile", hint="plan again")
+    if entry.fence is not None:
+        entry = renew(managed, entry)
     managed.check_lock()
     intent = {"partition": str(departure.name), "method": departure.method}
-    with managed.run.step("detach", intent), managed.session() as session:
+    with managed.run.step("detach", intent) as noted, managed.session() as session:
         detaching.detach(session, managed.dsn, table, departure, managed.policy)
-        _fence(session, managed, departure, entry)
+        noted["id"] = str(_fence(session, managed, departure, entry))
     done(managed, "detach", departure.name.name, departure.bound, detail=departure.method)
     return departure.model_copy(update={"entry": _entry(managed, departure), "is_attached": False})
 
@@ -120,24 +122,31 @@ def _vanished(managed: Managed, departure: Departure, entry: Entry) -> None:
     )
 
 
-def _renew(managed: Managed, entry: Entry) -> Entry:
-    new = uuid4()
-    intent = {"partition": str(entry.name), "id": str(new)}
+def renew(managed: Managed, entry: Entry) -> Entry:
+    """Let a table whose fence does not stand as it was raised be fenced and copied anew."""
+    intent = {"partition": str(entry.name), "id": str(entry.id)}
     with managed.run.step("fence again", intent), managed.session() as session:
-        ledger.refence(session, entry.id, new)
+        ledger.refence(session, entry.id)
     tell(
         managed,
         "fence-opened",
         f"the fence around '{entry.name}' was opened since it was raised: it is fenced and copied anew",
-        "see who altered the table or its triggers",
+        "see who altered the table, its triggers or its name, or attached it again",
     )
-    return entry.model_copy(update={"id": new, "fence": None, "manifest": None, "state": "leaving"})
+    fresh: dict[str, object] = {
+        "state": "leaving",
+        "fence": None,
+        "manifest": None,
+        "manifest_sha256": None,
+        "leaves": {},
+    }
+    return entry.model_copy(update=fresh)
 
 
-def _fence(session: Connection, managed: Managed, departure: Departure, entry: Entry) -> None:
+def _fence(session: Connection, managed: Managed, departure: Departure, entry: Entry) -> UUID:
     table = identifier(departure.name)
     try:
-        bounded(
+        return bounded(
             session,
             managed.dsn,
             managed.policy,
@@ -155,11 +164,11 @@ def archive(
     managed: Managed, made: Plan, departure: Departure, *, on_progress: Callable[[Progress], None]
 ) -> copying.Copy:
     """Copy one fenced table to the store; a copy that is committed already is taken as it is."""
-    _require_entry(departure)
     entry = _entry(managed, departure)  # with the leaves that an earlier try has finished since
+    if entry.id != _require_entry(departure).id or entry.fence is None:
+        raise PreconditionFailed(f"'{departure.name}' is to be fenced anew", hint="plan again")
     place = Place.of(managed.policy, managed.cluster, managed.database, made.table, entry)
-    found = copying.find(managed.store, place)
-    if found:
+    if found := _find_copy(managed, place):
         return found
     managed.check_lock()
     began = time.monotonic()
@@ -174,6 +183,15 @@ def archive(
     return replace(copy, seconds=time.monotonic() - began)
 
 
+def _find_copy(managed: Managed, place: Place) -> copying.Copy | None:
+    try:
+        return copying.find(managed.store, place)
+    except StorageFailed as error:
+        if error.context.get("s3_code") == "ManifestAltered":
+            _copy_anew(managed, place.entry, place.manifest, [place.manifest])
+        raise
+
+
 def prove(
     managed: Managed, departure: Departure, copy: copying.Copy, *, on_progress: Callable[[Progress], None]
 ) -> Manifest | None:
@@ -183,7 +201,7 @@ def prove(
     """
     entry = _require_entry(departure)
     if copy.is_committed and departure.drop != "now":
-        proving.require(managed.store, copy.place.manifest)
+        proving.require(managed.store, copy.place.manifest, copy.sha256)
         if entry.state != "archived":
             with managed.run.step("remember copy", {"manifest": copy.place.manifest}):
                 _remember(managed, entry, copy)
@@ -194,23 +212,34 @@ def prove(
     if conclude([check for each in proven for check in each.checks]) is not Verdict.VERIFIED:
         damaged = [uri for each in proven for uri in each.damaged]
         if copy.is_committed and damaged:
-            _copy_anew(managed, entry, copy, damaged)
+            _copy_anew(managed, entry, copy.place.manifest, damaged)
         else:
             _forget(managed, entry, proven)
         return None
     managed.check_lock()
-    manifest = copy.manifest
     with run.step(
         "commit copy", {"partition": str(departure.name), "manifest": copy.place.manifest}
     ) as noted:
-        if not copy.is_committed:
-            manifest = proving.commit(managed.store, copy)
+        manifest = copy.manifest if copy.is_committed else _commit(managed, departure, copy)
         _remember(managed, entry, copy)
         noted.update(manifest.outline())
     run.facts["manifests"] = (*run.facts.get("manifests", ()), manifest)
     if not copy.is_committed:
         _done_copy(managed, departure, copy, manifest)
     return manifest
+
+
+def _commit(managed: Managed, departure: Departure, copy: copying.Copy) -> Manifest:
+    """Write the manifest, whose hash is on record before; an earlier try may have, and not heard of it."""
+    entry = _entry(managed, departure)
+    if entry.manifest_sha256:
+        ours = _find_copy(managed, replace(copy.place, entry=entry))
+        if ours:
+            return ours.manifest
+    sealed = proving.seal(managed.store, copy)
+    with managed.session() as session:
+        ledger.sealed(session, entry.id, sealed.sha256)
+    return proving.commit(managed.store, sealed)
 
 
 def _read_back(
@@ -248,17 +277,16 @@ def _forget(managed: Managed, entry: Entry, proven: list[proving.Proven]) -> Non
         ledger.forget_leaves(session, entry.id, bad)
 
 
-def _copy_anew(managed: Managed, entry: Entry, copy: copying.Copy, damaged: list[str]) -> None:
+def _copy_anew(managed: Managed, entry: Entry, manifest: str, damaged: list[str]) -> None:
     """Let the next run make another copy: the table still stands, and this copy of it is no good any more."""
-    new = uuid4()
-    intent = {"partition": str(entry.name), "id": str(new), "damaged": copy.place.manifest}
+    intent = {"partition": str(entry.name), "id": str(entry.id), "damaged": manifest}
     with managed.run.step("copy anew", intent), managed.session() as session:
-        ledger.refence(session, entry.id, new)
+        ledger.refence(session, entry.id)
     tell(
         managed,
         "copy-damaged",
         f"proven and damaged since: {', '.join(damaged)}; '{entry.name}' stands and is copied anew",
-        f"see in the bucket's log who wrote over it, then delete that copy, {copy.place.manifest} included",
+        f"see in the bucket's log who wrote over it, then delete that copy, {manifest} included",
         Severity.ERROR,
     )
 
@@ -294,10 +322,11 @@ def drop(managed: Managed, departure: Departure, made: Plan) -> None:
     if departure.drop != "now":
         _not_dropped(managed, departure, departure.kept)
         return
-    if managed.policy.drop == "approve" and entry.id not in _approved(made):
-        _not_dropped(managed, departure, "its copy was made anew after the approval: waits for another")
+    if managed.policy.drop != "proven" and _copy_of(entry) not in _planned(made):
+        why = "its copy was made anew after the plan: it waits once more, for its time or an approval"
+        _not_dropped(managed, departure, why)
         return
-    proving.require(managed.store, entry.manifest)
+    manifest = proving.require(managed.store, entry.manifest, entry.manifest_sha256)
     check_store_clock(managed)
     managed.check_lock()
     intent = {"partition": str(departure.name), "oid": departure.relation, "manifest": entry.manifest}
@@ -307,7 +336,7 @@ def drop(managed: Managed, departure: Departure, made: Plan) -> None:
                 session,
                 managed.dsn,
                 managed.policy,
-                lambda: dropping.drop(session, departure, entry, made.oid, partial(check_holds, managed)),
+                lambda: dropping.drop(session, departure, entry, manifest, partial(check_holds, managed)),
             )
         except DatabaseFailed as error:
             raise _undroppable(session, error, departure) from error
@@ -332,9 +361,13 @@ def _undroppable(session: Connection, error: DatabaseFailed, departure: Departur
     return error
 
 
-def _approved(made: Plan) -> set[UUID]:
-    """Return the copies that a plan was approved for: a fence that opened since has led to another one."""
-    return {each.entry.id for each in made.departures if each.entry and each.drop == "now"}
+def _planned(made: Plan) -> set[tuple[UUID, str | None]]:
+    """Return the copies for which a plan lets tables go: a fence that opened since has led to another one."""
+    return {_copy_of(each.entry) for each in made.departures if each.entry and each.drop == "now"}
+
+
+def _copy_of(entry: Entry) -> tuple[UUID, str | None]:
+    return entry.id, entry.manifest_sha256
 
 
 def _not_dropped(managed: Managed, departure: Departure, why: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from psycopg import sql
 
@@ -57,22 +58,33 @@ def archived(session: Connection, id_: UUID, manifest: str) -> None:
     session.execute(query("partitions", "ledger_archived"), {"id": id_, "manifest": manifest})
 
 
-def raise_fence(session: Connection, id_: UUID, relation: int, table: sql.Identifier) -> None:
+def sealed(session: Connection, id_: UUID, sha256: str) -> None:
+    """Note which manifest is about to be written: no other one counts."""
+    session.execute(query("partitions", "ledger_sealed"), {"id": id_, "sha256": sha256})
+
+
+def raise_fence(session: Connection, id_: UUID, relation: int, table: sql.Identifier) -> UUID:
     """Keep every writer off a table and all below it from now on, and note how; in one transaction.
 
     Creating a trigger waits for all who write, prepared transactions included. The triggers fire ALWAYS,
     so that replication is kept off as well. What undoes them leaves another row version in the catalog.
+    Returns the id of the copy to be made: a new one for each fence, so that no older copy is taken for it.
     """
+    new = uuid4()
     with session.transaction():
-        tables = _leaves(session, relation)
-        for each in tables:
+        # While the triggers wait for writers, nobody attaches a table anywhere below.
+        session.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table))
+        for each in _leaves(session, relation):
             _create_triggers(session, each)
         fence = read_fence(session, relation)
-        if fence is None or _count_fenced(fence) != len(tables):
+        if fence is None or not _is_closed(fence):
             raise PreconditionFailed(
                 f"{table.as_string(None)} is not the table with OID {relation} any more", hint="plan again"
             )
-        session.execute(query("partitions", "ledger_fenced"), {"id": id_, "fence": json.dumps(fence)})
+        noted = {"old": id_, "new": new, "fence": json.dumps(fence)}
+        if session.execute(query("partitions", "ledger_fenced"), noted).fetchone() is None:
+            raise PreconditionFailed(f"the work state of {table.as_string(None)} is gone", hint="plan again")
+    return new
 
 
 def _leaves(session: Connection, relation: int) -> list[sql.Identifier]:
@@ -81,9 +93,10 @@ def _leaves(session: Connection, relation: int) -> list[sql.Identifier]:
     return [sql.Identifier(row["schema"], row["name"]) for row in rows]
 
 
-def _count_fenced(fence: dict[str, Any]) -> int:
-    triggers = [each["triggers"] or () for each in fence.get("tree", (fence,))]
-    return sum(len(each) == len(TRIGGERS) for each in triggers)
+def _is_closed(fence: dict[str, Any]) -> bool:
+    """Tell whether every table that can hold rows has its triggers."""
+    tables = [each for each in fence.get("tree", (fence,)) if each["kind"] != "p"]
+    return all(len(each["triggers"] or ()) == len(TRIGGERS) for each in tables)
 
 
 def _create_triggers(session: Connection, table: sql.Identifier) -> None:
@@ -138,9 +151,9 @@ def forget_leaves(session: Connection, id_: UUID, relations: Sequence[int]) -> N
     session.execute(query("partitions", "ledger_forget_leaves"), {"id": id_, "relations": names})
 
 
-def refence(session: Connection, old: UUID, new: UUID) -> None:
+def refence(session: Connection, id_: UUID) -> None:
     """Begin anew with a table whose fence was opened: what was copied of it proves nothing any more."""
-    session.execute(query("partitions", "ledger_renew"), {"old": old, "new": new})
+    session.execute(query("partitions", "ledger_renew"), {"id": id_})
 
 
 def returning(session: Connection, entry: Entry) -> None:

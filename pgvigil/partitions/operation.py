@@ -20,7 +20,7 @@ from pgvigil.partitions import detach as detaching
 from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import read_drift
 from pgvigil.partitions.envelope import bounded
-from pgvigil.partitions.leaving import announce
+from pgvigil.partitions.leaving import announce, renew
 from pgvigil.partitions.managing import done, look, note, tell
 from pgvigil.partitions.plan import draw, horizon, missing, strangers
 from pgvigil.partitions.question import ask
@@ -81,8 +81,8 @@ def finish(managed: Managed, made: Plan) -> None:
     due = [departure for departure in made.departures if departure.is_pending]
     for each in (*made.unfinished, *due):
         managed.check_lock()
-        if each in due:
-            announce(managed, made, each)
+        if each in due and (entry := announce(managed, made, each)) and entry.fence is not None:
+            renew(managed, entry)
         with managed.run.step("finish detach", {"partition": str(each.name)}), managed.session() as session:
             detaching.detach(session, managed.dsn, table, each, managed.policy)
         done(managed, "finalize", each.name.name, each.bound)
@@ -225,7 +225,7 @@ def _tell_approval(managed: Managed, table: Table, axis: Axis) -> None:
 
 def _proofs(managed: Managed, waiting: list[Departure]) -> list[Manifest]:
     return [
-        read_manifest(managed.store, each.entry.manifest)
+        read_manifest(managed.store, each.entry.manifest, each.entry.manifest_sha256 or "")
         for each in waiting
         if each.entry and each.entry.manifest
     ]

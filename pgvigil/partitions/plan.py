@@ -410,7 +410,8 @@ def _with_approval(plan: Plan, approved: Collection[str]) -> Plan:
 
 def _digest(plan: Plan) -> str:
     """Identify the proven copies whose tables wait for a person, for the one who approves that."""
-    waiting = sorted(str(each.entry.id) for each in plan.departures if each.entry and each.is_waiting)
+    entries = [each.entry for each in plan.departures if each.entry and each.is_waiting]
+    waiting = sorted(f"{entry.id} {entry.manifest_sha256}" for entry in entries)
     return hashlib.sha256(" ".join([str(plan.oid), *waiting]).encode()).hexdigest()[:12] if waiting else ""
 
 

@@ -191,18 +191,21 @@ SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS n
   FROM pg_class AS child JOIN pg_namespace AS namespace ON namespace.oid = child.relnamespace
  WHERE child.oid = %(oid)s
 
--- ledger_exists: whether this database may have partitions on their way
-SELECT to_regclass('pgvigil.departure') IS NOT NULL AS found
+-- ledger_exists: whether this database may have partitions on their way, and as this release notes them
+SELECT to_regclass('pgvigil.departure') IS NOT NULL AS found,
+       EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('pgvigil.departure')
+                  AND attname = 'manifest_sha256') AS is_current
 
 -- ledger_is_ours: whether what infra/target.sql makes is there and this role's to write
 SELECT coalesce(has_schema_privilege(to_regnamespace('pgvigil'), 'USAGE')
                 AND has_table_privilege(to_regclass('pgvigil.departure'), 'INSERT')
                 AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('pgvigil.departure')
-                               AND attname = 'leaves')
+                               AND attname = 'manifest_sha256')
                 AND has_function_privilege(to_regprocedure('pgvigil.refuse_write()'), 'EXECUTE'), false) AS found
 
 -- ledger: the partitions of a table that are on their way
-SELECT id, state, relation, schema, name, parent, bound, condition, since, detached_at, fence, manifest, leaves
+SELECT id, state, relation, schema, name, parent, bound, condition, since, detached_at, fence, manifest,
+       manifest_sha256, leaves
   FROM pgvigil.departure WHERE parent = %(oid)s ORDER BY since, id
 
 -- ledger_begin: note that a partition is about to leave
@@ -212,9 +215,15 @@ VALUES (%(id)s, 'leaving', %(relation)s, %(schema)s, %(name)s, %(parent)s, %(bou
 -- ledger_forget_return: a partition that had come back leaves again
 DELETE FROM pgvigil.departure WHERE relation = %(relation)s AND state = 'returned'
 
--- ledger_fenced: note that no writer can reach it any more
-UPDATE pgvigil.departure SET state = 'fenced', detached_at = clock_timestamp(), fence = %(fence)s
- WHERE id = %(id)s
+-- ledger_fenced: note that no writer can reach it any more; what was copied behind another fence is not its copy
+UPDATE pgvigil.departure
+   SET id = %(new)s, state = 'fenced', detached_at = clock_timestamp(), fence = %(fence)s,
+       manifest = NULL, manifest_sha256 = NULL, leaves = '{}'
+ WHERE id = %(old)s
+RETURNING id
+
+-- ledger_sealed: note which manifest is about to be written
+UPDATE pgvigil.departure SET manifest_sha256 = %(sha256)s WHERE id = %(id)s
 
 -- ledger_archived: note where its proven copy is
 UPDATE pgvigil.departure SET state = 'archived', manifest = %(manifest)s WHERE id = %(id)s
@@ -226,9 +235,10 @@ UPDATE pgvigil.departure SET leaves = leaves || jsonb_build_object(%(relation)s:
 -- ledger_forget_leaves: their copies are not what they should be
 UPDATE pgvigil.departure SET leaves = leaves - %(relations)s::text[] WHERE id = %(id)s
 
--- ledger_renew: a table whose fence was opened is to be copied anew
-UPDATE pgvigil.departure SET id = %(new)s, state = 'leaving', fence = NULL, manifest = NULL, leaves = '{}'
- WHERE id = %(old)s
+-- ledger_renew: a table whose fence was opened is to be fenced and copied anew
+UPDATE pgvigil.departure
+   SET state = 'leaving', fence = NULL, manifest = NULL, manifest_sha256 = NULL, leaves = '{}'
+ WHERE id = %(id)s
 
 -- ledger_end: it has arrived
 DELETE FROM pgvigil.departure WHERE id = %(id)s
@@ -257,6 +267,10 @@ WITH RECURSIVE tree AS (
 )
 SELECT tree.relkind::text AS kind, jsonb_build_object(
            'relation', child.oid::bigint,
+           'kind', child.relkind::text,
+           -- Rows are read by name.
+           'schema', namespace.nspname,
+           'name', child.relname,
            -- ALTER COLUMN … TYPE … USING writes every row anew and fires no trigger; its rows are in another file.
            'file', pg_relation_filenode(child.oid)::bigint,
            'function', (SELECT proc.oid::bigint || '/' || proc.xmin::text FROM pg_proc AS proc
@@ -270,7 +284,7 @@ SELECT tree.relkind::text AS kind, jsonb_build_object(
                                                        attgenerated, attcollation, atthasmissing), ',' ORDER BY attnum))
                          FROM pg_attribute WHERE attrelid = child.oid AND attnum > 0)
        ) || CASE WHEN place IS NULL THEN '{}' ELSE jsonb_build_object('place', place) END AS fence
-  FROM tree JOIN pg_class AS child USING (oid)
+  FROM tree JOIN pg_class AS child USING (oid) JOIN pg_namespace AS namespace ON namespace.oid = child.relnamespace
  ORDER BY tree.depth, child.oid
 
 -- leaves: the tables that can hold rows of a table: itself, or the leaves below it

@@ -1,5 +1,4 @@
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,7 +7,7 @@ import pytest
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import operate
 from pgvigil.sandbox import postgres as servers
-from tests.fixtures.partitions import Shop, quote, run
+from tests.fixtures.partitions import Shop, quote, run, wait_for
 
 
 def oldest(shop: Shop) -> str:
@@ -21,13 +20,6 @@ def count(shop: Shop, table: str) -> int:
 
 def messages(report: object) -> str:
     return " / ".join(finding.message for finding in report.findings)  # type: ignore[attr-defined]
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -342,6 +334,47 @@ def test_a_table_that_somebody_attached_again_takes_writes_again(shop: Shop) -> 
 
     assert "attached-again" in {finding.code for finding in report.findings}
     assert 0 == count(shop, "pgvigil.departure")
+
+
+@pytest.mark.parametrize(
+    ("drop", "then"),
+    [
+        ({"after": "7d"}, ""),
+        ("approve", "DROP TRIGGER pgvigil_no_write ON {0}; UPDATE {0} SET kind = 'late' WHERE id % 2 = 0"),
+    ],
+    ids=["as it was", "opened"],
+)
+def test_a_table_that_is_attached_again_after_the_plan_is_not_taken_out(
+    shop: Shop, drop: object, then: str
+) -> None:
+    """Its copy was proven and its drop due or approved: it stays a partition, with what was written to it."""
+    shop.policy(drop=drop)
+    name = oldest(shop)
+    bound = shop.partitions()[name]
+    asked = shop.roll().questions
+    shop.sql("UPDATE pgvigil.departure SET detached_at = detached_at - interval '8 days'")
+    attach = f"ALTER TABLE events ATTACH PARTITION {name} {bound}; {then.format(name)}"
+    shop.before = lambda step: step == "detach" and shop.sql(attach)
+    report = shop.roll(approve=asked[0].digest if asked else "")
+
+    assert Verdict.INCONCLUSIVE == report.verdict
+    assert f"'public.{name}' was attached again meanwhile" in messages(report)
+    assert name in shop.partitions()
+
+
+def test_the_copy_of_an_abandoned_timeline_counts_for_nothing(shop: Shop) -> None:
+    """After a recovery to before its fence a table is copied anew, with what was written to it since."""
+    shop.policy(drop="keep")
+    name = oldest(shop)
+    shop.roll()
+    shop.recover(name)
+    shop.sql(f"UPDATE {name} SET kind = 'late' WHERE id = (SELECT min(id) FROM {name})")
+    shop.policy()
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert Verdict.VERIFIED == shop.restore(name).verdict
+    assert 1 == count(shop, f"{name} WHERE kind = 'late'")
 
 
 def test_foreign_keys_that_forbid_a_detach_are_explained(shop: Shop) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -5,7 +6,10 @@ from typing import Any
 
 import boto3
 import pytest
+import zstandard
 
+from pgvigil.archive.blocks import digest_of
+from pgvigil.archive.manifest import to_bytes
 from pgvigil.reports import Verdict
 from tests.fixtures.faulty_s3 import (
     Fault,
@@ -316,6 +320,28 @@ def test_an_object_that_is_replaced_while_it_is_proven_refutes(
     assert f"{name}.copy.stored refuted" in told(report)
     assert count(shop, name) > 0
     assert Verdict.VERIFIED == shop.roll().verdict
+
+
+def test_a_manifest_that_was_replaced_with_its_rows_is_not_believed(shop: Shop) -> None:
+    """Who writes to the bucket can make an empty copy that agrees with itself, but not with the database."""
+    shop.policy(drop="keep")
+    name = oldest(shop)
+    rows = count(shop, name)
+    (known,) = shop.roll().manifests
+    empty = zstandard.ZstdCompressor().compress(b"")
+    put = shop.store.put(known.rows.uri, empty)
+    marks = {"size": put.size, "etag": put.etag, "version_id": put.version_id, "text_size": 0}
+    forged = known.rows.model_copy(update={**marks, "sha256": hashlib.sha256(empty).hexdigest()})
+    (uri,) = shop.objects("manifest.json")
+    shop.store.put(uri, to_bytes(known.model_copy(update={"rows": forged, "digest": digest_of([], ())})))
+    shop.policy()
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == report.verdict, told(report)
+    assert "on record" in told(report)
+    assert rows == count(shop, name)
+    last = shop.roll()
+    assert (Verdict.VERIFIED, [rows]) == (last.verdict, archived(last)), told(last)
 
 
 def test_a_key_that_is_taken_keeps_its_bytes(shop: Shop) -> None:
