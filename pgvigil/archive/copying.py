@@ -24,7 +24,7 @@ from pgvigil.archive.manifest import (
     read_manifest,
 )
 from pgvigil.archive.stream import Meter, Progress, export, show_share
-from pgvigil.archive.tree import read_tree, tree_ddl, without_bound
+from pgvigil.archive.tree import held, read_tree, tree_ddl, without_bound
 from pgvigil.archive.view import view
 from pgvigil.errors import ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.postgres import translated
@@ -33,6 +33,8 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from uuid import UUID
+
+    from psycopg import sql
 
     from pgvigil.archive.digest import Digest
     from pgvigil.archive.parquet import Layout
@@ -59,9 +61,9 @@ class Copy:
     place: Place
     manifest: Manifest
     is_committed: bool
+    sha256: str = ""
     seconds: float = 0.0
 
-    sha256: str = ""
 
 def _unheard(relation: int, stored: Stored) -> None:
     """Tell nobody."""
@@ -167,7 +169,7 @@ class _Job:
 
 def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
     """Stream one table into a new object, while PostgreSQL computes its digest beside it."""
-    sessions, where, shape = job.sessions, job.place, leaf.shape
+    sessions, where = job.sessions, job.place
     with translated(sessions.dsn):
         size = sessions.export.execute(query("archive", "table"), {"oid": leaf.relation}).fetchall()[0][
             "size"
@@ -177,12 +179,10 @@ def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
     meter = Meter(size, job.on_progress)
     lock = where.object_lock
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool:
-        computing = pool.submit(
-            blocks.compute, sessions.digest, shape.table, shape.stored_columns, job.encoding
-        )
+        computing = pool.submit(_digest, sessions.digest, leaf, job.encoding)
         try:
             with translated(sessions.dsn):
-                sent = export(sessions.export, shape, job.store, uri, meter=meter, lock=lock)
+                sent = export(sessions.export, leaf, job.store, uri, meter=meter, lock=lock)
                 found = computing.result()
         except BaseException:
             sessions.digest.cancel_safe()
@@ -196,10 +196,15 @@ def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
         text_size=sent.text_size,
         lock=lock,
     )
-    return Stored(rows=rows, digest=found, parquet=_copy_parquet(job, layout) if layout else None)
+    return Stored(rows=rows, digest=found, parquet=_copy_parquet(job, leaf, layout) if layout else None)
 
 
-def _copy_parquet(job: _Job, layout: Layout) -> ParquetCopy:
+def _digest(session: Connection, leaf: Branch, encoding: str) -> Digest:
+    with held(session, leaf) as table:
+        return blocks.compute(session, table, leaf.shape.stored_columns, encoding)
+
+
+def _copy_parquet(job: _Job, leaf: Branch, layout: Layout) -> ParquetCopy:
     """Store one table once more as Parquet, while PostgreSQL computes the digest of what goes into it."""
     from pgvigil.archive import parquet  # noqa: PLC0415 - large: loaded by those alone who want it
 
@@ -210,9 +215,7 @@ def _copy_parquet(job: _Job, layout: Layout) -> ParquetCopy:
     )
     with ThreadPoolExecutor(1, "pgvigil-digest") as pool, translated(sessions.dsn):
         digest.pin(sessions.export, "UTF8")
-        computing = pool.submit(
-            digest.compute_lines, sessions.digest, shape.table, parquet.line(layout), "UTF8"
-        )
+        computing = pool.submit(_digest_lines, sessions.digest, leaf, parquet.line(layout))
         try:
             files = parquet.write(sessions.export, layout, job.store, uris, where.object_lock)
             found = computing.result()
@@ -221,6 +224,11 @@ def _copy_parquet(job: _Job, layout: Layout) -> ParquetCopy:
             raise
         digest.pin(sessions.export, job.encoding)
     return ParquetCopy(files=files, digest=found, digest_algorithm=parquet.ALGORITHM, as_text=layout.as_text)
+
+
+def _digest_lines(session: Connection, leaf: Branch, line: sql.Composed) -> Digest:
+    with held(session, leaf) as table:
+        return digest.compute_lines(session, table, line, "UTF8")
 
 
 def _manifest(
@@ -237,6 +245,7 @@ def _manifest(
     return Manifest(
         id=where.id,
         run_id=run_id,
+        fence=where.entry.seal,
         origin=_origin(where, origin),
         shape=root.shape,
         ddl=tree_ddl(tree),
@@ -245,7 +254,6 @@ def _manifest(
         digest_algorithm=blocks.ALGORITHM,
         parquet=stored.parquet if stored else None,
         tree=() if is_plain else tuple(nodes),
-        fence=where.entry.seal,
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
         exported_at=origin["now"],
         proven_at=datetime.now(tz=UTC),

@@ -13,14 +13,16 @@ from psycopg import sql
 
 from pgvigil.archive.blocks import BlockDigest
 from pgvigil.archive.digest import Digest
+from pgvigil.archive.tree import held
 from pgvigil.errors import StorageFailed
 from pgvigil.postgres import copy_out
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from pgvigil.archive.shape import Shape
+    from pgvigil.archive.tree import Branch
     from pgvigil.objectstore import ObjectLock, ObjectStore
     from pgvigil.postgres import Connection
 
@@ -85,7 +87,7 @@ def column_list(shape: Shape) -> sql.Composed:
 
 def export(  # noqa: PLR0913 - both ends, and what passes between
     session: Connection,
-    shape: Shape,
+    leaf: Branch,
     store: ObjectStore,
     uri: str,
     *,
@@ -96,10 +98,9 @@ def export(  # noqa: PLR0913 - both ends, and what passes between
 
     What fails leaves no object and no unfinished upload. The session's settings are those of `digest.pin`.
     """
-    statement = sql.SQL("COPY {} ({}) TO STDOUT").format(shape.table, column_list(shape))
     # A thread each for reading, compressing and sending: the last two leave the interpreter to the first.
     with (
-        closing(copy_out(session, statement)) as rows,
+        closing(_rows(session, leaf)) as rows,
         ahead(rows) as text,
         ahead(_compressed(text, meter)) as chunks,
     ):
@@ -112,6 +113,12 @@ def export(  # noqa: PLR0913 - both ends, and what passes between
         size=meter.size,
         text_size=meter.text_size,
     )
+
+
+def _rows(session: Connection, leaf: Branch) -> Generator[bytes]:
+    with held(session, leaf) as table:
+        columns = column_list(leaf.shape)
+        yield from copy_out(session, sql.SQL("COPY {} ({}) TO STDOUT").format(table, columns))
 
 
 def _compressed(rows: Iterable[bytes], meter: Meter) -> Iterator[bytes]:

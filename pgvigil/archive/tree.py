@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
+
+from psycopg import sql
 
 from pgvigil.archive.ddl import attach_partition, ddl, foreign_key_ddl
 from pgvigil.archive.shape import Shape, bound_checks, read_shape
@@ -11,7 +14,7 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pgvigil.postgres import Connection
 
@@ -62,6 +65,23 @@ def read_tree(session: Connection, oid: int) -> tuple[Branch, ...]:
                 hint="finish its detach (ALTER TABLE … DETACH PARTITION … FINALIZE), or take it out by hand",
             )
     return branches
+
+
+@contextmanager
+def held(session: Connection, branch: Branch) -> Iterator[sql.Identifier]:
+    """Hold a table for the block in a transaction, and give its name, which is nobody else's meanwhile.
+
+    Raises PreconditionFailed where another table has the name by now.
+    """
+    table = branch.shape.table
+    with session.transaction():
+        session.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(table))
+        asked = {"schema": branch.shape.schema_, "name": branch.shape.name, "oid": branch.relation}
+        if session.execute(query("archive", "is_named"), asked).fetchone() is None:
+            raise PreconditionFailed(
+                f"'{branch.name}' is not the table with OID {branch.relation} any more", hint="plan again"
+            )
+        yield table
 
 
 def without_bound(branches: tuple[Branch, ...], condition: str) -> tuple[Branch, ...]:

@@ -13,6 +13,10 @@ SELECT tree.oid::bigint AS oid, tree.parent::bigint AS parent, tree.relkind::tex
   FROM tree JOIN pg_class AS class USING (oid)
  ORDER BY tree.depth, tree.oid
 
+-- is_named: whether a table has this name
+SELECT true AS is_named FROM pg_class AS relation JOIN pg_namespace AS namespace ON namespace.oid = relnamespace
+ WHERE relation.oid = %(oid)s AND relname = %(name)s AND nspname = %(schema)s
+
 -- table: what a table is beside its columns
 SELECT namespace.nspname AS schema, relation.relname AS name, pg_get_userbyid(relation.relowner) AS owner,
        relation.relkind::text AS kind, relation.relpersistence::text AS persistence,

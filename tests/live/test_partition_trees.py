@@ -1,11 +1,12 @@
 import json
+import threading
 from datetime import UTC, datetime
 
 import pytest
 
 from pgvigil.archive.tree import Branch, read_tree
 from pgvigil.reports import Verdict
-from tests.fixtures.partitions import Shop, make_deep
+from tests.fixtures.partitions import Shop, make_deep, wait_for
 
 OLD = '"Deep 99"'
 LEAVES = {"public.deep_99_ab", "public.deep_99_rest", "public.deep_99_x_0", "Other.Deep 99"}
@@ -117,6 +118,57 @@ def test_a_tree_that_gained_a_table_after_its_copy_is_not_dropped(deep: Shop) ->
 
     assert Verdict.VERIFIED == again.verdict, again.findings
     assert "public.late" in {leaf.name for manifest in again.manifests for leaf in manifest.leaves}
+
+
+def test_a_leaf_that_is_attached_while_the_fence_waits_is_fenced(deep: Shop) -> None:
+    """A writer holds up the fence and adds a table below it meanwhile: that one is fenced too."""
+    deep.policy(**{**deep.policies[0], "drop": "keep"})
+    deep.sql(f"DROP TABLE deep_99_rest; SET ROLE shop; CREATE TABLE late (LIKE {OLD} INCLUDING ALL)")
+    deep.roll()
+    deep.recover("deep_99_ab", "deep_99_x_0", '"Other"."Deep 99"')
+    waits = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'deep_99_ab'::regclass"
+
+    def attach() -> None:
+        with deep.session() as session, session.transaction():
+            session.execute("SET lock_timeout = '20s'; SET search_path = public")
+            session.execute("LOCK TABLE deep_99_ab IN ROW EXCLUSIVE MODE")
+            is_held.set()
+            wait_for(lambda: deep.sql(waits))
+            session.execute(f"ALTER TABLE {OLD} ATTACH PARTITION late FOR VALUES IN ('y')".encode())
+
+    is_held = threading.Event()
+    other = threading.Thread(target=attach)
+    other.start()
+    assert is_held.wait(20)
+    report = deep.roll()
+    other.join()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    with pytest.raises(Exception, match="is being archived and takes no writes"):
+        deep.sql("INSERT INTO late (at, kind, id) VALUES ('1999-06-01+00', 'y', -1)")
+
+
+def test_a_leaf_that_is_renamed_while_others_are_copied_is_not_lost(deep: Shop) -> None:
+    """An empty table has its name now: that is not what is copied, and the next run copies the right one."""
+    renamed: list[object] = []
+
+    def rename(step: str) -> None:
+        if step == "archiving" and not renamed:
+            renamed.append(step)
+            deep.sql(
+                "SET ROLE shop; ALTER TABLE deep_99_rest RENAME TO moved;"
+                "CREATE TABLE deep_99_rest (LIKE moved INCLUDING ALL)"
+            )
+
+    deep.before = rename
+    report = deep.roll()
+    assert Verdict.INCONCLUSIVE == report.verdict, report.findings
+    assert "is not the table with OID" in " ".join(finding.message for finding in report.findings)
+
+    last = deep.roll()
+
+    assert Verdict.VERIFIED == last.verdict, last.findings
+    assert [400] == [manifest.digest.rows for manifest in last.manifests]
 
 
 def test_no_leaf_of_a_departing_tree_takes_writes(deep: Shop) -> None:
