@@ -39,20 +39,29 @@ PIECE = 32 * 2**20  # bytes: a fraction of a second, for which our ACCESS SHARE 
 _ATTEMPTS = 3
 _HALF = 2**64
 _LEAST_PIECE = 2**20
+# Both functions look past our snapshot; a view that took a table's name, or its place, has no file.
+_IS_SAME = sql.SQL("coalesce(to_regclass({name}) = {oid}::oid AND pg_relation_filenode({oid}) > 0, false)")
+# To parse a statement locks what it names, and runs nothing; LOCK TABLE takes no materialized view.
+_LOCK = sql.SQL(
+    "PREPARE pgvigil_lock AS SELECT FROM ONLY {table}; DEALLOCATE pgvigil_lock; SELECT {is_same} AS is_same"
+)
 _STATEMENT = sql.SQL(
     "SELECT count(*) AS rows, coalesce(sum(hash_array_extended(r, 1)), 0) AS low,"
-    " coalesce(sum(hash_array_extended(r, 2)), 0) AS high, pg_relation_filenode({oid}) AS filenode"
+    " coalesce(sum(hash_array_extended(r, 2)), 0) AS high,"
+    " pg_relation_filenode({oid}) AS filenode, {is_same} AS is_same"
     " FROM (SELECT {row} AS r FROM ONLY {table} AS t {where} OFFSET 0) AS hashed"
 )  # OFFSET 0 keeps the planner from computing r twice
 _BINARY = sql.SQL("ARRAY[record_send(t.*)]")
-_TEXT = sql.SQL('ARRAY[(t.*)::text COLLATE "C"]')
+_TEXT = sql.SQL('ARRAY[textin(record_out(t.*)) COLLATE "C"]')  # a cast to text may be a function of the owner
 
 _LOCKED, _CANCELLED, _DROPPED, _REFUSED, _NO_MEMORY = "55P03", "57014", "42P01", "42501", "54000"
+_OTHER = "not what it was at the mark: another relation has its name now, or it is no table any more"
 _CAUSES = {
     _LOCKED: "locked by a session that changes it: drill again when that has ended",
     _DROPPED: "dropped since the mark",
     _REFUSED: "not readable: grant what infra/roles.sql grants to this role",
     _NO_MEMORY: "one of its rows is larger than a value may be",
+    "55000": _OTHER,
     "22023": "the snapshot is gone: its session was ended, or hash_for was over",
     "40001": "cancelled by the replay of a standby: set hot_standby_feedback = on there",
 }
@@ -222,8 +231,9 @@ class _Work:
             if error.sqlstate == _LOCKED and piece.attempt < _ATTEMPTS:
                 self._left.put(piece.model_copy(update={"attempt": piece.attempt + 1}))
                 return
-            self._gone.add(piece.oid)
             hashed = Hashed(piece, reason=_reason(error))
+        if hashed.reason:
+            self._gone.add(piece.oid)
         self._done.put(hashed)
 
     def _is_ended(self) -> bool:
@@ -259,9 +269,17 @@ class _Pace:
 def hash_piece(
     connection: Connection, piece: Piece, *, snapshot: str | None = None, seconds: float | None = None
 ) -> Hashed:
-    """Hash some blocks of a table in a transaction of its own; raises DatabaseFailed."""
+    """Hash some blocks of a table in a transaction of its own; raises DatabaseFailed.
+
+    Whoever owns the table can give its name to a view, which would run functions as our role. So
+    nothing is read before the name is locked, and found to be the table's.
+    """
     with _reading(connection, snapshot, seconds):
+        if not _lock(connection, piece.listed.table):
+            return Hashed(piece, reason=_OTHER)
         row = connection.execute(_compose(piece)).fetchone() or {}
+    if not row["is_same"]:  # its schema was renamed, which no lock on a table hinders
+        return Hashed(piece, reason=_OTHER)
     return Hashed(
         piece, rows=row["rows"], low=int(row["low"]), high=int(row["high"]), filenode=row["filenode"]
     )
@@ -285,12 +303,30 @@ def _reading(connection: Connection, snapshot: str | None, seconds: float | None
                 connection.execute("ROLLBACK")
 
 
+def _lock(connection: Connection, table: Table) -> bool:
+    """Lock what has the table's name against all but readers and writers; tell whether it is the table."""
+    statement = _LOCK.format(table=_name(table), is_same=_is_same(table))
+    cursor = connection.execute(statement, prepare=False)  # three statements in one round trip
+    while cursor.nextset():
+        pass
+    return bool((cursor.fetchone() or {})["is_same"])
+
+
+def _name(table: Table) -> sql.Identifier:
+    return sql.Identifier(table.schema_name, table.name)
+
+
+def _is_same(table: Table) -> sql.Composed:
+    return _IS_SAME.format(name=sql.Literal(_name(table).as_string()), oid=sql.Literal(table.oid))
+
+
 def _compose(piece: Piece) -> sql.Composed:
     table = piece.listed.table
     return _STATEMENT.format(
         oid=sql.Literal(table.oid),
+        is_same=_is_same(table),
         row=_TEXT if piece.listed.is_textual else _BINARY,
-        table=sql.Identifier(table.schema_name, table.name),
+        table=_name(table),
         where=_where(piece),
     )
 

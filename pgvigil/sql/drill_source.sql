@@ -1,4 +1,5 @@
--- pin: all that could render or filter the same row differently on another server or for another role
+-- pin: all that could render or filter the same row differently on another server or for another role,
+-- and, where the server can, that no view runs functions of its owner as our role
 SELECT set_config('client_encoding', CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'LATIN1'
                                           ELSE current_setting('server_encoding') END, false),
        set_config('datestyle', 'ISO, YMD', false),
@@ -12,7 +13,9 @@ SELECT set_config('client_encoding', CASE current_setting('server_encoding') WHE
        set_config('row_security', 'off', false),
        set_config('jit', 'off', false),
        set_config('max_parallel_workers_per_gather', '0', false),
-       set_config('enable_seqscan', 'off', false)
+       set_config('enable_seqscan', 'off', false),
+       CASE WHEN current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL
+            THEN set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', false) END
 
 -- tables: every relation with rows of its own, and what may stand against hashing it; sizes are bytes.
 -- A type without a binary form makes all that contain it, in whatever depth, be hashed as text.

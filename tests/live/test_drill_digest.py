@@ -441,6 +441,70 @@ def test_a_table_dropped_since_the_mark_is_unproven(database: str, owner: psycop
     assert "large" in {table.name for table, _ in found.tables}
 
 
+SPY = """
+CREATE FUNCTION owned.spy() RETURNS int LANGUAGE plpgsql AS $$BEGIN RAISE 'spied'; END$$;
+CREATE VIEW owned.mine AS SELECT owned.spy() AS n
+"""
+
+
+@pytest.fixture
+def mine(owner: psycopg.Connection) -> Iterator[str]:
+    """The name of a table whose schema belongs to somebody who may not be trusted."""
+    owner.execute("CREATE SCHEMA owned; CREATE TABLE owned.mine AS SELECT 1 AS n")
+    yield "owned.mine"
+    owner.execute("DROP SCHEMA owned CASCADE; DROP SCHEMA IF EXISTS away CASCADE")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"ALTER TABLE owned.mine RENAME TO aside; {SPY}",
+        "ALTER TABLE owned.mine RENAME TO aside; CREATE TABLE owned.mine AS SELECT 1 AS n",
+        "ALTER TABLE owned.mine RENAME TO aside; CREATE FOREIGN TABLE owned.mine (n int) SERVER nowhere",
+        "ALTER SCHEMA owned RENAME TO away; CREATE SCHEMA owned; CREATE TABLE owned.mine AS SELECT 1 AS n",
+    ],
+    ids=["view", "table", "foreign table", "schema"],
+)
+def test_what_took_a_tables_name_since_the_mark_is_not_read(
+    database: str, owner: psycopg.Connection, mine: str, change: str
+) -> None:
+    """The table is unproven by its name, and a function that somebody put there does not run as our role."""
+    with mark(database, POLICY, RUN) as marked:
+        owner.execute(change.encode())
+        found = content(marked)
+
+    (told,) = [each.reason for each in found.unproven if each.relation == mine]
+    assert "another relation has its name now" in told
+    assert "spied" not in told
+
+
+@pytest.mark.usefixtures("mine")
+def test_where_the_server_does_not_restrict_views_none_is_read(
+    database: str, owner: psycopg.Connection
+) -> None:
+    """Under the lock the name is found not to be the table's, before anything of the view runs."""
+    (piece,) = cut(
+        [each for each in inventory(database, ["mine"]).tables if each.table.schema_name == "owned"], Limits()
+    )
+    owner.execute(f"ALTER TABLE owned.mine RENAME TO aside; {SPY}".encode())
+    with connected(database) as session:
+        hashed = hash_piece(session, piece)
+
+    assert "another relation has its name now" in hashed.reason
+
+
+def test_a_cast_of_a_table_to_text_does_not_run(database: str, owner: psycopg.Connection, mine: str) -> None:
+    """A table that must be hashed as text is written by the server's own functions alone."""
+    owner.execute("ALTER TABLE owned.mine ADD acl aclitem")
+    owner.execute(
+        "CREATE FUNCTION owned.spy(owned.mine) RETURNS text LANGUAGE plpgsql AS $$BEGIN RAISE 'spied'; END$$;"
+        "CREATE CAST (owned.mine AS text) WITH FUNCTION owned.spy(owned.mine)"
+    )
+
+    assert 1 == digests(database, "mine")["mine"].rows
+    assert mine
+
+
 def test_a_locked_table_is_unproven_and_the_others_are_read(
     database: str, owner: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
