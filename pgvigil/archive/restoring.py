@@ -38,7 +38,7 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pgvigil.archive.manifest import Manifest, Node, Stored
+    from pgvigil.archive.manifest import Leaf, Manifest, Node, Stored
     from pgvigil.archive.shape import Column, Numbering, Shape
     from pgvigil.objectstore import ObjectStore
     from pgvigil.postgres import Connection
@@ -212,6 +212,44 @@ def _fill(
     return found
 
 
+def compare_again(session: Connection, manifest: Manifest) -> list[Check]:
+    """Compare tables that stand with what was archived of them; the caller keeps writers off.
+
+    Their columns are found by their places: to fit them to a parent, some may have been added or renamed.
+    """
+    digest.pin(session, manifest.origin.encoding)
+    leaves = manifest.leaves
+    root = session.execute(query("partitions", "relation"), _asked(manifest.shape)).fetchone()
+    rows = session.execute(query("partitions", "leaves"), {"oid": root["oid"] if root else 0})
+    there = sorted(f"{row['schema']}.{row['name']}" for row in rows)
+    wanted = sorted(leaf.name for leaf in leaves)
+    found = [_equal("table.leaves", ", ".join(wanted), ", ".join(there))]
+    if wanted != there:
+        return found
+    for leaf in leaves:
+        mark = f"{leaf.name}." if manifest.tree else ""
+        actual = _digest_again(session, leaf)
+        found.append(_equal(f"{mark}table.unchanged", str(leaf.stored.digest), actual))
+    return found
+
+
+def _digest_again(session: Connection, leaf: Leaf) -> str:
+    relation = session.execute(query("partitions", "relation"), _asked(leaf.shape)).fetchall()[0]["oid"]
+    rows = session.execute(query("archive", "numbers"), {"oid": relation}).fetchall()
+    names = {row["number"]: row["name"] for row in rows}
+    places = {column.name: place for place, column in enumerate(leaf.shape.columns, start=1)}
+    wanted = [places[column.name] for column in leaf.shape.stored_columns]
+    if gone := [place for place in wanted if place not in names]:
+        return f"column '{leaf.shape.columns[gone[0] - 1].name}' is gone"
+    columns = sql.SQL(", ").join(sql.Identifier(names[place]) for place in wanted)
+    again = sql.SQL("COPY {} ({}) TO STDOUT").format(leaf.shape.table, columns)
+    return str(digest_of(copy_out(session, again), leaf.stored.digest.blocks))
+
+
+def _asked(shape: Shape) -> dict[str, str]:
+    return {"schema": shape.schema_, "name": shape.name}
+
+
 def _require_as_archived(store: ObjectStore, stored: Stored, mark: str, error: DatabaseFailed) -> None:
     """Tell a row that the server refuses from a copy that is not what was stored: cut short within a row."""
     if error.transient:
@@ -265,11 +303,15 @@ def _equal(name: str, expected: str, actual: str) -> Check:
 
 
 class Adaption:
-    """What has to be altered so that a table fits as a partition, as statements and as sentences."""
+    """What has to be altered so that a table fits as a partition, as statements and as sentences.
+
+    What takes archived values away stands apart, in `drops`.
+    """
 
     def __init__(self, table: sql.Identifier, own: Shape, parent: Shape) -> None:
         self.table = table
         self.statements: list[sql.Composed] = []
+        self.drops: list[sql.Composed] = []
         self.told: list[str] = []
         ours = {column.name: column for column in own.columns}
         theirs = {column.name: column for column in parent.columns}
@@ -286,7 +328,7 @@ class Adaption:
 
     def _drop(self, column: Column) -> None:
         name = sql.Identifier(column.name)
-        self.statements.append(sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(self.table, name))
+        self.drops.append(sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(self.table, name))
         self.told.append(f"column '{column.name}' was dropped since: its values stay in the archive alone")
 
     def _add(self, column: Column) -> None:
@@ -339,7 +381,10 @@ class Adaption:
 
 
 def adapt(session: Connection, dsn: str, adaption: Adaption, condition: str, own: Shape) -> None:
-    """Alter the table to fit, and prove by a validated CHECK that its rows are within its bound."""
+    """Alter the table to fit, and prove by a validated CHECK that its rows are within its bound.
+
+    Nothing is dropped yet.
+    """
     try:
         with translated(dsn), session.transaction():
             for statement in adaption.statements:

@@ -169,5 +169,5 @@ def returning(session: Connection, entry: Entry) -> None:
 
 
 def returned(session: Connection, id_: UUID) -> None:
-    """Note that it is a partition again."""
+    """Note that it came back: attached, or to be attached by hand, it is left alone for a while."""
     session.execute(query("partitions", "ledger_returned"), {"id": id_})

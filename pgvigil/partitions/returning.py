@@ -262,7 +262,7 @@ def _resumable(found: Archived, table: Table, oid: int) -> Entry | None:
 def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None]) -> bool:
     """Build and prove the table, and keep it or undo it; tells whether it was as archived.
 
-    A table that an earlier run built and proved, and then died, is taken as it is.
+    A table that an earlier run built and proved, and then died, is compared again: others could write to it.
     """
     managed, run = found.managed, found.managed.run
     table, _ = look(managed)
@@ -271,19 +271,49 @@ def rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], No
             ledger.require(session)
     here = _standing(found)
     if keep and here is not None and _resumable(found, table, here):
-        _note(run, "rebuilt", "the table, proven in the transaction that built it", "an earlier run did")
-        return True
+        with managed.session(patient=True) as session, session.transaction():
+            return _is_unchanged(session, found)
     managed.check_lock()
     intent = {"partition": str(found.name), "manifest": found.uri, "keep": keep}
     with run.step("rebuild", intent) as noted:
         checks = build(found, keep=keep, on_progress=on_progress)
         noted["checks"] = [f"{check.id}: {check.verdict}" for check in checks]
-    run.checks += checks
-    verdict = conclude(checks)
-    run.proofs.append(Proof(name=PROOF, verdict=verdict))
+    verdict = _judge(run, checks)
     if not keep and verdict is Verdict.VERIFIED:
         run.facts["became"] = "gone again: a drill leaves nothing"
     return verdict is Verdict.VERIFIED
+
+
+def _judge(run: Run, checks: list[Check]) -> Verdict:
+    """Take what was compared into the report; the last comparison is the one that counts."""
+    run.checks += checks
+    verdict = conclude(checks)
+    run.proofs[:] = [each for each in run.proofs if each.name != PROOF]
+    run.proofs.append(Proof(name=PROOF, verdict=verdict))
+    return verdict
+
+
+def _is_unchanged(session: Connection, found: Archived) -> bool:
+    """Compare the table again with its copy, and keep writers off it until the transaction ends."""
+    managed = found.managed
+    lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(identifier(found.name))
+
+    def keep_writers_off() -> None:
+        with session.transaction():
+            session.execute(lock)
+
+    bounded(session, managed.dsn, managed.policy, keep_writers_off)
+    unlimited(session, managed.policy)
+    if _judge(managed.run, restoring.compare_again(session, found.manifest)) is Verdict.VERIFIED:
+        return True
+    _find(
+        managed.run,
+        "changed-since",
+        f"'{found.name}' was rebuilt and proven, and somebody changed it since: it is left as it is",
+        "see who wrote to it; to bring it back as it was archived, drop or rename it and run again",
+        Severity.ERROR,
+    )
+    return False
 
 
 def build(found: Archived, *, keep: bool, on_progress: Callable[[Progress], None]) -> list[Check]:
@@ -458,17 +488,23 @@ def settle(found: Archived, broken: tuple[str, ...], *, attach: bool) -> None:
         )
     intent = {"partition": str(found.name)}
     step = run.step("attach" if attach else "leave standing", intent)
-    with step, managed.session(patient=True) as session:
+    run.facts["became"] = "a table for itself"
+    with step as noted, managed.session(patient=True) as session:
         if attach:
-            _attach(session, found)
+            noted["is_attached"] = _attach(session, found)
         else:
-            ledger.end(session, found.manifest.id)
-    run.facts["became"] = f"a partition of {found.table.name}" if attach else "a table for itself"
-    if attach:
+            ledger.returned(session, found.manifest.id)
+    if noted.get("is_attached"):
+        run.facts["became"] = f"a partition of {found.table.name}"
         _note(run, "attached", found.manifest.origin.bound, "a partition again")
 
 
-def _attach(session: Connection, found: Archived) -> None:
+def _attach(session: Connection, found: Archived) -> bool:
+    """Attach the table, fitted to its parent and compared again; tells whether it was still as archived.
+
+    What only adds to it is committed before. What takes its columns away is done with the ATTACH, so that a
+    run that dies in between leaves everything that the next one compares.
+    """
     managed = found.managed
     table = identifier(found.name)
     oid = _oid(session, found)
@@ -479,9 +515,14 @@ def _attach(session: Connection, found: Archived) -> None:
     managed.run.facts["adapted"] = tuple(adaption.told) + _refer_as_table(session, managed, own, parent)
     spent = bound_checks(read_shape(session, oid), condition)
     try:
-        bounded(session, managed.dsn, managed.policy, lambda: _attach_now(session, found, spent))
+        with session.transaction():
+            if not _is_unchanged(session, found):
+                return False
+            attach = partial(_attach_now, session, found, adaption.drops, spent)
+            bounded(session, managed.dsn, managed.policy, attach)
     except DatabaseFailed as error:
-        raise _unattachable(session, error, found) from error
+        raise _unattachable(session, error, found, oid) from error
+    return True
 
 
 def _refer_as_table(session: Connection, managed: Managed, own: Shape, parent: Shape) -> tuple[str, ...]:
@@ -497,9 +538,13 @@ def _refer_as_table(session: Connection, managed: Managed, own: Shape, parent: S
     return tuple(f"foreign key '{key.name}' was added since: every row passed it" for key in added)
 
 
-def _attach_now(session: Connection, found: Archived, spent: tuple[str, ...]) -> None:
+def _attach_now(
+    session: Connection, found: Archived, drops: Sequence[sql.Composed], spent: tuple[str, ...]
+) -> None:
     table = identifier(found.name)
     with session.transaction():
+        for drop in drops:
+            session.execute(drop)
         session.execute(
             sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
                 identifier(found.table.name), table, bound_clause(found.manifest.origin.bound)
@@ -511,7 +556,7 @@ def _attach_now(session: Connection, found: Archived, spent: tuple[str, ...]) ->
 
 
 def _unattachable(
-    session: Connection, error: DatabaseFailed, found: Archived
+    session: Connection, error: DatabaseFailed, found: Archived, oid: int
 ) -> DatabaseFailed | PreconditionFailed:
     if error.sqlstate == CHECK_VIOLATION:
         return PreconditionFailed(
@@ -519,5 +564,5 @@ def _unattachable(
             hint="rows of this range were written since, into the DEFAULT partition: move them first",
         )
     if error.sqlstate in {"55P03", "57014", "40P01"}:
-        return explain_wait(session, error, [found.table.oid], f"the attach of '{found.name}'")
+        return explain_wait(session, error, [found.table.oid, oid], f"the attach of '{found.name}'")
     return error

@@ -74,6 +74,11 @@ SELECT attribute.attname AS name, format_type(attribute.atttypid, attribute.attt
  WHERE attribute.attrelid = %(oid)s AND attribute.attnum > 0 AND NOT attribute.attisdropped
  ORDER BY attribute.attnum
 
+-- numbers: the columns of a table by their number, which a new name does not change
+SELECT attnum AS number, attname AS name FROM pg_attribute
+ WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped
+ ORDER BY attnum
+
 -- constraints: those that a table can be given again by their definition, keys before what may need them
 SELECT conname AS name, contype::text AS kind, pg_get_constraintdef(oid) AS definition,
        obj_description(oid, 'pg_constraint') AS comment

@@ -253,7 +253,7 @@ ON CONFLICT (id) DO UPDATE
  WHERE departure.state IN ('returning', 'returned')
 RETURNING id
 
--- ledger_returned: note that it is a partition again, so that it is left alone for a while
+-- ledger_returned: note that it came back, so that it is left alone for a while
 UPDATE pgvigil.departure SET state = 'returned', since = clock_timestamp() WHERE id = %(id)s
 
 -- fence: everything that must be unchanged for a fence to have held, of a table and each one below it

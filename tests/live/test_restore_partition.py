@@ -332,3 +332,65 @@ def test_an_address_finds_a_copy_whatever_has_been_renamed_or_moved_since(shop: 
     assert "the address of its manifest" in unknown.findings[0].hint
     assert Verdict.VERIFIED == report.verdict, report.findings
     assert name in shop.partitions("happenings")
+
+
+def test_what_others_changed_in_a_rebuilt_table_is_never_attached(shop: Shop) -> None:
+    """Its attach failed, rows were changed and rows taken: the next run refutes it and leaves it standing."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    at = shop.sql(f"SELECT min(created_at) AS at FROM {name}")[0]["at"]
+    shop.sql("CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    assert name == archived(shop)
+    shop.sql(f"INSERT INTO events (created_at, customer_id, kind, payload) VALUES ('{at}', 1, 'new', '{{}}')")
+    first = shop.restore(name, attach=True)
+    shop.sql(f"DELETE FROM {name} WHERE id % 2 = 0; DELETE FROM events_rest")
+    again = shop.restore(name, attach=True)
+
+    assert (Verdict.INCONCLUSIVE, Verdict.REFUTED) == (first.verdict, again.verdict), again.findings
+    assert {"table.unchanged"} == set(refuted(again))
+    assert [Verdict.REFUTED] == [proof.verdict for proof in again.proofs]
+    assert name not in shop.partitions()
+
+
+def test_what_others_write_before_the_attach_is_noticed(shop: Shop) -> None:
+    """The table stands open between the transaction that builds it and the attach: other rows refute it."""
+    name = archived(shop)
+
+    def write(step: str) -> None:
+        if step == "settle":
+            shop.sql(f"UPDATE {name} SET kind = 'other' WHERE id % 100 = 0")
+
+    shop.before = write
+    report = shop.restore(name, attach=True)
+
+    assert Verdict.REFUTED == report.verdict, report.findings
+    assert {"table.unchanged"} == set(refuted(report))
+    assert name not in shop.partitions()
+
+
+def test_a_rebuilt_table_whose_attach_failed_is_proven_again_and_attached(shop: Shop) -> None:
+    """It was fitted to columns added and dropped since, and the next run finds all that was archived."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    at = shop.sql(f"SELECT min(created_at) AS at FROM {name}")[0]["at"]
+    shop.sql("CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    assert name == archived(shop)
+    shop.sql("ALTER TABLE events DROP COLUMN payload; ALTER TABLE events ADD COLUMN more int DEFAULT 7")
+    shop.sql(f"INSERT INTO events (created_at, customer_id, kind) VALUES ('{at}', 1, 'new')")
+    first = shop.restore(name, attach=True)
+    shop.sql("DELETE FROM events_rest")
+    again = shop.restore(name, attach=True)
+
+    assert (Verdict.INCONCLUSIVE, Verdict.VERIFIED) == (first.verdict, again.verdict), again.findings
+    assert name in shop.partitions()
+
+
+def test_a_table_that_people_attach_by_hand_is_left_alone_as_well(shop: Shop) -> None:
+    """It came back to stand for itself, and was attached: the next run does not take it out again."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    bound = shop.partitions()[name]
+    assert name == archived(shop)
+    shop.restore(name)
+    shop.sql(f"ALTER TABLE events ATTACH PARTITION {name} {bound}")
+    report = shop.roll()
+
+    assert name in shop.partitions()
+    assert "left-alone" in {finding.code for finding in report.findings}
