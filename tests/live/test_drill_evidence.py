@@ -166,6 +166,7 @@ def chosen(info: StanzaInfo, seed: int = 1, **wanted: Any) -> Choice:
     return choose(info, source(), [], Wanted(**wanted), seed)
 
 
+@pytest.mark.stanza
 def test_a_healthy_stanza_offers_all_its_backups(info: StanzaInfo) -> None:
     """Both repositories, every set, none passed over; over some draws each of them is chosen."""
     found = [chosen(info, seed) for seed in range(8 * ROUNDS)]
@@ -175,6 +176,7 @@ def test_a_healthy_stanza_offers_all_its_backups(info: StanzaInfo) -> None:
     assert {1, 2} == {each.repo for each in found}
 
 
+@pytest.mark.stanza
 def test_a_past_time_takes_the_sets_that_end_before_it(info: StanzaInfo) -> None:
     """By pgBackRest's own stop times; a moment before the first of all is outside the window."""
     first, second = info.backups(1)[:2]
@@ -188,6 +190,7 @@ def test_a_past_time_takes_the_sets_that_end_before_it(info: StanzaInfo) -> None
         chosen(info, recovery_target=f"time:{first.timestamp.start.isoformat()}")
 
 
+@pytest.mark.stanza
 def test_the_servers_clock_decides_what_is_future(info: StanzaInfo) -> None:
     """A moment ahead of it is refused, and its current LSN is not."""
     ahead = datetime.now(tz=UTC) + timedelta(minutes=5)
@@ -198,6 +201,7 @@ def test_the_servers_clock_decides_what_is_future(info: StanzaInfo) -> None:
     assert now == chosen(info, recovery_target=f"lsn:{now}").target_value
 
 
+@pytest.mark.stanza
 def test_a_wrong_source_is_refused_before_anything_is_restored(info: StanzaInfo) -> None:
     """Fleet file and repository that name different clusters."""
     other = source().model_copy(update={"system_id": 42})

@@ -343,6 +343,7 @@ def wait_until_gone(place: Place) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.stanza
 @pytest.mark.long
 @pytest.mark.parametrize("phase", ["restore", "replay", "paused"])
 def test_a_killed_drill_leaves_no_process_and_the_reaper_leaves_no_file(drill: Drill, phase: str) -> None:
@@ -360,6 +361,7 @@ def test_a_killed_drill_leaves_no_process_and_the_reaper_leaves_no_file(drill: D
     assert [] == list(drill.directory.iterdir())
 
 
+@pytest.mark.stanza
 def test_the_reaper_ends_a_server_whose_keeper_was_killed_and_frees_its_memory(drill: Drill) -> None:
     """Run and keeper both gone at once: no process, no shared memory, no file is left."""
     with dying(drill, "paused") as process:
@@ -379,6 +381,7 @@ def test_the_reaper_ends_a_server_whose_keeper_was_killed_and_frees_its_memory(d
     assert segment not in [row.split()[1] for row in table]
 
 
+@pytest.mark.stanza
 def test_a_kept_copy_outlives_its_run_until_its_deadline(drill: Drill) -> None:
     """A person can work in it; then any reaper ends it."""
     with dying(drill, "kept") as process:
