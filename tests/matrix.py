@@ -56,7 +56,7 @@ LEFT_OUT = {
 }
 
 
-LONG = {"live/test_waves"}  # suites that have nothing else
+LONG = {"fault/test_backfill_failover", "live/test_waves"}  # suites that have nothing else
 
 
 @dataclass(frozen=True)
