@@ -295,8 +295,7 @@ def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
     lock and looked for the manifest, so nobody else writes there.
     """
     prefix = f"{where.folder}{where.id}/"
-    for upload in store.list_uploads(prefix):
-        store.abort_upload(upload)
+    abort_uploads(store, where.folder)
     there = {item.uri: item.size for item in store.list(prefix)}
     if where.manifest in there:
         raise PreconditionFailed(
@@ -307,6 +306,12 @@ def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
     for uri in there.keys() - kept:
         store.delete(uri)
     return done
+
+
+def abort_uploads(store: ObjectStore, folder: str) -> None:
+    """Abort every unfinished upload of a partition's copies; the caller holds the table's lock."""
+    for upload in store.list_uploads(folder):
+        store.abort_upload(upload)
 
 
 def _is_whole(stored: Stored, where: Place, there: dict[str, int]) -> bool:

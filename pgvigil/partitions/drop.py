@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
+from pgvigil.archive.digest import pin
+from pgvigil.archive.tree import read_tree, without_bound
 from pgvigil.errors import PreconditionFailed
 from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import identifier
@@ -43,7 +45,7 @@ def drop(
     with session.transaction():
         session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
         check_unchanged(session, departure, entry)
-        check_copied(departure, entry, manifest)
+        check_copied(session, departure, entry, manifest)
         last_look()
         session.execute(sql.SQL("DROP TABLE {}").format(table))
         ledger.end(session, entry.id)
@@ -63,11 +65,24 @@ def check_unchanged(session: Connection, departure: Departure, entry: Entry) -> 
         )
 
 
-def check_copied(departure: Departure, entry: Entry, manifest: Manifest) -> None:
-    """Raise Changed unless a copy was made behind the fence that an entry has."""
+def check_copied(session: Connection, departure: Departure, entry: Entry, manifest: Manifest) -> None:
+    """Raise Changed unless a copy was made behind the fence that an entry has, of the table as it is."""
     if manifest.fence != entry.seal:
         raise Changed(
             f"the copy of '{departure.name}' was made behind fence {manifest.fence or 'unknown'}, "
             f"expected {entry.seal}",
             hint="see who wrote to the work state or to the bucket; the next run makes a new copy",
         )
+    if not is_as_copied(session, entry, manifest):
+        raise Changed(
+            f"the definition of '{departure.name}' changed since its copy was made",
+            hint="see who altered it; the next run makes a new copy",
+        )
+
+
+def is_as_copied(session: Connection, entry: Entry, manifest: Manifest) -> bool:
+    """Tell whether a table, and each below it, is defined as its copy would rebuild it."""
+    pin(session)
+    found = without_bound(read_tree(session, entry.relation), entry.condition)
+    copied = [node.model_dump(exclude={"stored"}) for node in manifest.nodes]
+    return copied == [branch.model_dump() for branch in found]

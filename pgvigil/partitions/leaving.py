@@ -46,12 +46,12 @@ def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | No
             _vanished(managed, departure, entry)
             return None
         is_fenced = entry.fence is not None and ledger.read_fence(session, departure.relation) == entry.fence
-    if now == "detached" and is_fenced:
+    if now == "detached" and is_fenced and not _is_altered(managed, made, departure, entry):
         return departure.model_copy(update={"entry": entry, "is_attached": False})
     if now != "detached" and (entry.fence is not None or not departure.is_attached):
         raise PreconditionFailed(f"'{departure.name}' was attached again meanwhile", hint="plan again")
     if entry.fence is not None:
-        entry = renew(managed, entry)
+        entry = renew(managed, entry, is_fenced=is_fenced)
     managed.check_lock()
     intent = {"partition": str(departure.name), "method": departure.method}
     with managed.run.step("detach", intent) as noted, managed.session() as session:
@@ -59,6 +59,16 @@ def detach(managed: Managed, made: Plan, departure: Departure) -> Departure | No
         noted["id"] = str(_fence(session, managed, departure, entry))
     done(managed, "detach", departure.name.name, departure.bound, detail=departure.method)
     return departure.model_copy(update={"entry": _entry(managed, departure), "is_attached": False})
+
+
+def _is_altered(managed: Managed, made: Plan, departure: Departure, entry: Entry) -> bool:
+    """Tell whether a table that is due to be dropped is defined otherwise than its proven copy says."""
+    if departure.drop != "now" or not departure.is_archived:
+        return False
+    place = Place.of(managed.policy, managed.cluster, managed.database, made.table, entry)
+    found = _find_copy(managed, place)
+    with managed.session() as session:
+        return found is not None and not dropping.is_as_copied(session, entry, found.manifest)
 
 
 def announce(managed: Managed, made: Plan, departure: Departure) -> Entry | None:
@@ -122,17 +132,15 @@ def _vanished(managed: Managed, departure: Departure, entry: Entry) -> None:
     )
 
 
-def renew(managed: Managed, entry: Entry) -> Entry:
-    """Let a table whose fence does not stand as it was raised be fenced and copied anew."""
-    intent = {"partition": str(entry.name), "id": str(entry.id)}
-    with managed.run.step("fence again", intent), managed.session() as session:
-        ledger.refence(session, entry.id)
-    tell(
-        managed,
-        "fence-opened",
-        f"the fence around '{entry.name}' was opened since it was raised: it is fenced and copied anew",
-        "see who altered the table, its triggers or its name, or attached it again",
-    )
+def renew(managed: Managed, entry: Entry, *, is_fenced: bool = False) -> Entry:
+    """Let a table be fenced and copied anew: its fence was opened, or it was altered behind it."""
+    _refence(managed, "fence again", entry, {})
+    if is_fenced:
+        told = "definition-changed", f"the definition of '{entry.name}' changed since its copy was made"
+    else:
+        told = "fence-opened", f"the fence around '{entry.name}' was opened since it was raised"
+    hint = "see who altered the table, its triggers or its name, or attached it again"
+    tell(managed, told[0], f"{told[1]}: it is fenced and copied anew", hint)
     fresh: dict[str, object] = {
         "state": "leaving",
         "fence": None,
@@ -141,6 +149,12 @@ def renew(managed: Managed, entry: Entry) -> Entry:
         "leaves": {},
     }
     return entry.model_copy(update=fresh)
+
+
+def _refence(managed: Managed, step: str, entry: Entry, facts: dict[str, str]) -> None:
+    intent = {"partition": str(entry.name), "id": str(entry.id), **facts}
+    with managed.run.step(step, intent), managed.session() as session:
+        bounded(session, managed.dsn, managed.policy, partial(ledger.refence, session, entry))
 
 
 def _fence(session: Connection, managed: Managed, departure: Departure, entry: Entry) -> UUID:
@@ -279,9 +293,7 @@ def _forget(managed: Managed, entry: Entry, proven: list[proving.Proven]) -> Non
 
 def _copy_anew(managed: Managed, entry: Entry, manifest: str, damaged: list[str]) -> None:
     """Let the next run make another copy: the table still stands, and this copy of it is no good any more."""
-    intent = {"partition": str(entry.name), "id": str(entry.id), "damaged": manifest}
-    with managed.run.step("copy anew", intent), managed.session() as session:
-        ledger.refence(session, entry.id)
+    _refence(managed, "copy anew", entry, {"damaged": manifest})
     tell(
         managed,
         "copy-damaged",

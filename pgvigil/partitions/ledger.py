@@ -120,8 +120,17 @@ _WORDS = {
 }
 
 
-def drop_fence(session: Connection, relation: int) -> None:
-    """Let writers into a table and all below it again. Idempotent."""
+def drop_fence(session: Connection, entry: Entry) -> None:
+    """Let writers again into a table, all below it, and what was below it once. Idempotent."""
+    for relation in {entry.relation, *_fenced(entry.fence)}:
+        _open(session, relation)
+
+
+def _fenced(fence: dict[str, Any] | None) -> set[int]:
+    return {each["relation"] for each in (fence.get("tree", (fence,)) if fence else ())}
+
+
+def _open(session: Connection, relation: int) -> None:
     for table in _leaves(session, relation):
         _drop_triggers(session, table)
 
@@ -151,9 +160,15 @@ def forget_leaves(session: Connection, id_: UUID, relations: Sequence[int]) -> N
     session.execute(query("partitions", "ledger_forget_leaves"), {"id": id_, "relations": names})
 
 
-def refence(session: Connection, id_: UUID) -> None:
-    """Begin anew with a table whose fence was opened: what was copied of it proves nothing any more."""
-    session.execute(query("partitions", "ledger_renew"), {"id": id_})
+def refence(session: Connection, entry: Entry) -> None:
+    """Begin anew with a table whose fence was opened: what was copied of it proves nothing any more.
+
+    The fence comes down from what somebody took out of it.
+    """
+    with session.transaction():
+        for relation in _fenced(entry.fence) - _fenced(read_fence(session, entry.relation)):
+            _open(session, relation)
+        session.execute(query("partitions", "ledger_renew"), {"id": entry.id})
 
 
 def returning(session: Connection, entry: Entry) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from pgvigil import approval
 from pgvigil.approval import Question
+from pgvigil.archive.copying import abort_uploads
 from pgvigil.archive.manifest import read_manifest
+from pgvigil.archive.place import partition_folder
 from pgvigil.errors import DatabaseFailed
 from pgvigil.partitions import create as creating
 from pgvigil.partitions import detach as detaching
@@ -21,7 +23,7 @@ from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import read_drift
 from pgvigil.partitions.envelope import bounded
 from pgvigil.partitions.leaving import announce, renew
-from pgvigil.partitions.managing import done, look, note, tell
+from pgvigil.partitions.managing import alone, done, look, note, tell
 from pgvigil.partitions.plan import draw, horizon, missing, strangers
 from pgvigil.partitions.question import ask
 from pgvigil.policies.names import write_name
@@ -104,6 +106,8 @@ def release(managed: Managed, made: Plan) -> None:
                 f"'{entry.name}' was detached for archiving and is a partition again; its fence is down",
                 "set hold for it in the fleet file if it is to stay",
             )
+        with alone(managed, str(entry.name)):
+            _abort_uploads(managed, made, entry)
 
 
 def _take_down(managed: Managed, entry: Entry) -> None:
@@ -111,10 +115,18 @@ def _take_down(managed: Managed, entry: Entry) -> None:
         bounded(session, managed.dsn, managed.policy, partial(_release, session, entry))
 
 
+def _abort_uploads(managed: Managed, made: Plan, entry: Entry) -> None:
+    if managed.policy.archive:
+        abort_uploads(
+            managed.store,
+            partition_folder(managed.policy, managed.cluster, managed.database, made.table, entry.name),
+        )
+
+
 def _release(session: Connection, entry: Entry) -> None:
     with session.transaction():
         if entry.fence is not None:
-            ledger.drop_fence(session, entry.relation)
+            ledger.drop_fence(session, entry)
         ledger.end(session, entry.id)
 
 

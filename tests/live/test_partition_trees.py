@@ -180,6 +180,17 @@ def test_no_leaf_of_a_departing_tree_takes_writes(deep: Shop) -> None:
             deep.sql(f"UPDATE {table} SET note = 'late'")
 
 
+def test_a_leaf_that_is_taken_out_of_a_departing_tree_takes_writes_again(deep: Shop) -> None:
+    """It is no part of the departure any more, so the next run takes its fence down."""
+    deep.policy(**{**deep.policies[0], "drop": "keep"})
+    deep.roll()
+    deep.sql(f"ALTER TABLE {OLD} DETACH PARTITION deep_99_rest")
+    report = deep.roll()
+    deep.sql("INSERT INTO deep_99_rest (at, kind, id) VALUES ('1999-06-01+00', 'y', -1)")
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+
+
 def test_one_damaged_leaf_refutes_and_is_made_again_alone(deep: Shop) -> None:
     """The tree stays; the next run copies that leaf anew and keeps the others' objects."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pgvigil.reports import Verdict
+from pgvigil.sandbox.lifecycle import TARGET
 from tests.fixtures.partitions import Shop, run
 
 
@@ -222,9 +223,11 @@ def test_a_fence_that_was_opened_lets_nothing_be_dropped(shop: Shop) -> None:
     )
 
 
-@pytest.mark.parametrize("change", ["DISABLE TRIGGER ALL", "ALTER kind TYPE text USING ''late''"])
+@pytest.mark.parametrize(
+    "change", ["DISABLE TRIGGER ALL", "ALTER kind TYPE text USING ''late''", "ADD CHECK (id > 0)"]
+)
 def test_a_fence_that_was_opened_after_the_proof_stops_the_drop(shop: Shop, change: str) -> None:
-    """Under the drop's own lock the table is found to have been open, or written anew, so it stays."""
+    """Under the drop's own lock the table is found to have been open, or rewritten or altered: it stays."""
 
     def open_fence(step: str) -> None:
         if step == "drop":
@@ -239,6 +242,39 @@ def test_a_fence_that_was_opened_after_the_proof_stops_the_drop(shop: Shop, chan
     assert Verdict.INCONCLUSIVE == report.verdict
     assert "PGV-210" in codes(report)
     assert "drop" not in {o.action for o in report.outcomes}
+
+
+def test_what_a_table_gained_while_it_waited_for_its_drop_comes_back(shop: Shop) -> None:
+    """An index and a comment are no part of the copy that was made before: it is copied anew, with them."""
+    shop.policy(drop="keep")
+    (name,) = {o.partition for o in shop.roll().outcomes if o.action == "archive"}
+    shop.sql(f"CREATE INDEX late ON {name} (kind); COMMENT ON TABLE {name} IS 'case 17'")
+    shop.policy()
+    report = shop.roll()
+
+    assert "definition-changed" in codes(report)
+    assert (Verdict.VERIFIED, Verdict.VERIFIED) == (report.verdict, shop.restore(name).verdict)
+    told = f"SELECT obj_description('{name}'::regclass) AS told, to_regclass('late') IS NOT NULL AS is_there"
+    assert [{"told": "case 17", "is_there": True}] == shop.sql(told)
+
+
+def test_the_work_state_of_an_older_release_is_brought_up_to_date(shop: Shop) -> None:
+    """A run says what is to be run; then what that release copied is copied anew before it is dropped."""
+    shop.policy(drop="keep")
+    (name,) = {o.partition for o in shop.roll().outcomes if o.action == "archive"}
+    shop.sql(
+        "ALTER TABLE pgvigil.departure DROP COLUMN manifest_sha256;"
+        "UPDATE pgvigil.departure SET fence = fence - 'kind' - 'schema' - 'name'"
+    )
+    shop.policy()
+    refused = shop.roll()
+    shop.sql(TARGET.read_text())
+    report = shop.roll()
+
+    assert Verdict.INCONCLUSIVE == refused.verdict
+    assert ["run infra/target.sql"] == [finding.hint[:20] for finding in refused.findings]
+    assert (Verdict.VERIFIED, 2) == (report.verdict, len(shop.objects("manifest.json"))), report.findings
+    assert Verdict.VERIFIED == shop.restore(name).verdict
 
 
 KEYS = [

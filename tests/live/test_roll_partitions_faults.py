@@ -2,8 +2,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import boto3
 import pytest
 
+from pgvigil.objectstore import parse_uri
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import operate
 from pgvigil.sandbox import postgres as servers
@@ -375,6 +377,22 @@ def test_the_copy_of_an_abandoned_timeline_counts_for_nothing(shop: Shop) -> Non
     assert Verdict.VERIFIED == report.verdict, report.findings
     assert Verdict.VERIFIED == shop.restore(name).verdict
     assert 1 == count(shop, f"{name} WHERE kind = 'late'")
+
+
+def test_an_upload_that_nobody_will_finish_is_aborted(shop: Shop) -> None:
+    """That of a table which was attached again while it was being copied, and is not to leave any more."""
+    shop.policy(drop="keep")
+    name = oldest(shop)
+    bound = shop.partitions()[name]
+    shop.roll()
+    at = parse_uri(shop.objects("manifest.json")[0])
+    client = boto3.client("s3", endpoint_url=shop.sandbox.endpoint_url, verify=str(shop.sandbox.ca_file))
+    client.create_multipart_upload(Bucket=at.bucket, Key=f"{at.key.rpartition('/')[0]}/rows")
+    shop.sql(f"ALTER TABLE events ATTACH PARTITION {name} {bound}")
+    shop.policy(keep=None)
+    shop.roll()
+
+    assert [] == list(shop.store.list_uploads(f"s3://{at.bucket}/"))
 
 
 def test_foreign_keys_that_forbid_a_detach_are_explained(shop: Shop) -> None:
