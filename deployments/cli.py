@@ -21,7 +21,7 @@ import typer
 from typing_extensions import override
 
 from pgvigil import __version__
-from pgvigil.errors import ConfigError, PgvigilError
+from pgvigil.errors import ConfigError, PgvigilError, interruption
 from pgvigil.redaction import redactor
 from pgvigil.visible import visible
 
@@ -126,15 +126,18 @@ def _attempt(work: Callable[[], int]) -> int:
         return work()
     except PgvigilError as error:
         _say(error.message, error.hint)
-    except Exception as error:  # the last place where a defect can become a message
-        _say(
-            f"{type(error).__name__}: {error}".strip().splitlines()[0],
-            f"the whole of it is in {_keep_traceback()}",
-        )
     except SystemExit:
         raise
-    except BaseException:  # Ctrl-C, SIGTERM, and Prefect's own word for both
-        _say("interrupted; what was begun has been ended", "'pgvigil audit list' shows how the run stands")
+    except BaseException as error:  # the last place where a defect can become a message
+        if interruption(error):  # Ctrl-C, SIGTERM, Prefect's word for both, or what came of it
+            _say(
+                "interrupted; what was begun has been ended", "'pgvigil audit list' shows how the run stands"
+            )
+        else:
+            _say(
+                f"{type(error).__name__}: {error}".strip().splitlines()[0],
+                f"the whole of it is in {_keep_traceback()}",
+            )
     return COULD_NOT_RUN
 
 

@@ -215,6 +215,14 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, PgvigilError) and error.transient
 
 
+def interruption(error: BaseException) -> BaseException | None:
+    """Return what ended the process's work, Ctrl-C or SIGTERM, if an error is that or came of handling it."""
+    step: BaseException | None = error
+    while isinstance(step, Exception | GeneratorExit):
+        step = step.__context__
+    return step
+
+
 # pgBackRest build/error.yaml. 50 (lock held) is not here: its owner may work for hours, so it is Busy.
 # 82 (WAL not archived in time) is retried after the pre-flight has looked at the archiver again.
 _TRANSIENT_PGBACKREST = frozenset({39, 41, 42, 49, 56, 82, 101, 102, 103})

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 from pgvigil import liveness
 from pgvigil.audit import AuditLog, Kind, Link, LostRun, RunIdentity, lost_runs, step, sweep
-from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, PgvigilError
+from pgvigil.errors import AuditUnreachable, ConfigError, EvidenceError, PgvigilError, interruption
 from pgvigil.fleet import Fleet, load_fleet
 from pgvigil.pages import markdown
 from pgvigil.redaction import masked, redactor
@@ -143,8 +143,11 @@ def _conduct(  # noqa: PLR0913 - the parts of `conduct`
             )
         )
     except BaseException as error:
-        _end_early(run, error, dry_run=dry_run)
-        raise
+        ended_by = interruption(error) or error  # between two tasks, Prefect makes a ValueError of it
+        _end_early(run, ended_by, dry_run=dry_run)
+        if ended_by is error:
+            raise
+        raise ended_by from error
     report = _report(
         kind,
         run.identity,

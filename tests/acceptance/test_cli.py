@@ -271,6 +271,37 @@ def test_a_terminated_run_ends_properly(
     assert (newest["state"], newest["verdict"]) == ("ended", "inconclusive")
 
 
+# The signal comes where Prefect has the next task but not its run yet: it fails in handling that.
+BETWEEN_TASKS = """
+import signal, prefect.task_engine
+prefect.task_engine._create_task_run_locally = lambda **_: signal.raise_signal(signal.SIGTERM)
+from deployments import cli
+cli.main()
+"""
+
+
+@pytest.mark.long
+def test_a_run_terminated_between_two_tasks_is_told_as_interrupted(
+    environment: dict[str, str], pgvigil: Pgvigil
+) -> None:
+    """SIGTERM is no defect, whatever Prefect makes of it: no stack trace is kept, in no file either."""
+    run = subprocess.run(
+        [sys.executable, "-c", BETWEEN_TASKS, "run", "nightly-backup", "demo"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert "error: interrupted" in run.stderr
+    assert "the whole of it is in" not in run.stderr
+    assert run.returncode == 2
+    newest = json.loads(pgvigil("audit", "list", "--limit", "1", "--json").stdout)[0]
+    assert (newest["state"], newest["verdict"]) == ("ended", "inconclusive")
+    assert newest["headline"].startswith("ended by TerminationSignal")
+
+
 @pytest.mark.long
 def test_status_follows_the_proofs(pgvigil: Pgvigil, unwritten: Path) -> None:
     """A proof that never ran is told with exit code 2, whatever else is verified; here no drill ever ran."""
