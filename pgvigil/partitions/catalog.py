@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 
 from pgvigil.errors import ConfigError, PreconditionFailed
-from pgvigil.partitions.axis import make_axis
+from pgvigil.partitions.axis import Range, make_axis
 from pgvigil.partitions.facts import Entry, Member, Name, Partition, Table
 from pgvigil.sql import query
 
@@ -51,8 +51,11 @@ def read_table(session: Connection, policy: PartitionPolicy) -> tuple[Table, Axi
             taken_names=taken,
             below=below,
         )
-        position = axis.now(found.now) if axis.kind != "integer" else _newest(session, found)
-    return found.model_copy(update={"position": position}), axis
+        if axis.kind == "integer":
+            position, beyond = _read_position(session, found)
+        else:
+            position, beyond = axis.now(found.now), None
+    return found.model_copy(update={"position": position, "beyond": beyond}), axis
 
 
 def _check(head: dict[str, Any] | None, policy: PartitionPolicy) -> Axis:
@@ -133,9 +136,33 @@ def _entry(row: dict[str, Any]) -> Entry:
     return Entry(name=name, **row)
 
 
-def _newest(session: Connection, table: Table) -> int | None:
-    statement = sql.SQL("SELECT max({key})::text AS newest FROM {table}").format(
-        key=sql.Identifier(table.key), table=identifier(table.name)
+def _read_position(session: Connection, table: Table) -> tuple[int | None, int | None]:
+    """Read the newest key by which the table tells its time, and the newest of all if it is another.
+
+    What lies in DEFAULT, or in a range without an end, tells no time where others have one: a single
+    mistyped number would make all the rest old.
+    """
+    newest = _newest(session, table, Range(lower=None, upper=None))
+    ranges = [each.range for each in table.partitions if each.range and not each.is_pending]
+    ended = sorted((each for each in ranges if each.upper is not None), key=_end, reverse=True)
+    if newest is None or not ended or any(each.covers(newest) for each in ended):
+        return newest, None
+    found = (_newest(session, table, each) for each in ended)
+    return next((key for key in found if key is not None), None), newest
+
+
+def _end(each: Range) -> int:
+    return each.upper or 0
+
+
+def _newest(session: Connection, table: Table, within: Range) -> int | None:
+    key = sql.Identifier(table.key)
+    limits = [(sql.SQL(">="), within.lower), (sql.SQL("<"), within.upper)]
+    wheres = [
+        sql.SQL("{} {} {}").format(key, sign, sql.Literal(each)) for sign, each in limits if each is not None
+    ]
+    statement = sql.SQL("SELECT max({})::text AS newest FROM {} WHERE {}").format(
+        key, identifier(table.name), sql.SQL(" AND ").join([sql.SQL("true"), *wheres])
     )
     row = session.execute(statement).fetchone()
     return int(row["newest"]) if row and row["newest"] is not None else None

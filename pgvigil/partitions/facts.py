@@ -108,6 +108,9 @@ class Table(Frozen):
     entries: tuple[Entry, ...]
     taken_names: frozenset[str]
     position: int | None = None
+    beyond: int | None = Field(
+        default=None, description="the newest key of all, where it lies in no range that has an end"
+    )
     archived: frozenset[Name] = Field(
         default=frozenset(), description="partitions in the archive; looked for where a hold names no other"
     )

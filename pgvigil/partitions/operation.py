@@ -165,6 +165,7 @@ def conclude_table(managed: Managed, made: Plan) -> None:
     pending = [str(each.name) for each in table.partitions if each.is_pending]
     verdict = Verdict.INCONCLUSIVE if pending else Verdict.VERIFIED
     note(run, f"{name}.pending", verdict, "no detach is unfinished", ", ".join(pending) or "none")
+    _tell_beyond(managed, table, axis)
     _tell_refusals(managed, made)
     _tell_drift(managed, table.oid)
     _tell_approval(managed, table, axis)
@@ -179,6 +180,31 @@ def _is_of(check: Check, made: Plan) -> bool:
 def _ranges(axis: Axis, holes: list[Range]) -> str:
     told = [f"{axis.literal(h.lower or 0)} to {axis.literal(h.upper or 0)}" for h in holes[:3]]
     return ", ".join(told) + (f" and {len(holes) - 3} more" if len(holes) > 3 else "")
+
+
+def _tell_beyond(managed: Managed, table: Table, axis: Axis) -> None:
+    """Say of a key that counts whether the table's newest can be believed: by it partitions grow old.
+
+    Where nothing ever leaves, a range without an end may hold it.
+    """
+    in_range = any(each.range and each.range.covers(table.beyond or 0) for each in table.partitions)
+    if axis.kind != "integer" or (in_range and managed.policy.keep is None):
+        return
+    verdict = Verdict.VERIFIED if table.beyond is None else Verdict.INCONCLUSIVE
+    actual = "it is" if table.beyond is None else f"{table.key} = {table.beyond} is in none"
+    note(
+        managed.run, f"{table.name}.newest", verdict, "the newest key in a partition that has an end", actual
+    )
+    if table.beyond is not None:
+        tell(
+            managed,
+            "key-beyond",
+            f"the newest {table.key} of '{table.name}' is {table.beyond}, and no partition that has an end "
+            f"holds it; the newest in such a one is {table.position}: nothing leaves",
+            "correct or delete that row if it is mistyped; if the table has grown so far, raise ahead until "
+            "partitions reach it, and give an end to one that has none",
+            Severity.ERROR,
+        )
 
 
 def _tell_refusals(managed: Managed, made: Plan) -> None:

@@ -202,7 +202,13 @@ def _age(each: Partition) -> tuple[bool, int, int]:
 
 
 def _clock_refusals(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Step]:
-    """Refuse to let anything leave while the table does not know the present time: a clock may be wrong."""
+    """Refuse to let anything leave while the table does not know the present: clock or key may be wrong."""
+    if policy.keep is not None and table.beyond is not None:
+        yield Step(
+            action="refuse",
+            partition=table.name,
+            reason=f"its newest key, {table.beyond}, lies beyond every partition that has an end",
+        )
     if policy.keep is None or axis.kind == "integer" or table.position is None:
         return
     if any(each.range and each.range.covers(table.position) for each in table.partitions):

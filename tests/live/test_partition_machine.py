@@ -80,9 +80,9 @@ class Partitions(RuleBasedStateMachine):
 
     # --- what there is
 
-    def define(self, policy: dict[str, Any]) -> None:
+    def define(self, policy: dict[str, Any], ahead: int = AHEAD) -> None:
         self.policy = policy
-        self.shop.policy(table=f"public.{self.table}", key="id", every=EVERY, ahead=AHEAD, **policy)
+        self.shop.policy(table=f"public.{self.table}", key="id", every=EVERY, ahead=ahead, **policy)
 
     def tables(self) -> list[str]:
         """Every table of rows, attached or not."""
@@ -174,12 +174,27 @@ class Partitions(RuleBasedStateMachine):
 
     @rule()
     def a_roll(self) -> None:
+        """Verified, unless the newest row has outgrown the partitions; then nothing leaves."""
+        was_beyond = self.is_beyond()
         report = self.shop.roll()
         self.find_copies()
         if not self.damaged:
-            assert report.verdict is Verdict.VERIFIED, report.model_dump_json(indent=1)
+            expected = Verdict.INCONCLUSIVE if self.is_beyond() else Verdict.VERIFIED
+            assert report.verdict is expected, report.model_dump_json(indent=1)
         if report.verdict is Verdict.VERIFIED:
             self.assert_ahead()
+        if was_beyond:
+            assert "detach" not in {outcome.action for outcome in report.outcomes}
+
+    @precondition(lambda self: self.is_beyond())
+    @rule()
+    def somebody_reaches_as_far(self) -> None:
+        """As the finding says: with more ahead, until partitions hold the newest row."""
+        self.define(self.policy, ahead=self.newest // EVERY + 1)
+        self.shop.roll()
+        self.find_copies()
+        assert not self.is_beyond()
+        self.define(self.policy)
 
     @precondition(lambda self: self.policy["drop"] != {"after": "1ms"})
     @rule()
@@ -188,7 +203,7 @@ class Partitions(RuleBasedStateMachine):
         first = self.shop.roll()
         self.find_copies()
         if first.verdict is Verdict.VERIFIED and not any(
-            "max_drops" in step.reason for step in first.steps if step.action == "refuse"
+            said in step.reason for step in first.steps for said in ("max_drops", "lies beyond")
         ):
             before = sorted(self.standing()), sorted(self.shop.objects())
             again = self.shop.roll()
@@ -287,6 +302,11 @@ class Partitions(RuleBasedStateMachine):
         assert len(rows) == len(set(rows))
         assert set(rows) <= self.rows
         assert self.rows <= self.kept()
+
+    def is_beyond(self) -> bool:
+        """Whether the newest row is in DEFAULT."""
+        slot = f"FROM ('{self.newest // EVERY * EVERY}')"
+        return not any(slot in bound for bound in self.shop.partitions(self.table).values())
 
     def assert_ahead(self) -> None:
         """The slot of the newest row and so many after it are there."""

@@ -310,6 +310,28 @@ def test_every_kind_of_key_is_made_ahead(shop: Shop, key: str, rules: dict[str, 
     assert (Verdict.VERIFIED, ()) == (settled.verdict, settled.outcomes), settled.findings
 
 
+@pytest.mark.parametrize("place", ["DEFAULT", "FOR VALUES FROM (5000) TO (MAXVALUE)"])
+def test_one_mistyped_key_makes_nothing_leave(shop: Shop, place: str) -> None:
+    """The newest key in a partition with an end counts; the other is told until it is gone."""
+    shop.sql(
+        "SET ROLE shop; CREATE TABLE keyed (at bigint) PARTITION BY RANGE (at);"
+        "CREATE TABLE keyed_0 PARTITION OF keyed FOR VALUES FROM (0) TO (1000);"
+        "CREATE TABLE keyed_1 PARTITION OF keyed FOR VALUES FROM (1000) TO (2000);"
+        f"CREATE TABLE keyed_rest PARTITION OF keyed {place};"
+        "INSERT INTO keyed VALUES (1), (1500), (9000000000000000)"
+    )
+    shop.policy(table="public.keyed", key="at", every=1000, keep=1000, ahead=2)
+    reports = [shop.roll(), shop.roll()]
+    shop.sql("DELETE FROM keyed WHERE at > 2000; INSERT INTO keyed VALUES (2500)")
+    settled = shop.roll()
+
+    assert [["create", "create"], []] == [[o.action for o in report.outcomes] for report in reports]
+    assert [Verdict.INCONCLUSIVE] * 2 == [report.verdict for report in reports]
+    assert ["key-beyond"] == [code for code in codes(reports[1]) if code != "left-alone"]
+    assert "keyed_0" in {outcome.partition for outcome in settled.outcomes if outcome.action == "drop"}
+    assert Verdict.VERIFIED == settled.verdict, settled.findings
+
+
 def test_bounds_mean_the_same_in_every_session(shop: Shop) -> None:
     """Months of Berlin are contiguous across its clock changes, whatever zone the role has."""
     shop.sql("SET ROLE shop; CREATE TABLE keyed (at timestamptz) PARTITION BY RANGE (at)")

@@ -222,6 +222,19 @@ def test_the_oldest_leave_first_and_no_more_than_the_cap() -> None:
     assert ["refuse p3"] == planned[8:]
 
 
+def test_a_key_beyond_every_partition_lets_nothing_leave() -> None:
+    """One mistyped number must not make all others old, nor partitions far away: the key is told."""
+    ranged = [month(n, range=Range(lower=1000 * n, upper=1000 * (n + 1))) for n in range(4)]
+    rules = policy(every=1000, keep=1000, ahead=2)
+    known = {"key_type": "bigint", "position": 1499}
+    grown = draw(table(*ranged, **{**known, "position": 3500}), axis(1000, key="bigint"), rules)
+    plan = draw(table(*ranged, **known, beyond=9 * 10**15), axis(1000, key="bigint"), rules)
+
+    assert ["p0", "p1"] == [each.name.name for each in grown.departures]
+    assert ["refuse t"] == [f"{step.action} {step.partition.name}" for step in plan.steps()]
+    assert "its newest key, 9000000000000000, lies beyond" in plan.steps()[0].reason
+
+
 @pytest.mark.parametrize(
     ("member", "changes", "told"),
     [
