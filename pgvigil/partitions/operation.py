@@ -16,7 +16,7 @@ from pgvigil.approval import Question
 from pgvigil.archive.copying import abort_uploads
 from pgvigil.archive.manifest import read_manifest
 from pgvigil.archive.place import partition_folder
-from pgvigil.errors import DatabaseFailed
+from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.partitions import create as creating
 from pgvigil.partitions import detach as detaching
 from pgvigil.partitions import ledger
@@ -80,14 +80,39 @@ def _tell_holds(managed: Managed, table: Table) -> None:
 def finish(managed: Managed, made: Plan) -> None:
     """Finish detaches that were interrupted: until then no other partition can be detached or made there."""
     table, _ = look(managed)
-    due = [departure for departure in made.departures if departure.is_pending]
-    for each in (*made.unfinished, *due):
-        managed.check_lock()
-        if each in due and (entry := announce(managed, made, each)) and entry.fence is not None:
-            renew(managed, entry)
-        with managed.run.step("finish detach", {"partition": str(each.name)}), managed.session() as session:
-            detaching.detach(session, managed.dsn, table, each, managed.policy)
-        done(managed, "finalize", each.name.name, each.bound)
+    for each in made.unfinished:
+        _finish(managed, table, each)
+        tell(
+            managed,
+            "detach-finished",
+            f"somebody began to detach '{each.name}', which PostgreSQL cannot take back and which keeps "
+            "every other from leaving: it is finished, and the table stands outside, whole",
+            f"ALTER TABLE {write_name(table.name.schema_, table.name.name)} ATTACH PARTITION "
+            f"{write_name(each.name.schema_, each.name.name)} {each.bound}; brings it back",
+        )
+    for each in made.departures:
+        if each.is_pending:
+            managed.check_lock()
+            if (entry := announce(managed, made, each)) and entry.fence is not None:
+                renew(managed, entry)
+            _finish(managed, table, each)
+
+
+def _finish(managed: Managed, table: Table, departure: Departure) -> None:
+    managed.check_lock()
+    intent = {"partition": str(departure.name)}
+    with managed.run.step("finish detach", intent), managed.session() as session:
+        try:
+            detaching.detach(session, managed.dsn, table, departure, managed.policy)
+        except DatabaseFailed as error:
+            if error.transient:
+                raise
+            raise PreconditionFailed(
+                f"the pending detach of '{departure.name}' cannot be finished, and until it is, no other "
+                f"partition can leave: {error.message}",
+                hint="see what forbids ALTER TABLE … DETACH PARTITION … FINALIZE",
+            ) from error
+    done(managed, "finalize", departure.name.name, departure.bound)
 
 
 # --- create -------------------------------------------------------------------------------------------

@@ -28,26 +28,28 @@ def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: Collection
 
     `approved` are the digests of plans whose drops a person approved.
     """
-    plan = Plan(
-        table=table.name,
-        oid=table.oid,
-        made_at=table.now,
-        unfinished=tuple(_unfinished(table, axis, policy)),
-        releases=tuple(_releases(table)),
-        creations=tuple(_creations(table, axis, policy)),
-    )
     refusals = [*_hold_refusals(table, policy), *_clock_refusals(table, axis, policy)]
     expired = [] if refusals else list(_expired(table, axis, policy))
     refusals += [step for each in expired if (step := _refuse(each, table, policy))]
     refused = {step.oid for step in refusals}
-    fresh = [_leave(each, table, policy) for each in expired if each.oid not in refused]
     under_way = [_resume(entry, table, policy) for entry in _under_way(table)]
-    known = {departure.relation for departure in under_way}
-    fresh = [departure for departure in fresh if departure.relation not in known]
-    room = max(0, policy.max_drops - len(under_way))
-    refusals += [_over_the_cap(departure, policy) for departure in fresh[room:]]
-    plan = plan.model_copy(update={"departures": (*under_way, *fresh[:room]), "refusals": tuple(refusals)})
-    return _with_approval(_with_drops(plan, table, policy), approved)
+    known = {departure.relation for departure in under_way} | refused
+    fresh = [_leave(each, table, policy) for each in expired if each.oid not in known]
+    begun = [departure for departure in fresh if departure.is_pending]
+    whole = [departure for departure in fresh if not departure.is_pending]
+    refusals += [_over_the_cap(departure, policy) for departure in whole[policy.max_drops :]]
+    departures = (*under_way, *begun, *whole[: policy.max_drops])
+    plan = Plan(
+        table=table.name,
+        oid=table.oid,
+        made_at=table.now,
+        unfinished=tuple(_unfinished(table, departures, policy)),
+        releases=tuple(_releases(table)),
+        creations=tuple(_creations(table, axis, policy)),
+        departures=departures,
+        refusals=tuple(refusals),
+    )
+    return _with_approval(_with_cap(_with_drops(plan, table, policy), policy), approved)
 
 
 def missing(table: Table, axis: Axis, policy: PartitionPolicy) -> list[Range]:
@@ -258,7 +260,7 @@ def _refusal(each: Partition, table: Table, policy: PartitionPolicy) -> str | No
         )
     if odd := _odd(each, table):
         return odd
-    return _not_concurrently(each, table) if policy.detach == "concurrently" else None
+    return _not_concurrently(each, table) if policy.detach == "concurrently" and not each.is_pending else None
 
 
 def _not_concurrently(each: Partition, table: Table) -> str | None:
@@ -375,11 +377,13 @@ def _resume(entry: Entry, table: Table, policy: PartitionPolicy) -> Departure:
     )
 
 
-def _unfinished(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Departure]:
-    """Give the partitions whose detach somebody else began: that is finished, and the table left standing."""
-    own = {entry.relation for entry in table.entries} | {each.oid for each in _expired(table, axis, policy)}
+def _unfinished(
+    table: Table, departures: Collection[Departure], policy: PartitionPolicy
+) -> Iterator[Departure]:
+    """Give the partitions that do not leave, but whose detach somebody began: it can only be finished."""
+    leaving = {departure.relation for departure in departures}
     for each in table.partitions:
-        if each.is_pending and each.oid not in own:
+        if each.is_pending and each.oid not in leaving:
             yield _leave(each, table, policy)
 
 
@@ -401,6 +405,15 @@ def _with_drops(plan: Plan, table: Table, policy: PartitionPolicy) -> Plan:
         when, why = _drop(each, table, policy)
         told = {"drop": when, "drop_reason": why, "followed": table.followed}
         decided.append(each.model_copy(update=told))
+    return plan.model_copy(update={"departures": tuple(decided)})
+
+
+def _with_cap(plan: Plan, policy: PartitionPolicy) -> Plan:
+    """Let no more be dropped, nor a person be asked about more, than one run may drop."""
+    due = [each.relation for each in plan.departures if each.drop == "now" or each.is_waiting]
+    late = due[policy.max_drops :]
+    then = {"drop": "later", "drop_reason": f"max_drops is {policy.max_drops}: a later run drops it"}
+    decided = (each.model_copy(update=then) if each.relation in late else each for each in plan.departures)
     return plan.model_copy(update={"departures": tuple(decided)})
 
 

@@ -53,6 +53,40 @@ def test_a_detach_that_was_interrupted_is_finished_first(shop: Shop) -> None:
     )
 
 
+def test_a_pending_detach_of_a_held_partition_keeps_no_other_from_leaving(shop: Shop) -> None:
+    """It can only be finished, and the statement that attaches it again is told; the next one leaves."""
+    name, second = sorted(shop.partitions(), key=lambda each: shop.partitions()[each])[:2]
+    bound = shop.partitions()[name]
+    shop.policy(keep="13 months", hold=[name])
+    leave_pending(shop, name)
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [("finalize", name), ("drop", second)] == [
+        (o.action, o.partition) for o in report.outcomes if o.action in {"finalize", "drop"}
+    ]
+    (told,) = [finding for finding in report.findings if finding.code == "detach-finished"]
+    shop.sql(told.hint.partition(";")[0])
+    assert bound == shop.partitions()[name]
+
+
+def test_a_pending_detach_that_cannot_be_finished_is_named(shop: Shop) -> None:
+    """Whatever forbids it: the run says which partition keeps all others."""
+    name = oldest(shop)
+    leave_pending(shop, name)
+    shop.sql(
+        "CREATE FUNCTION no_change() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'frozen'; END $$;"
+        "CREATE EVENT TRIGGER frozen ON ddl_command_start WHEN TAG IN ('ALTER TABLE')"
+        " EXECUTE FUNCTION no_change()"
+    )
+    report = shop.roll()
+
+    assert f"the pending detach of 'public.{name}' cannot be finished" in messages(report)
+    shop.sql("DROP EVENT TRIGGER frozen")
+    assert Verdict.VERIFIED == shop.roll().verdict
+
+
 def test_who_holds_a_detach_up_is_named_and_nothing_is_left_pending(shop: Shop) -> None:
     """A reader that never ends: the run gives up with pid and query, and the next one does it."""
     shop.policy(wait="1s", block="100ms")

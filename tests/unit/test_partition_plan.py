@@ -141,6 +141,13 @@ def table(*partitions: Partition, **changes: object) -> Table:
     return Table.model_validate({**given, **changes})
 
 
+def entry(relation: int) -> Entry:
+    """A detached table whose copy is proven."""
+    given = {"id": uuid4(), "state": "archived", "relation": relation, "parent": 1, "bound": "b"}
+    more = {"name": Name(schema_="public", name=f"gone{relation}"), "condition": "true", "since": NOW}
+    return Entry.model_validate({**given, **more})
+
+
 WHOLE = tuple(month(number) for number in range(1, 9))
 
 
@@ -235,6 +242,63 @@ def test_a_key_beyond_every_partition_lets_nothing_leave() -> None:
     assert "its newest key, 9000000000000000, lies beyond" in plan.steps()[0].reason
 
 
+@pytest.mark.parametrize("drop", ["keep", "approve", "proven", {"after": "7d"}])
+def test_tables_that_stand_use_up_no_cap(drop: object) -> None:
+    """Whatever they wait for: the next run takes out as many again, and drops no more than that."""
+    standing = tuple(entry(relation) for relation in range(20, 25))
+    rules = policy(ahead=2, keep="2 months", max_drops=2, drop=drop)
+    plan = draw(table(*WHOLE, entries=standing), axis(), rules)
+
+    assert ["p1", "p2"] == [each.name.name for each in plan.departures if each.entry is None]
+    assert (2 if drop == "proven" else 0) == sum(each.drop == "now" for each in plan.departures)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_no_more_is_dropped_or_asked_about_than_the_cap(most: int) -> None:
+    """What is due beyond it waits for a later run, and of an approved plan nothing is left over."""
+    found = table(*WHOLE, entries=tuple(entry(relation) for relation in (20, 21, 22)))
+    rules = policy(ahead=2, max_drops=most, drop="proven")
+    asks = policy(ahead=2, max_drops=most, drop="approve")
+    digest = draw(found, axis(), asks).digest
+    plans = [draw(found, axis(), rules), draw(found, axis(), asks, {digest})]
+
+    for plan in plans:
+        assert most == sum(each.drop == "now" for each in plan.departures)
+        assert {f"max_drops is {most}: a later run drops it"} == {
+            each.drop_reason for each in plan.departures[most:]
+        }
+
+
+@pytest.mark.parametrize(
+    ("rules", "known"),
+    [
+        ({"hold": ["p1"]}, {}),
+        ({"hold": ["typo"]}, {}),
+        ({}, {"entries": (entry(1001).model_copy(update={"state": "returned"}),)}),
+        ({"keep": None}, {}),
+        ({}, {"position": 0}),
+    ],
+    ids=["held", "hold of nothing", "brought back", "not due", "clock"],
+)
+def test_a_detach_that_was_begun_is_finished_though_nothing_is_to_leave(
+    rules: dict[str, object], known: dict[str, object]
+) -> None:
+    """PostgreSQL cannot take it back, and while it is pending no other partition can leave."""
+    found = table(month(1, is_pending=True), *WHOLE[1:], **known)
+    plan = draw(found, axis(), policy(**{"ahead": 2, "keep": "5 months", **rules}))
+
+    assert ["finalize p1"] == [f"{step.action} {step.partition.name}" for step in plan.steps()][:1]
+    assert (["p1"], []) == ([each.name.name for each in plan.unfinished], list(plan.departures))
+
+
+def test_a_detach_that_was_begun_counts_for_no_cap() -> None:
+    """What is due leaves all the same; it is finished, not detached."""
+    found = table(month(1, is_pending=True), *WHOLE[1:])
+    plan = draw(found, axis(), policy(ahead=2, keep="2 months", max_drops=0, drop="proven"))
+
+    assert [("p1", "later")] == [(each.name.name, each.drop) for each in plan.departures]
+
+
 @pytest.mark.parametrize(
     ("member", "changes", "told"),
     [
@@ -293,13 +357,6 @@ def test_what_must_not_leave_is_refused_with_its_reason(
 def test_a_hold_is_written_as_sql_writes_names(hold: str, *, means: bool) -> None:
     """With or without schema, and folded unless quoted, as the table's own name is."""
     assert ({hold} if means else set()) == policy(hold=[hold]).holds_on("public", "held")
-
-
-def entry(relation: int) -> Entry:
-    """A detached table whose copy is proven."""
-    given = {"id": uuid4(), "state": "archived", "relation": relation, "parent": 1, "bound": "b"}
-    more = {"name": Name(schema_="public", name=f"gone{relation}"), "condition": "true", "since": NOW}
-    return Entry.model_validate({**given, **more})
 
 
 @pytest.mark.parametrize("hold", ["p1_typo", "other.p1", '"P1"', "public.t"])
