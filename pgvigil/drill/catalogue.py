@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from psycopg.pq import TransactionStatus
 
 from pgvigil.drill.digest import pin
-from pgvigil.drill.judgement import Judgement, listed, passed, refuted, unknown
+from pgvigil.drill.judgement import AGAIN, Judgement, listed, passed, refuted, unknown
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql, translated
 from pgvigil.redaction import redactor
@@ -190,7 +190,7 @@ def read(
     replaying. Changes nothing and works in recovery; a transaction that is open already should be repeatable
     read, for it is read under its snapshot. Raises DatabaseFailed.
     """
-    with _snapshot(connection):
+    with frozen(connection):
         window = read_window(connection)
         statement = _digests(_catalogs(connection), scope, _within(since, until or window.next))
         rows = connection.execute(statement).fetchall()
@@ -202,7 +202,7 @@ def read(
 
 def reread(connection: Connection, earlier: Catalogue) -> Catalogue:
     """Read again what was read earlier; where no row came, went or was written since, that still stands."""
-    with _snapshot(connection):
+    with frozen(connection):
         window = read_window(connection)
         touched = _within(earlier.window, window.next)
         counted = connection.execute(_count(_catalogs(connection), earlier.scope, touched)).fetchone()
@@ -215,6 +215,12 @@ def read_window(connection: Connection) -> Window:
     """Read which transactions are decided and which id comes next; on a paused copy, where it stopped."""
     (row,) = connection.execute(query("drill_catalogue", "window")).fetchall()
     return Window(row["oldest"], row["next"])
+
+
+def window_of(readings: tuple[Catalogue, Catalogue]) -> Window | None:
+    """Return from when on a change makes a difference prove nothing; None where one reading is exact."""
+    before, after = readings
+    return None if before is after else before.window
 
 
 def compare(before: Catalogue, after: Catalogue, copy: Catalogue) -> tuple[Difference, ...]:
@@ -313,8 +319,8 @@ def _more(subject: str, many: int) -> Finding:
 
 
 def _told_moved(name: str, moved: Sequence[str]) -> Check:
-    detail = f"changed at the source while the mark was taken: {listed(moved)}"
-    return unknown(f"{name} meanwhile", _EXPECTED, detail, required=False)
+    detail = f"changed at the source in the moment of the mark: {listed(moved)}; {AGAIN}"
+    return unknown(f"{name} meanwhile", _EXPECTED, detail)
 
 
 def prove(
@@ -373,14 +379,16 @@ def _said(each: Described) -> str:
 
 
 @contextmanager
-def _snapshot(connection: Connection) -> Iterator[None]:
-    """Read under one snapshot, the caller's when a transaction is open, and whatever a role is set to."""
+def frozen(connection: Connection, exported: str | None = None) -> Iterator[None]:
+    """Read under one snapshot, and pinned settings: an exported one, or that of an open transaction."""
     pin(connection)
     if connection.info.transaction_status is not TransactionStatus.IDLE:
         yield
         return
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if exported:
+            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(exported)))
         connection.execute("SET LOCAL enable_seqscan = on")  # rows are read, not what indexes say of them
         yield
 

@@ -21,6 +21,7 @@ from pgvigil.drill.tables import Doubt, Inventory, list_tables, read_types
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from pgvigil.drill.around import Around
     from pgvigil.drill.digest import Connect, Progress
     from pgvigil.policies.drill import DrillPolicy
 
@@ -41,23 +42,25 @@ def hash_database(  # noqa: PLR0913 - which databases, how, and who hears of it
     run_name: str,
     *,
     beside: Sequence[str] = (),
+    around: Around | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None],
 ) -> tuple[SourceContent, ...]:
     """Mark a database and hash it: one content, or one more for each set of tables that cannot share a mark.
 
-    Of the databases `beside` it, by dsn, those that share its mark are hashed, too. Raises
-    PreconditionFailed if it cannot be marked, and DatabaseFailed when the server is away.
+    Of the databases `beside` it, by dsn, those that share its mark are hashed, too. What is beside rows
+    is read `around` the first mark. Raises PreconditionFailed if it cannot be marked, and DatabaseFailed
+    when the server is away.
     """
     contents: list[SourceContent] = []
     only: frozenset[int] | None = None
     while only is None or only:
-        with mark(dsn, policy, run_name, only=only, beside=beside) as marked:
+        with mark(dsn, policy, run_name, only=only, beside=beside, around=around) as marked:
             contents += [
                 hash_source(each, policy, seed=seed, on_progress=on_progress)
                 for each in (marked, *marked.beside)
             ]
-            only, beside = marked.contended, ()
+            only, beside, around = marked.contended, (), None
     return tuple(contents)
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from datetime import timedelta
 
+    from pgvigil.drill.around import Around
     from pgvigil.postgres import Connection
 
 _LAST_TRIES = 5
@@ -92,6 +93,7 @@ class _Siege:
     waited: float = 0.0
     room: int = 0
     beside: list[Neighbour] = field(default_factory=list)
+    around: Around | None = None
 
     @property
     def half(self) -> timedelta:
@@ -113,7 +115,9 @@ class _Siege:
 
 
 @contextmanager
-def from_fence(source: Source, beside: Sequence[Source] = ()) -> Iterator[Point]:
+def from_fence(
+    source: Source, beside: Sequence[Source] = (), around: Around | None = None
+) -> Iterator[Point]:
     """Fix a restore point at which no writer was at work, and hold the snapshot taken beside it.
 
     Databases `beside` it share the point if they are at rest. Tries until drill.fence_for is over; then
@@ -123,6 +127,7 @@ def from_fence(source: Source, beside: Sequence[Source] = ()) -> Iterator[Point]
     with exporter(source) as snapshot, source.connect() as watch, ExitStack() as stack:
         siege = _prepare(source, watch)
         siege.beside = list(_invite(siege, beside, stack))
+        siege.around = around
         row = _besiege(siege, snapshot, watch)
         inventory = list_tables(snapshot, source.database)
         point = Point(
@@ -188,8 +193,11 @@ def _besiege(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
                 siege.set_aside(oid, f"not fenced: {holder}")
         if not siege.order:
             break
+        is_worth_it = is_over or not stubborn
+        if is_worth_it and siege.around:
+            siege.around.before([siege.source], late=[each.source for each in siege.beside])
         began = time.monotonic()
-        if is_over or not stubborn:
+        if is_worth_it:
             row = _attempt(siege, snapshot, watch)
             if row:
                 return row

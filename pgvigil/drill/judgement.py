@@ -9,6 +9,7 @@ from pgvigil.reports import Check, Finding, Frozen, Severity, Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+AGAIN = "drill again: the mark will fall into another moment"
 MOST_FINDINGS = 50  # of one judge in one database; the rest are counted
 _SHOWN = 5
 

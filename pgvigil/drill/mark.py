@@ -19,12 +19,15 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pgvigil.drill.around import Around
     from pgvigil.drill.tables import Doubt, Inventory
     from pgvigil.policies.drill import DrillPolicy
     from pgvigil.postgres import Connection
 
 # The gentlest first.
-_METHODS: dict[MarkMethod, Callable[[Source, Sequence[Source]], AbstractContextManager[Point]]] = {
+_METHODS: dict[
+    MarkMethod, Callable[[Source, Sequence[Source], Around | None], AbstractContextManager[Point]]
+] = {
     "standby": from_standby,
     "slot": from_slot,
     "fence": from_fence,
@@ -56,19 +59,21 @@ class Marked:
 
 
 @contextmanager
-def mark(
+def mark(  # noqa: PLR0913 - which databases, how, and what else is read
     dsn: str,
     policy: DrillPolicy,
     run_name: str,
     *,
     only: frozenset[int] | None = None,
     beside: Sequence[str] = (),
+    around: Around | None = None,
 ) -> Iterator[Marked]:
     """Mark the database of the dsn, and hold the mark's snapshot during the block.
 
     With `only`, these tables by OID. `contended` are tables that need a mark of their own: what users lock
     in different orders cannot be fenced together; they are not in the inventory.
     Databases `beside` it, by dsn, get the same mark where that costs their users nothing.
+    What is beside rows is read `around` it, before this yields.
     `until` (of time.monotonic) is when hashing must end, before drill.hash_for is over and the
     server drops the snapshot;
     `declined` says why gentler methods were not taken. Raises PreconditionFailed if none can be had.
@@ -76,8 +81,10 @@ def mark(
     source = read_source(dsn, run_name, policy).model_copy(update={"only": only})
     others = [found for each in beside if (found := _try_source(each, run_name, policy))]
     with ExitStack() as stack:
-        point, declined = _fix(source, others, stack)
+        point, declined = _fix(source, others, around, stack)
         until = time.monotonic() + policy.hash_for.total_seconds() * _PART_FOR_HASHING
+        if around:
+            around.after((point, *point.beside))
         marked = partial(_marked, until=until, declined=declined)
         yield replace(marked(source, point), beside=tuple(marked(each.source, each) for each in point.beside))
 
@@ -103,7 +110,9 @@ def _marked(source: Source, point: Point, *, until: float, declined: tuple[str, 
     )
 
 
-def _fix(source: Source, beside: Sequence[Source], stack: ExitStack) -> tuple[Point, tuple[str, ...]]:
+def _fix(
+    source: Source, beside: Sequence[Source], around: Around | None, stack: ExitStack
+) -> tuple[Point, tuple[str, ...]]:
     """Take the first method that works."""
     wanted = source.policy.mark
     declined: list[str] = []
@@ -111,7 +120,7 @@ def _fix(source: Source, beside: Sequence[Source], stack: ExitStack) -> tuple[Po
         if wanted not in {"auto", name}:
             continue
         try:
-            return stack.enter_context(method(source, beside)), tuple(declined)
+            return stack.enter_context(method(source, beside, around)), tuple(declined)
         except (PreconditionFailed, DatabaseFailed) as error:
             if wanted == name:
                 raise

@@ -32,9 +32,10 @@ from pgvigil.wal.names import parse_lsn, segment_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pgvigil.drill.around import Readings
     from pgvigil.drill.place import Place
     from pgvigil.drill.recovery import Recovery
-    from pgvigil.drill.source import MarkedDatabase, Readings
+    from pgvigil.drill.source import MarkedDatabase
     from pgvigil.postgres import Connection
 
     Hear = Callable[[Any], None]
@@ -271,9 +272,10 @@ def _compare_rest(drill: Drill, copy: Copy, name: str, readings: Readings) -> No
     ):
         postgres.read_bytes(here)
         until = catalogue.read_window(there).next
-        copied = catalogue.read(there, "database", since=readings.catalogue[0].window, until=until)
+        since = catalogue.window_of(readings.catalogue)
+        copied = catalogue.read(there, "database", since=since, until=until)
         drill.take(catalogue.prove(name, (*readings.catalogue, copied), here, there))
-        drill.take(sequences.judge(name, *readings.sequences, sequences.read(there)))
+        drill.take(sequences.prove(name, readings.sequences, there))
 
 
 def compare_cluster(drill: Drill, marked: Marked, copy: Copy) -> None:

@@ -3,20 +3,22 @@
 Sequences obey no transaction and no snapshot, and PostgreSQL logs them ahead of use: a recovered sequence
 stands up to 32 values, and what a session may cache, beyond the last one given out. So the copy's next
 value must lie between the source's as read before the mark, and the one read after it plus that reserve.
+Of one that moved in between, the column that owns it tells more: its last value must have been given out.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pgvigil.drill.judgement import Judgement, bounded, listed, passed, refuted, unknown
+from pgvigil.drill.judgement import AGAIN, Judgement, bounded, listed, passed, refuted, unknown
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql, translated
 from pgvigil.reports import Check, Finding, Frozen, Severity
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pgvigil.postgres import Connection
 
@@ -47,11 +49,12 @@ class SequenceState(Frozen):
 
 
 class Positions(NamedTuple):
-    """One sequence at the source before the mark and after it, and in the copy."""
+    """One sequence at the source before the mark and after it, and in the copy, whose column has `used`."""
 
     before: SequenceState
     after: SequenceState
     copied: SequenceState
+    used: int | None = None
 
 
 States = dict[int, SequenceState]
@@ -125,8 +128,52 @@ def _state(row: Mapping[str, Any], position: int | None) -> SequenceState:
     )
 
 
-def judge(subject: str, before: States, after: States, copy: States) -> Judgement:
+def read_used(connection: Connection, states: Iterable[SequenceState]) -> dict[int, int]:
+    """Read the last values before these, by OID, that are committed in the columns that own the sequences.
+
+    That of a column without an index is not looked for, nor that of a table that is locked.
+    """
+    nexts = {state.oid: _next(state) for state in states}
+    owners = connection.execute(query("drill_catalogue", "owners"), {"oids": list(nexts)}).fetchall()
+    used: dict[int, int] = {}
+    for owner in owners:
+        with suppress(DatabaseFailed), translated(connection.info.dsn):
+            row = connection.execute(_last(owner, nexts[owner["oid"]])).fetchone() or {}
+            if row["last"] is not None:
+                used[owner["oid"]] = row["last"]
+    return used
+
+
+def _last(owner: Mapping[str, Any], following: int) -> sql.Composed:
+    column = sql.Identifier(owner["column_name"])
+    last, before = ("max", "<") if owner["is_ascending"] else ("min", ">")
+    return sql.SQL("SELECT {}({}) AS last FROM {} {} WHERE {} {} {}").format(
+        sql.SQL(last),
+        column,
+        sql.SQL("" if owner["is_partitioned"] else "ONLY"),
+        sql.Identifier(owner["schema_name"], owner["table_name"]),
+        column,
+        sql.SQL(before),
+        sql.Literal(following),
+    )
+
+
+def prove(subject: str, readings: tuple[States, States], copy: Connection) -> Judgement:
+    """Compare the copy's sequences with the source's, read before the mark and after it, and judge."""
+    before, after = readings
+    known = [
+        after[oid] for oid in before.keys() & after.keys() if None not in {before[oid].next, after[oid].next}
+    ]
+    busy = [state for state in known if state.next != before[state.oid].next and not state.cycle]
+    return judge(subject, before, after, read(copy), read_used(copy, busy))
+
+
+def judge(
+    subject: str, before: States, after: States, copy: States, used: Mapping[int, int] | None = None
+) -> Judgement:
     """Judge the sequences of one database: read at the source before the mark and after it, and in the copy.
+
+    `used` are values that the source had given out and that are committed in the columns of the copy.
 
     Those that were created or dropped meanwhile have no place to compare with; those that the copy lacks
     are the catalogue's to refute, and leave this check inconclusive.
@@ -134,7 +181,7 @@ def judge(subject: str, before: States, after: States, copy: States) -> Judgemen
     name = f"sequences {subject}"
     lasting = sorted(before.keys() & after.keys())
     known = [
-        Positions(before[oid], after[oid], copy[oid])
+        Positions(before[oid], after[oid], copy[oid], (used or {}).get(oid))
         for oid in lasting
         if oid in copy and None not in {before[oid].next, after[oid].next, copy[oid].next}
     ]
@@ -143,39 +190,42 @@ def judge(subject: str, before: States, after: States, copy: States) -> Judgemen
     unread = [before[oid].name for oid in lasting if oid not in {each.before.oid for each in known}]
     checks = [_check(name, known, bad, unread)]
     if moved:
-        detail = f"set anew at the source while the mark was taken: {listed(moved)}"
-        checks.append(unknown(f"{name} meanwhile", _EXPECTED, detail, required=False))
+        detail = f"set anew, or their column filled, in the moment of the mark: {listed(moved)}; {AGAIN}"
+        checks.append(unknown(f"{name} meanwhile", _EXPECTED, detail))
     return Judgement(checks=tuple(checks), findings=bounded([_finding(subject, each) for each in bad], name))
 
 
 def place(positions: Positions) -> Outcome:
-    """Say where the copy's sequence stands; `moved` when the source's was set anew or went round."""
-    before, after, copied = positions
-    sign = 1 if before.increment > 0 else -1
-    is_behind = sign * (_next(copied) - _next(before)) < 0
-    is_ahead = sign * (_next(copied) - _next(after)) > _reserve(after)
-    if not (is_behind or is_ahead) or _went_round(after, copied):
-        return "good"
+    """Say where the copy's sequence stands; `moved` when the source's was set anew or went round.
+
+    Behind its own column it may be in truth: rows were loaded, and the source's was set to fit only then.
+    """
+    before, after, copied, used = positions
+    if 0 <= _steps(before, copied) <= _steps(before, after) + _reserve(after):
+        is_overtaken = used is not None and _sign(after) * (_next(copied) - used) <= 0
+        return "moved" if is_overtaken else "good"
     if _was_set(before, after) or (before.cycle and before.next != after.next):
         return "moved"
-    return "behind" if is_behind else "ahead"
+    return "behind" if _sign(before) * (_next(copied) - _next(before)) < 0 else "ahead"
+
+
+def _steps(start: SequenceState, end: SequenceState) -> int:
+    """How far one is beyond the other; a cycling sequence gets there over the end of its range."""
+    ahead = _sign(start) * (_next(end) - _next(start))
+    if ahead < 0 and start.cycle:
+        return ahead + start.maximum - start.minimum + abs(start.increment)
+    return ahead
+
+
+def _sign(state: SequenceState) -> int:
+    return 1 if state.increment > 0 else -1
 
 
 def _was_set(before: SequenceState, after: SequenceState) -> bool:
     """Tell whether the source's sequence did anything but advance."""
-    sign = 1 if before.increment > 0 else -1
     definition = {"name", "next"}
     is_same = before.model_dump(exclude=definition) == after.model_dump(exclude=definition)
-    return not is_same or sign * (_next(after) - _next(before)) < 0
-
-
-def _went_round(after: SequenceState, copied: SequenceState) -> bool:
-    """Tell whether a cycling sequence was logged ahead over the end of its range."""
-    first, last = after.minimum, after.maximum
-    if after.increment < 0:
-        first, last = last, first
-    is_near_end = abs(last - _next(after)) <= _reserve(after)
-    return after.cycle and is_near_end and abs(_next(copied) - first) <= _reserve(after)
+    return not is_same or _sign(before) * (_next(after) - _next(before)) < 0
 
 
 def _reserve(state: SequenceState) -> int:
@@ -197,7 +247,7 @@ def _check(name: str, known: Sequence[Positions], bad: Sequence[Positions], unre
 
 
 def _said(each: Positions) -> str:
-    before, after, copied = each
+    before, after, copied, _ = each
     return (
         f"{before.name} is {place(each)}: next {copied.next} in the copy, "
         f"{before.next} to {after.next} at the source around the mark"

@@ -19,6 +19,7 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pgvigil.drill.around import Around
     from pgvigil.postgres import Connection
 
 _PATIENCE = timedelta(seconds=60)  # creating a slot waits for every transaction that writes at that time
@@ -26,7 +27,7 @@ _SETTLING = 5.0  # seconds in which a commit that is in the WAL must have become
 
 
 @contextmanager
-def from_slot(source: Source, _: Sequence[Source] = ()) -> Iterator[Point]:
+def from_slot(source: Source, _: Sequence[Source] = (), around: Around | None = None) -> Iterator[Point]:
     """Fix the consistent point of a temporary logical slot, and hold its snapshot.
 
     Its snapshot is one database's alone, so no other one shares the point.
@@ -35,6 +36,8 @@ def from_slot(source: Source, _: Sequence[Source] = ()) -> Iterator[Point]:
     """
     _require_logical(source)
     with exporter(source) as snapshot:
+        if around:
+            around.before([source])
         deadline = min(_PATIENCE, source.policy.fence_for)
         with postgres.replicate(source.dsn, source.application_name, deadline=deadline) as replication:
             slot = _create(replication)

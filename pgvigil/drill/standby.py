@@ -21,13 +21,16 @@ from pgvigil.sql import query
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pgvigil.drill.around import Around
     from pgvigil.postgres import Connection
 
 _HOLD = 2.0  # seconds; the SQL block `pause` says the same
 
 
 @contextmanager
-def from_standby(primary: Source, beside: Sequence[Source] = ()) -> Iterator[Point]:
+def from_standby(
+    primary: Source, beside: Sequence[Source] = (), around: Around | None = None
+) -> Iterator[Point]:
     """Fix the point that the standby of the policy has replayed to, and hold its snapshot in each database.
 
     Raises PreconditionFailed for what is no standby of this primary, or whose replay is held by somebody
@@ -38,6 +41,8 @@ def from_standby(primary: Source, beside: Sequence[Source] = ()) -> Iterator[Poi
         everywhere = [source, *map(_find, beside[: source.allowance])]
         sessions = [(each, stack.enter_context(exporter(each))) for each in everywhere]
         _require_replaying(watch, source)
+        if around:
+            around.before(everywhere)
         with _paused(pauser, watch, source):
             _await_pause(watch, source)
             exported = [export(each) for _, each in sessions]

@@ -78,3 +78,21 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema_name, c.relname AS name, c.relf
   FROM pg_sequence AS s JOIN pg_class AS c ON c.oid = s.seqrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE c.relpersistence = 'p'
  ORDER BY c.oid
+
+-- owners: the columns that own these sequences, where an index leads to their last value
+SELECT s.seqrelid::bigint AS oid, n.nspname AS schema_name, c.relname AS table_name, a.attname AS column_name,
+       c.relkind = 'p' AS is_partitioned, s.seqincrement > 0 AS is_ascending
+  FROM pg_sequence AS s
+  JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = s.seqrelid
+                     AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+  JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND a.attnum > 0
+  JOIN pg_class AS c ON c.oid = a.attrelid
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE s.seqrelid = ANY (%(oids)s::oid[])
+   AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
+   AND a.atttypid IN ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype)
+   AND EXISTS (SELECT FROM pg_index AS i
+                 JOIN pg_class AS x ON x.oid = i.indexrelid
+                 JOIN pg_am AS m ON m.oid = x.relam
+                WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid AND i.indpred IS NULL
+                  AND m.amname = 'btree')

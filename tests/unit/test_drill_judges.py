@@ -128,6 +128,8 @@ def test_a_sequence_behind_is_never_good(before: int, gap: int, increment: int) 
         (state(900), state(20), state(1), "moved"),
         (state(900), state(950, filenode=2), state(1), "moved"),
         (state(90, maximum=100, cycle=1), state(90, maximum=100, cycle=1), state(12, cycle=1), "good"),
+        (state(900, maximum=999, cycle=1), state(100, maximum=999, cycle=1), state(50, cycle=1), "good"),
+        (state(900, maximum=999, cycle=1), state(100, maximum=999, cycle=1), state(500, cycle=1), "moved"),
         (state(500, maximum=999, cycle=1), state(500, maximum=999, cycle=1), state(9, cycle=1), "behind"),
         (state(500, maximum=999, cycle=1), state(700, maximum=999, cycle=1), state(9, cycle=1), "moved"),
     ],
