@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         Index,
         Numbering,
         Policy,
+        Publication,
+        Rule,
         Shape,
         Statistics,
         Trigger,
@@ -131,7 +133,19 @@ def keys(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
     yield from (add_constraint(each, table) for each in unproven)
     yield from (add_not_null(table, each.name) for each in shape.columns if each.not_null_unproven)
     yield from (add_constraint(each, table) for each in shape.constraints if each.kind in "pux")
-    yield from (add_index(table, each, each.name) for each in shape.indexes)
+    for index in shape.indexes:
+        yield add_index(table, index, index.name)
+        yield from _targets(index, table)
+
+
+def _targets(index: Index, table: sql.Identifier) -> Iterator[sql.Composed]:
+    alter = sql.SQL("ALTER INDEX {} ALTER COLUMN ").format(_beside(table, index.name))
+    for column, target in index.statistics.items():
+        yield alter + _raw(f"{column} SET STATISTICS {target}")
+
+
+def _beside(table: sql.Identifier, name: str) -> sql.Identifier:
+    return sql.Identifier(table._obj[0], name)  # noqa: SLF001 - in the schema of its table
 
 
 def add_index(table: sql.Identifier, index: Index, name: str = "") -> sql.Composed:
@@ -186,8 +200,10 @@ def bound_clause(bound: str) -> sql.SQL:
 
 
 def dressings(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
-    """Compose comments, replica identity and the switches of row security."""
+    """Compose comments, marks of indexes, replica identity and the switches of row security."""
     yield from _comments(shape, table)
+    if shape.cluster_index:
+        yield sql.SQL("ALTER TABLE {} CLUSTER ON {}").format(table, sql.Identifier(shape.cluster_index))
     if shape.replica_identity in "fn":
         word = "FULL" if shape.replica_identity == "f" else "NOTHING"
         yield sql.SQL("ALTER TABLE {} REPLICA IDENTITY {}").format(table, _raw(word))
@@ -210,6 +226,10 @@ def companions(shape: Shape, table: sql.Identifier) -> Iterator[tuple[str, sql.C
         yield from ((f"policy {policy.name}", each) for each in _policy(policy, table))
     for trigger in shape.triggers:
         yield from ((f"trigger {trigger.name}", each) for each in _trigger(trigger, table))
+    for rule in shape.rules:
+        yield from ((f"rule {rule.name}", each) for each in _rule(rule, table))
+    for publication in shape.publications:
+        yield f"place in publication {publication.name}", _publish(publication, table)
     for grant in shape.grants:
         yield f"grant of {grant.privilege} to {grant.grantee or 'PUBLIC'}", grant_statement(grant, table)
 
@@ -262,6 +282,37 @@ def _trigger(each: Trigger, table: sql.Identifier) -> Iterator[sql.Composed]:
         yield sql.SQL("COMMENT ON TRIGGER {} ON {} IS {}").format(name, table, sql.Literal(each.comment))
 
 
+def _rule(each: Rule, table: sql.Identifier) -> Iterator[sql.Composed]:
+    name = sql.Identifier(each.name)
+    yield sql.SQL("{} TO {}{}").format(_raw(each.head), table, _raw(each.tail))
+    if each.enabled in _ENABLE:
+        yield sql.SQL("ALTER TABLE {} {} RULE {}").format(table, sql.SQL(_ENABLE[each.enabled]), name)
+    if each.comment is not None:
+        yield sql.SQL("COMMENT ON RULE {} ON {} IS {}").format(name, table, sql.Literal(each.comment))
+
+
+def _publish(each: Publication, table: sql.Identifier) -> sql.Composed:
+    words: list[sql.Composable] = [
+        sql.SQL("ALTER PUBLICATION {} ADD TABLE ONLY {}").format(sql.Identifier(each.name), table)
+    ]
+    if each.columns:
+        words.append(sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Identifier, each.columns))))
+    words += [sql.SQL("WHERE ({})").format(_raw(each.condition))] if each.condition is not None else []
+    return sql.SQL(" ").join(words)
+
+
+def revocations(shape: Shape, here: Sequence[Grant], *, as_owner: bool) -> Iterator[sql.Composed]:
+    """Compose what takes from a new table all rights that its shape has not: by default it may have more."""
+    for grant in here:
+        if grant not in shape.grants:
+            who = sql.Identifier(grant.grantee) if grant.grantee else sql.SQL("PUBLIC")
+            yield sql.SQL("REVOKE {} ON {} FROM {}").format(_raw(grant.privilege), shape.table, who)
+    for privilege in shape.owner_lacks if as_owner else ():
+        yield sql.SQL("REVOKE {} ON {} FROM {}").format(
+            _raw(privilege), shape.table, sql.Identifier(shape.owner)
+        )
+
+
 def grant_statement(grant: Grant, table: sql.Identifier) -> sql.Composed:
     """Compose one GRANT."""
     who = sql.Identifier(grant.grantee) if grant.grantee else sql.SQL("PUBLIC")
@@ -280,14 +331,20 @@ def _comments(shape: Shape, table: sql.Identifier) -> Iterator[sql.Composed]:
             where = sql.Identifier(*table._obj, column.name)  # noqa: SLF001 - a name longer by one part
             yield sql.SQL("COMMENT ON COLUMN {} IS {}").format(where, sql.Literal(column.comment))
     for constraint in shape.constraints:
-        if constraint.comment is not None and constraint.kind != "f":
-            yield sql.SQL("COMMENT ON CONSTRAINT {} ON {} IS {}").format(
-                sql.Identifier(constraint.name), table, sql.Literal(constraint.comment)
-            )
+        if constraint.kind != "f":
+            yield from constraint_comment(constraint, table)
     for index in shape.indexes:
         if index.comment is not None:
-            where = sql.Identifier(table._obj[0], index.name)  # noqa: SLF001 - beside its table
+            where = _beside(table, index.name)
             yield sql.SQL("COMMENT ON INDEX {} IS {}").format(where, sql.Literal(index.comment))
+
+
+def constraint_comment(each: Constraint, table: sql.Identifier) -> Iterator[sql.Composed]:
+    """Compose the comment of a constraint, if it has one."""
+    if each.comment is not None:
+        yield sql.SQL("COMMENT ON CONSTRAINT {} ON {} IS {}").format(
+            sql.Identifier(each.name), table, sql.Literal(each.comment)
+        )
 
 
 def ddl(shape: Shape) -> tuple[str, ...]:
@@ -304,4 +361,7 @@ def ddl(shape: Shape) -> tuple[str, ...]:
 
 def foreign_key_ddl(shape: Shape) -> tuple[str, ...]:
     """Render the foreign keys as SQL text."""
-    return tuple(add_foreign_key(each, shape).as_string(None) for each in foreign_keys(shape))
+    statements: list[sql.Composed] = []
+    for each in foreign_keys(shape):
+        statements += [add_foreign_key(each, shape), *constraint_comment(each, shape.table)]
+    return tuple(statement.as_string(None) for statement in statements)

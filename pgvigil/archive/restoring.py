@@ -26,8 +26,9 @@ from pgvigil.archive.ddl import (
     dressings,
     keys,
     own_sequence,
+    revocations,
 )
-from pgvigil.archive.shape import BOUND_CHECK, bound_checks, renamed
+from pgvigil.archive.shape import BOUND_CHECK, Grant, bound_checks, renamed
 from pgvigil.archive.stream import Rows, column_list, read_back
 from pgvigil.archive.tree import attachments
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
@@ -70,6 +71,7 @@ class Order:
             "schema_": self.schema,
             "is_unlogged": False,
             "statistics": (),
+            "publications": (),
             "columns": tuple(_drawing_from_none(column) for column in shape.columns),
         }
         return node.model_copy(update={"shape": shape.model_copy(update=there)})
@@ -159,7 +161,11 @@ def _is_there(session: Connection, numbering: Numbering) -> bool:
 
 
 def _accompany(session: Connection, order: Order, shape: Shape, on_loss: Callable[[str, str], None]) -> None:
-    """Make what leans on roles and functions that may be gone since, each for itself."""
+    """Make what leans on roles and functions that may be gone since, each for itself; no right more."""
+    if order.schema is None:
+        here = session.execute(query("archive", "relation_grants"), _asked(shape))
+        for statement in revocations(shape, [Grant(**row) for row in here], as_owner=order.as_owners):
+            session.execute(statement)
     for what, statement in companions(shape, shape.table):
         try:
             with translated(session.info.dsn), session.transaction():

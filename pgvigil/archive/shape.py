@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from psycopg import sql
+from pydantic import Field
 
 from pgvigil.errors import PreconditionFailed
 from pgvigil.reports import Frozen
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 BOUND_CHECK = "pgvigil_bound"
+LONGEST_NAME = 63
 
 
 class Numbering(Frozen):
@@ -71,12 +73,16 @@ class Constraint(Frozen):
 
 
 class Index(Frozen):
-    """One index that no constraint brings along; `body` is what stands after USING."""
+    """One index that no constraint brings along; `body` is what stands after USING.
+
+    `statistics` has the targets of its columns by their number.
+    """
 
     name: str
     is_unique: bool
     body: str
     comment: str | None = None
+    statistics: dict[int, int] = Field(default_factory=dict)
 
 
 Named = TypeVar("Named", Constraint, Index)
@@ -99,6 +105,24 @@ class Trigger(Frozen):
     tail: str
     enabled: str = "O"
     comment: str | None = None
+
+
+class Rule(Frozen):
+    """One rule; its definition stands in two parts, around the table's name."""
+
+    name: str
+    head: str
+    tail: str
+    enabled: str = "O"
+    comment: str | None = None
+
+
+class Publication(Frozen):
+    """One publication that names the table: of which columns, and of which rows; without either, of all."""
+
+    name: str
+    columns: tuple[str, ...] = ()
+    condition: str | None = None
 
 
 class Policy(Frozen):
@@ -125,7 +149,7 @@ class Statistics(Frozen):
 
 
 class Shape(Frozen):
-    """A whole table without its rows."""
+    """A whole table without its rows; `owner_lacks` are privileges that its owner was revoked."""
 
     schema_: str
     name: str
@@ -137,12 +161,16 @@ class Shape(Frozen):
     triggers: tuple[Trigger, ...] = ()
     policies: tuple[Policy, ...] = ()
     statistics: tuple[Statistics, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    publications: tuple[Publication, ...] = ()
+    owner_lacks: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     is_unlogged: bool = False
     row_security: bool = False
     force_row_security: bool = False
     replica_identity: str = "d"
     replica_index: str | None = None
+    cluster_index: str | None = None
     comment: str | None = None
     left_out: tuple[str, ...] = ()
     partition_by: str = ""
@@ -164,7 +192,7 @@ def read_shape(session: Connection, oid: int) -> Shape:
     head = session.execute(query("archive", "table"), asked).fetchone()
     if head is None:
         raise PreconditionFailed(f"the table with OID {oid} is gone", hint="plan again")
-    replica = session.execute(query("archive", "replica_index"), asked).fetchone()
+    marked = session.execute(query("archive", "marked_indexes"), asked).fetchall()[0]
     return Shape(
         schema_=head["schema"],
         name=head["name"],
@@ -178,12 +206,18 @@ def read_shape(session: Connection, oid: int) -> Shape:
         triggers=tuple(Trigger(**row) for row in session.execute(query("archive", "triggers"), asked)),
         policies=tuple(Policy(**row) for row in session.execute(query("archive", "policies"), asked)),
         statistics=tuple(Statistics(**row) for row in session.execute(query("archive", "statistics"), asked)),
+        rules=tuple(Rule(**row) for row in session.execute(query("archive", "rules"), asked)),
+        publications=tuple(
+            Publication(**row) for row in session.execute(query("archive", "publications"), asked)
+        ),
+        owner_lacks=tuple(head["owner_lacks"]),
         options=tuple(head["options"]),
         is_unlogged=head["persistence"] == "u",
         row_security=head["row_security"],
         force_row_security=head["force_row_security"],
         replica_identity=head["replica_identity"],
-        replica_index=replica["name"] if replica else None,
+        replica_index=marked["replica"],
+        cluster_index=marked["cluster"],
         comment=head["comment"],
         left_out=tuple(row["what"] for row in session.execute(query("archive", "left_out"), asked)),
         partition_by=head["partition_by"],
@@ -200,6 +234,7 @@ def renamed(shape: Shape, name: str) -> Shape:
         "constraints": tuple(_called(each, names) for each in shape.constraints),
         "indexes": tuple(_called(each, names) for each in shape.indexes),
         "replica_index": names.get(shape.replica_index or ""),
+        "cluster_index": names.get(shape.cluster_index or ""),
     }
     return shape.model_copy(update=changes)
 
@@ -216,6 +251,20 @@ def bound_checks(own: Shape, condition: str) -> tuple[str, ...]:
         for each in own.constraints
         if each.kind == "c" and (each.name == BOUND_CHECK or _bare(each.definition) == wanted)
     )
+
+
+def spent_checks(own: Shape, condition: str) -> tuple[str, ...]:
+    """Name those of them that nobody asked for: ours, and one with the name that a detach gives."""
+    made = {BOUND_CHECK, *(_given_name(own.name, column.name) for column in own.columns)}
+    return tuple(name for name in bound_checks(own, condition) if name.rstrip("0123456789") in made)
+
+
+def _given_name(table: str, column: str) -> str:
+    """Give the name that PostgreSQL finds for a CHECK of one column, within 63 bytes."""
+    first, second = table.encode(), column.encode()
+    while len(first) + len(second) > LONGEST_NAME - len("__check"):
+        first, second = (first[:-1], second) if len(first) > len(second) else (first, second[:-1])
+    return f"{first.decode(errors='ignore')}_{second.decode(errors='ignore')}_check"
 
 
 def _bare(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from psycopg import sql
 
 from pgvigil.archive.ddl import attach_partition, ddl, foreign_key_ddl
-from pgvigil.archive.shape import Shape, bound_checks, read_shape
+from pgvigil.archive.shape import Shape, read_shape, spent_checks
 from pgvigil.errors import PreconditionFailed
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
@@ -89,7 +89,7 @@ def without_bound(branches: tuple[Branch, ...], condition: str) -> tuple[Branch,
 
     A plain table keeps it, to be attached by it again. In a tree its columns may be the wrong ones.
     """
-    spent = set(bound_checks(branches[0].shape, condition))
+    spent = set(spent_checks(branches[0].shape, condition))
     if not spent or len(branches) == 1:
         return branches
     return tuple(_without(branch, spent) for branch in branches)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from pgvigil.archive import restoring
-from pgvigil.archive.ddl import add_foreign_key, bound_clause, foreign_keys
+from pgvigil.archive.ddl import add_foreign_key, bound_clause, constraint_comment, foreign_keys
 from pgvigil.archive.manifest import Manifest, read_manifest
 from pgvigil.archive.place import MANIFEST, partition_of, table_folder
-from pgvigil.archive.shape import bound_checks, read_shape
+from pgvigil.archive.shape import read_shape, spent_checks
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.partitions import ledger
@@ -354,6 +354,9 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
             raise _DrillOverError
         ledger.returning(session, _new_entry(session, found))
 
+    for node in manifest.nodes:
+        for what in node.shape.left_out:
+            _lost(managed.run, found, what, f"the copy has no more of it than that '{node.name}' had it")
     with managed.session(patient=True) as session:
         order = _order(session, found, keep=keep)
         with suppress(_DrillOverError):
@@ -451,6 +454,8 @@ def _refer(session: Connection, managed: Managed, shape: Shape, key: Constraint)
     if state is None:
         add = add_foreign_key(key, shape)
         bounded(session, managed.dsn, managed.policy, partial(session.execute, add))
+        for comment in constraint_comment(key, shape.table):
+            session.execute(comment)
         unlimited(session, managed.policy)
     is_proven = bool(state and state["is_proven"]) or bool(shape.partition_by) or key.is_unproven
     return [] if is_proven or _validate(session, managed, shape.table, key.name) else [key.name]
@@ -513,7 +518,7 @@ def _attach(session: Connection, found: Archived) -> bool:
     condition = found.manifest.origin.condition
     restoring.adapt(session, managed.dsn, adaption, condition, own)
     managed.run.facts["adapted"] = tuple(adaption.told) + _refer_as_table(session, managed, own, parent)
-    spent = bound_checks(read_shape(session, oid), condition)
+    spent = spent_checks(read_shape(session, oid), condition)
     try:
         with session.transaction():
             if not _is_unchanged(session, found):

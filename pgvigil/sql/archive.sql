@@ -25,6 +25,11 @@ SELECT namespace.nspname AS schema, relation.relname AS name, pg_get_userbyid(re
             WHERE toast.oid = relation.reltoastrelid) AS options,
        relation.relrowsecurity AS row_security, relation.relforcerowsecurity AS force_row_security,
        relation.relreplident::text AS replica_identity,
+       ARRAY(SELECT privilege_type FROM aclexplode(acldefault('r', relation.relowner)) WHERE grantee = relation.relowner
+             EXCEPT
+             SELECT privilege_type FROM aclexplode(coalesce(relation.relacl, acldefault('r', relation.relowner)))
+              WHERE grantee = relation.relowner
+              ORDER BY 1) AS owner_lacks,
        obj_description(relation.oid, 'pg_class') AS comment,
        pg_table_size(relation.oid) AS size,
        coalesce(pg_get_partkeydef(relation.oid), '') AS partition_by
@@ -89,7 +94,9 @@ SELECT conname AS name, contype::text AS kind, pg_get_constraintdef(oid) AS defi
 -- indexes: those that no constraint brings along; `body` is what stands after USING
 SELECT index.relname AS name, pg_index.indisunique AS is_unique,
        substr(definition, position(marker IN definition) + length(marker)) AS body,
-       obj_description(index.oid, 'pg_class') AS comment
+       obj_description(index.oid, 'pg_class') AS comment,
+       (SELECT coalesce(jsonb_object_agg(attnum, attstattarget), '{}') FROM pg_attribute
+         WHERE attrelid = index.oid AND attstattarget >= 0) AS statistics
   FROM pg_index
   JOIN pg_class AS index ON index.oid = pg_index.indexrelid
   JOIN pg_class AS relation ON relation.oid = pg_index.indrelid
@@ -102,9 +109,11 @@ SELECT index.relname AS name, pg_index.indisunique AS is_unique,
                       AND contype IN ('p', 'u', 'x'))
  ORDER BY index.relname
 
--- replica_index: the index that tells rows apart for replication
-SELECT index.relname AS name FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
- WHERE indrelid = %(oid)s AND indisreplident
+-- marked_indexes: the index that tells rows apart for replication, and the one by which they were sorted
+SELECT max(index.relname) FILTER (WHERE indisreplident) AS replica,
+       max(index.relname) FILTER (WHERE indisclustered) AS cluster
+  FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+ WHERE indrelid = %(oid)s
 
 -- triggers: its own; those of a partitioned table come and go with it
 SELECT tgname AS name, left(definition, position(marker IN definition) - 1) AS head,
@@ -137,8 +146,39 @@ SELECT namespace.nspname AS schema_, stxname AS name, stxkind::text[] AS kinds,
  WHERE stxrelid = %(oid)s
  ORDER BY 1, 2
 
+-- rules: its own
+SELECT rulename AS name, left(definition, position(marker IN definition) - 1) AS head,
+       rtrim(substr(definition, position(marker IN definition) + length(marker)), ';') AS tail,
+       ev_enabled::text AS enabled, obj_description(pg_rewrite.oid, 'pg_rewrite') AS comment
+  FROM pg_rewrite
+  JOIN pg_class AS relation ON relation.oid = ev_class
+  JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+ CROSS JOIN LATERAL pg_get_ruledef(pg_rewrite.oid) AS definition
+ CROSS JOIN LATERAL format(' TO %%I.%%I', namespace.nspname, relation.relname) AS marker
+ WHERE ev_class = %(oid)s
+ ORDER BY rulename
+
+-- publications: those that name the table; one of all tables, or of a schema's, takes it in by itself
+SELECT pubname AS name,
+       ARRAY(SELECT attname FROM unnest(prattrs::int2[]) WITH ORDINALITY AS each (number, place)
+               JOIN pg_attribute ON attrelid = prrelid AND attnum = number ORDER BY place) AS columns,
+       pg_get_expr(prqual, prrelid) AS condition
+  FROM pg_publication_rel JOIN pg_publication ON pg_publication.oid = prpubid
+ WHERE prrelid = %(oid)s
+ ORDER BY pubname
+
 -- left_out: what hangs on the table and is not rebuilt
-SELECT 'rule ' || rulename AS what FROM pg_rewrite WHERE ev_class = %(oid)s ORDER BY 1
+SELECT DISTINCT 'security label of ' || provider AS what FROM pg_seclabel
+ WHERE classoid = 'pg_class'::regclass AND objoid = %(oid)s
+ ORDER BY 1
+
+-- relation_grants: privileges that others than its owner have on a whole table
+SELECT CASE WHEN acl.grantee = 0 THEN NULL ELSE pg_get_userbyid(acl.grantee) END AS grantee,
+       acl.privilege_type AS privilege, acl.is_grantable
+  FROM pg_class AS relation
+  JOIN pg_namespace AS namespace ON namespace.oid = relation.relnamespace
+ CROSS JOIN LATERAL aclexplode(relation.relacl) AS acl
+ WHERE namespace.nspname = %(schema)s AND relation.relname = %(name)s AND acl.grantee <> relowner
 
 -- origin: the server that a copy comes from, and where its log stood
 SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system_id,

@@ -394,3 +394,36 @@ def test_a_table_that_people_attach_by_hand_is_left_alone_as_well(shop: Shop) ->
 
     assert name in shop.partitions()
     assert "left-alone" in {finding.code for finding in report.findings}
+
+
+@pytest.mark.parametrize("attach", [False, True])
+def test_what_people_gave_a_partition_comes_back_and_nothing_more(shop: Shop, attach: bool) -> None:
+    """Rule, publication, marks, targets, comments, rights of its owner, and a CHECK like its bound."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    _, lower, _, upper, _ = shop.partitions()[name].split("'")
+    shop.sql(
+        f"SET ROLE shop; ALTER TABLE {name} ADD CONSTRAINT own_range CHECK (created_at IS NOT NULL"
+        f" AND created_at >= '{lower}'::timestamptz AND created_at < '{upper}'::timestamptz);"
+        f"ALTER TABLE {name} ADD CONSTRAINT whose FOREIGN KEY (customer_id) REFERENCES customers;"
+        f"COMMENT ON CONSTRAINT whose ON {name} IS 'why'; CREATE INDEX by_kind ON {name} (lower(kind));"
+        f"ALTER INDEX by_kind ALTER COLUMN 1 SET STATISTICS 321; CLUSTER {name} USING by_kind;"
+        f"CREATE RULE safe AS ON DELETE TO {name} WHERE old.id < 0 DO INSTEAD NOTHING;"
+        f"REVOKE TRUNCATE, DELETE ON {name} FROM shop"
+    )
+    shop.sql(
+        f"GRANT CREATE ON DATABASE {shop.database} TO shop; SET ROLE shop;"
+        f"CREATE PUBLICATION told FOR TABLE {name} (id, created_at) WHERE (id > 5)"
+    )
+    shop.sql("RESET ROLE")
+    (manifest,) = shop.roll().manifests
+    shop.sql("ALTER DEFAULT PRIVILEGES FOR ROLE shop GRANT SELECT ON TABLES TO PUBLIC")
+    report = shop.restore(name, attach=attach)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    back = shape(shop, name)
+    given = {"rules", "publications", "cluster_index", "grants", "owner_lacks"}
+    assert manifest.shape.model_dump(include=given) == back.model_dump(include=given)
+    assert all(getattr(manifest.shape, each) for each in given - {"grants"})
+    assert {1: 321} == next(each.statistics for each in back.indexes if each.name == "by_kind")
+    assert {"own_range", "whose"} <= {each.name for each in back.constraints}
+    assert "why" == next(each.comment for each in back.constraints if each.name == "whose")
