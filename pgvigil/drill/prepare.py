@@ -27,7 +27,6 @@ from pgvigil.wal.server import Server, read_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pgvigil.drill.choose import Wanted
     from pgvigil.drill.place import Place
@@ -116,7 +115,7 @@ def claim(drill: Drill, plan: Plan) -> Iterator[Place]:
         yield place
     finally:
         try:
-            _keep_logs(place.log, drill.run.directory)
+            _keep_logs(drill, place)
         finally:
             _clean(drill, place)
 
@@ -139,6 +138,15 @@ def _clean(drill: Drill, place: Place) -> None:
         run.checks.append(passed("clean", OWED["clean"], f"{place.directory} is gone"))
 
 
-def _keep_logs(source: Path, directory: Path) -> None:
-    for file in sorted(source.glob("*.log")):
-        (directory / f"copy.{file.name.replace('-', '.')}").write_bytes(file.read_bytes())
+def _keep_logs(drill: Drill, place: Place) -> None:
+    """Copy the logs to the run's evidence; that this fails must hide nothing either."""
+    run = drill.run
+    try:
+        for file in sorted(place.log.glob("*.log")):
+            (run.directory / f"copy.{file.name.replace('-', '.')}").write_bytes(file.read_bytes())
+    except OSError as error:
+        lost = PreconditionFailed(
+            f"the logs of the copy are not all in the evidence: {error}",
+            hint=f"see that '{run.directory.parent}' can be written and has room",
+        )
+        run.findings.append(finding_of(lost, run.identity.subject, Severity.WARNING))

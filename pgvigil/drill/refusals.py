@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pgvigil.drill.place import read_owner
@@ -11,13 +14,14 @@ from pgvigil.errors import PreconditionFailed
 from pgvigil.processes import Command, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from pgvigil.drill.place import Request
     from pgvigil.pgbackrest import Backup
 
 _LIVE = ("PG_VERSION", "postmaster.pid")
+_DEEPEST = 3  # levels: /var/lib has lib/postgresql/15/main
+_WIDEST = 10_000  # directories of a level that are looked at
 
 Refusal = Literal["path", "link", "live data", "source", "not empty", "access", "room"]
 
@@ -77,17 +81,36 @@ def _check_path(scratch: Path) -> None:
 
 
 def _check_live(scratch: Path) -> None:
-    """Refuse a data directory upward, and one directly inside that is not a drill's."""
-    inside = [entry for entry in entries(scratch) if read_owner(entry) is None]
-    for step in [scratch, *scratch.parents, *inside]:
-        found = next((name for name in _LIVE if os.path.lexists(step / name)), None)
-        if found:
-            how = "contains" if step in inside else "is or lies in"
-            raise refused(
-                "live data",
-                f"scratch '{scratch}' {how} the data directory '{step}': it has {found}",
-                "name a directory of its own in drill.scratch",
-            )
+    """Refuse a data directory upward, and one inside that is not a drill's."""
+    for step in [scratch, *scratch.parents]:
+        _refuse_live(scratch, "is or lies in", step)
+    for step in _inside(scratch):
+        _refuse_live(scratch, "contains", step)
+
+
+def _refuse_live(scratch: Path, how: str, step: Path) -> None:
+    found = next((name for name in _LIVE if os.path.lexists(step / name)), None)
+    if found:
+        raise refused(
+            "live data",
+            f"scratch '{scratch}' {how} the data directory '{step}': it has {found}",
+            "name a directory of its own in drill.scratch",
+        )
+
+
+def _inside(scratch: Path) -> Iterator[Path]:
+    """Yield the directories in scratch that are not a drill's, some levels deep, the nearest first."""
+    level = entries(scratch)
+    for _ in range(_DEEPEST):
+        level = [entry for entry in level if read_owner(entry) is None]
+        yield from level
+        level = list(islice((entry for step in level for entry in _listed(step)), _WIDEST))
+
+
+def _listed(directory: Path) -> Iterator[Path]:
+    """Yield the directories in a directory; one that is closed to us has none that we could tell."""
+    with suppress(OSError), os.scandir(directory) as found:
+        yield from (Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False))
 
 
 def _check_apart(scratch: Path, protected: Path) -> None:

@@ -94,14 +94,24 @@ def keep(place: Place, until: datetime) -> Owner:
 
 
 def remove(place: Place) -> int:
-    """End every process of a copy and remove all of it; returns how many still ran. Idempotent."""
+    """End every process of a copy and remove all of it; returns how many still ran. Idempotent.
+
+    Raises PreconditionFailed for what the file system does not let go, and Busy.
+    """
     if not place.directory.exists():
         return 0
-    with _locked(place.directory):
-        ended = copyprocesses.end(place.directory, place.data)
-        copyprocesses.release_memory(place.data)
-        _remove_sockets(place)
-        _remove_tree(place.directory)
+    try:
+        with _locked(place.directory):
+            ended = copyprocesses.end(place.directory, place.data)
+            copyprocesses.release_memory(place.data)
+            _remove_sockets(place)
+            _remove_tree(place.directory)
+    except OSError as error:
+        raise refusals.refused(
+            "access",
+            f"'{place.directory}' could not be removed: {error}",
+            "see what holds it; the next drill, or reap-drills, removes what is left",
+        ) from error
     return ended
 
 
@@ -175,9 +185,12 @@ def _draft(directory: Path) -> Path:
 
 
 def _choose_sockets(request: Request) -> Path:
-    """Choose a directory for the socket; what is too long for the kernel goes to a short one, recorded."""
+    """Choose a directory for the socket: a short one elsewhere, recorded, if scratch's cannot be spelled.
+
+    It is too long for the kernel, or has a comma, at which every libpq parts one host from the next.
+    """
     inside = request.directory / "socket"
-    if len(os.fsencode(inside / SOCKET)) <= LONGEST_SOCKET:
+    if len(os.fsencode(inside / SOCKET)) <= LONGEST_SOCKET and "," not in str(inside):
         return inside
     return Path(tempfile.gettempdir()) / f"pgvigil-{secrets.token_hex(8)}"
 
@@ -242,13 +255,13 @@ def _lock(handle: int, directory: Path, deadline: float) -> None:
 
 def _reap(scratch: Path, now: datetime, stanza: str | None) -> Reaping:
     dead, left = _look(scratch, now, stanza)
-    reaped = _finish_drafts(scratch)
-    missed = list(left.left)
+    finished = _finish_drafts(scratch)
+    reaped, missed = list(finished.reaped), [*finished.left, *left.left]
     for item, owner in dead:
         try:
             ended = remove(owner.place(item.directory))
-        except (PgvigilError, OSError) as error:
-            missed.append(Left(directory=item.directory, reason=f"it could not be removed: {error}"))
+        except PgvigilError as error:
+            missed.append(Left(directory=item.directory, reason=error.message))
         else:
             reaped.append(item.model_copy(update={"processes": ended}))
     return Reaping(reaped=tuple(reaped), left=tuple(missed))
@@ -294,19 +307,23 @@ def _life(owner: Owner) -> str:
     return f"its run was on {owner.host}, whose processes cannot be seen from here"
 
 
-def _finish_drafts(scratch: Path) -> list[Reaped]:
+def _finish_drafts(scratch: Path) -> Reaping:
     """Remove what was killed while it appeared or vanished: nothing but an owner file is in it."""
     drafts = [entry for entry in refusals.entries(scratch) if _DRAFT.match(entry.name)]
     if not drafts:
-        return []
-    reaped = []
+        return Reaping()
+    reaped, left = [], []
     with suppress(Busy), _locked(scratch):  # whoever holds it may be making one
         for entry in drafts:
-            _remove_draft(entry)
             name = entry.name.removeprefix(".").removesuffix(".draft")
             stanza = name.rpartition("-")[0]
-            reaped.append(Reaped(directory=scratch / name, stanza=stanza, reason="it was never finished"))
-    return reaped
+            try:
+                _remove_draft(entry)
+            except OSError as error:
+                left.append(Left(directory=entry, reason=f"it could not be removed: {error}"))
+            else:
+                reaped.append(Reaped(directory=scratch / name, stanza=stanza, reason="it was never finished"))
+    return Reaping(reaped=tuple(reaped), left=tuple(left))
 
 
 def _remove_sockets(place: Place) -> None:

@@ -71,6 +71,12 @@ def contains_one(directory: Path) -> Request:
     return request(directory)
 
 
+def contains_one_further_down(directory: Path) -> Request:
+    (directory / "postgresql" / "15").mkdir(parents=True)
+    data_directory(directory / "postgresql" / "15" / "main")
+    return request(directory)
+
+
 def is_the_sources(directory: Path) -> Request:
     (directory / "source" / "drill").mkdir(parents=True)
     return request(directory / "source" / "drill", protected=(directory / "source",))
@@ -114,6 +120,7 @@ def is_closed_to_the_server(directory: Path) -> Request:
         (is_one, "live data"),
         (lies_in_one, "live data"),
         (contains_one, "live data"),
+        (contains_one_further_down, "live data"),
         (is_the_sources, "source"),
         (contains_the_source, "source"),
         (is_a_link, "link"),
@@ -210,11 +217,12 @@ def test_no_link_leads_a_removal_out_of_scratch(scratch_directory: Path) -> None
     assert (outside / "file").exists()
 
 
-def test_a_socket_path_too_long_for_the_kernel_lies_elsewhere_and_goes_with_the_place(
-    scratch_directory: Path,
+@pytest.mark.parametrize("name", ["x" * 100, "dr,ill"])
+def test_a_socket_path_that_cannot_be_told_lies_elsewhere_and_goes_with_the_place(
+    scratch_directory: Path, name: str
 ) -> None:
-    """It is recorded before it is made, private, and removed by the reaper."""
-    deep = scratch_directory / ("x" * 100)
+    """Too long for the kernel, or two for libpq: recorded before it is made, private, reaped."""
+    deep = scratch_directory / name
     place = left_by_a_dead_run(as_server(deep))
     assert place.sockets.stat().st_mode & 0o777 == 0o700
     assert not place.sockets.is_relative_to(deep)
@@ -223,6 +231,23 @@ def test_a_socket_path_too_long_for_the_kernel_lies_elsewhere_and_goes_with_the_
 
     assert not place.sockets.exists()
     deep.rmdir()
+
+
+def test_a_copy_that_cannot_be_removed_is_told_and_left_to_the_next_reaper(scratch_directory: Path) -> None:
+    """What stands in the way is named, in its removal and by every reaper; once it is gone, all goes."""
+    place = left_by_a_dead_run(request(scratch_directory))
+    draft = scratch_directory / f".{place.directory.name}.draft"
+    (draft / "odd").mkdir(parents=True)
+
+    with pytest.raises(PreconditionFailed, match="could not be removed") as caught:
+        scratch.remove(place)
+    left = scratch.reap(scratch_directory, NOW).left
+
+    assert caught.value.hint
+    assert {draft, place.directory} == {each.directory for each in left}
+    (draft / "odd").rmdir()
+    assert scratch.reap(scratch_directory, NOW).left == ()
+    assert [] == list(scratch_directory.iterdir())
 
 
 @pytest.mark.parametrize("killed_in", ["making", "removing"])
