@@ -29,6 +29,7 @@ SETS: tuple[SetKind, ...] = get_args(SetKind)
 # would always be tried together with what is broken.
 _PATIENCE = {"set_kind": 1, "target_kind": 2, "repo": 3}
 
+_XID = re.compile(r"[0-9]{1,20}")
 _LSN = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}")
 _HINT = "auto, default, time, lsn, xid, name, or a point: time:2026-11-22T03:00:00+00:00, lsn:0/3000000, "
 _HINT += "xid:1234, name:before-release"
@@ -184,8 +185,13 @@ def _at_time(value: str, source: Source) -> _Point:
             f"time '{value}' is in the future: the source's clock says {_time(source.now)}",
             hint="name a time that has passed",
         )
-    # Offset, fraction and no 'T', as both PostgreSQL and pgBackRest 2.45 to 2.59 take it.
-    text = f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}+00:00"
+    try:
+        # Offset, fraction and no 'T', as both PostgreSQL and pgBackRest 2.45 to 2.59 take it.
+        text = f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}+00:00"
+    except OverflowError:
+        raise ConfigError(
+            f"time '{value}' is before the year 1 in UTC", hint="name a time that backups reach back to"
+        ) from None
     return _Point(kind="time", value=text, at=moment)
 
 
@@ -202,7 +208,7 @@ def _at_lsn(value: str, source: Source) -> _Point:
 
 
 def _at_xid(value: str, _: Source) -> _Point:
-    if not (value.isascii() and value.isdigit() and 3 <= int(value) < 2**32):
+    if not (_XID.fullmatch(value) and 3 <= int(value) < 2**32):
         raise ConfigError(f"'{value}' is no transaction id", hint="write a number from 3 to 4294967295")
     return _Point(kind="xid", value=str(int(value)))
 
