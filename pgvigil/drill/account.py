@@ -94,6 +94,7 @@ def database(database: DatabaseResult) -> Markup:
     told = ", ".join(f"{count} {word}" for count, word in counts if count) or "nothing was compared"
     rows = [
         ("compared at", _mark(database.mark) if database.mark else "no point at which it is known"),
+        ("rows compared with", _compared_with(database.mark) if database.mark else "nothing"),
         ("tables", told),
         ("share of the data", share_text(database.share)),
         ("read in the source", _effort(database.bytes_read, database.seconds_source)),
@@ -128,6 +129,13 @@ def _mark(mark: Mark) -> str:
         f"LSN {mark.lsn} on timeline {mark.timeline}, {time_text(mark.at)}; {_METHODS[mark.method]}; "
         f"writers waited at most {mark.writers_waited_ms:.0f} ms"
     )
+
+
+def _compared_with(mark: Mark) -> str:
+    server = mark.server or "the server of the mark"
+    if mark.method == "standby":
+        return f"{server}, a standby: whether it equals its primary was not looked at"
+    return server
 
 
 _METHODS = {

@@ -68,6 +68,7 @@ class Mark(Frozen):
     at: datetime
     writers_waited_ms: float = Field(default=0.0, description="upper bound of what the mark cost writers")
     attempts: int = 1
+    server: str = Field(default="", description="on which the rows were read; empty in older reports")
 
 
 class Content(Frozen):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pgvigil import postgres
 from pgvigil.drill.facts import Mark, MarkMethod
 from pgvigil.drill.fence import from_fence
 from pgvigil.drill.point import Point, Source, ask, read_source
@@ -155,4 +156,5 @@ def _describe(source: Source, point: Point) -> Mark:
         at=point.at,
         writers_waited_ms=point.waited_ms,
         attempts=point.attempts,
+        server=postgres.describe(point.source.dsn),
     )

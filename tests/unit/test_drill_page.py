@@ -137,6 +137,7 @@ def test_a_good_drill_says_what_was_proven_and_what_was_not() -> None:
         "LSN 1A/30000060 on timeline 1",
         "all tables were locked against writing for an instant",
         "writers waited at most 17 ms",
+        "rows compared with postgresql orders-1:5432/orders",
         "7441122334455667788, expected 7441122334455667788: the same",
         "7 min 49 s",
         "target 15 min 00 s",
@@ -149,6 +150,17 @@ def test_a_good_drill_says_what_was_proven_and_what_was_not() -> None:
     ):
         assert words in text
     assert not drill_report().findings
+
+
+def test_rows_that_were_read_on_a_standby_are_told_as_such() -> None:
+    """Its equality with the primary is another matter, and nobody looked at it."""
+    marked = database("orders", results(("orders",)))
+    assert marked.mark
+    mark = marked.mark.model_copy(update={"method": "standby", "server": "postgresql orders-2:5432/orders"})
+    report = drill_report(databases=(marked.model_copy(update={"mark": mark}),))
+
+    told = "postgresql orders-2:5432/orders, a standby: whether it equals its primary was not looked at"
+    assert told in page_of(report).text
 
 
 def test_a_broken_drill_names_the_table_first() -> None:
