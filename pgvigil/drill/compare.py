@@ -53,8 +53,8 @@ def compare(
 ) -> Comparison:
     """Compare the source's digests with those that were made of the same blocks in the copy.
 
-    `doubts` says by OID why inequality of a table proves nothing: TRUNCATE, or ALTER TABLE while it was
-    hashed, escapes the snapshot of the mark. What the copy tells as unproven stays so with its reason.
+    `doubts` says by OID why inequality of a table proves nothing: it had a writer while the mark was made,
+    or other columns when it was hashed. What the copy tells as unproven stays so with its reason.
     """
     there = {table.oid: digest for table, digest in copied.tables}
     unread = {each.relation: each.reason for each in copied.unproven}

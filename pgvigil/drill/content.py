@@ -14,7 +14,7 @@ from pgvigil.drill.digest import (
     hash_tables,
     pin,
 )
-from pgvigil.drill.facts import Content, Digest, Table, Unproven
+from pgvigil.drill.facts import Content, Digest, Unproven
 from pgvigil.drill.mark import Marked, mark
 from pgvigil.drill.tables import Doubt, Inventory, list_tables, read_types
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.digest import Connect, Progress
     from pgvigil.policies.drill import DrillPolicy
 
-_REWRITTEN = "rewritten since the mark (TRUNCATE and ALTER TABLE look so in an older snapshot)"
+_REWRITTEN = "rewritten since the mark, as by TRUNCATE or ALTER TABLE: an older snapshot may see it empty"
 _COLUMNS = "its columns were changed since the mark"
 _TYPES = "an enum or composite type was changed since the mark"
 
@@ -79,14 +79,14 @@ def hash_source(
         seed=seed,
     )
     pieces = cut(marked.inventory.tables, limits)
-    results = hash_tables(marked.connect, pieces, limits, snapshot=marked.snapshot, on_progress=on_progress)
-    results = _settle(marked, results, limits)
+    hashed = hash_tables(marked.connect, pieces, limits, snapshot=marked.snapshot, on_progress=on_progress)
+    results = [_of_the_mark(each) for each in hashed]
     database = marked.mark.database
-    hashed = [(each.table, each.digest) for each in results if each.digest]
+    read = [(each.table, each.digest) for each in results if each.digest]
     unread = [each.unproven(database) for each in results if not each.digest]
     return SourceContent(
         mark=marked.mark,
-        tables=tuple(hashed),
+        tables=tuple(read),
         unproven=(*marked.inventory.unproven, *unread),
         seconds=time.monotonic() - began,
         bytes_read=_bytes_read(results),
@@ -94,32 +94,11 @@ def hash_source(
     )
 
 
-def _settle(marked: Marked, results: Sequence[TableResult], limits: Limits) -> tuple[TableResult, ...]:
-    """Read once more what was rewritten between two of its pieces; a sample of other blocks is none."""
-    torn = {each.table.oid for each in results if len(each.filenodes) > 1 and _is_whole(each)}
-    again = {each.table.oid: each for each in _hash_again(marked, torn, limits)} if torn else {}
-    return tuple(_judge(again.get(each.table.oid, each), each.table) for each in results)
-
-
-def _hash_again(marked: Marked, oids: set[int], limits: Limits) -> tuple[TableResult, ...]:
-    with marked.connect() as connection:
-        pin(connection)
-        now = list_tables(connection, marked.mark.database)
-    pieces = cut([listed for listed in now.tables if listed.table.oid in oids], limits)
-    return hash_tables(marked.connect, pieces, limits, snapshot=marked.snapshot)
-
-
-def _judge(result: TableResult, marked: Table) -> TableResult:
-    """Keep a digest only if all of it comes from one file, and a sample only from the marked file."""
-    listed = result.listed.model_copy(update={"table": marked})
-    is_moved = result.filenodes != {marked.filenode}
-    if result.digest and is_moved and (len(result.filenodes) > 1 or not _is_whole(result)):
-        return TableResult(listed=listed, reason="rewritten while it was hashed")
-    return result.model_copy(update={"listed": listed})
-
-
-def _is_whole(result: TableResult) -> bool:
-    return result.digest is not None and not result.digest.ranges
+def _of_the_mark(result: TableResult) -> TableResult:
+    """Keep a digest of the file alone that the table had at the mark: in another it may look empty."""
+    if result.digest and result.filenodes != {result.table.filenode}:
+        return TableResult(listed=result.listed, reason=_REWRITTEN)
+    return result
 
 
 def _doubts(marked: Marked, results: Sequence[TableResult]) -> tuple[Doubt, ...]:
@@ -133,7 +112,6 @@ def _doubts(marked: Marked, results: Sequence[TableResult]) -> tuple[Doubt, ...]
         reasons = [
             reason
             for reason, holds in (
-                (_REWRITTEN, each.filenodes != {each.table.filenode}),
                 (_COLUMNS, each.table.oid in changed),
                 (_TYPES, types != marked.inventory.types),
             )
@@ -157,8 +135,8 @@ def hash_copy(
 ) -> Content:
     """Hash in the copy the same tables, and of each the same blocks, as were hashed on the source.
 
-    Nothing may write to the copy meanwhile. A table that is not there, or was not wholly read, is told as
-    unproven. Raises DatabaseFailed when the copy is away.
+    Nothing may write to the copy meanwhile. A table that is there and was not wholly read is told as
+    unproven; one that is not there is not told at all. Raises DatabaseFailed when the copy is away.
     """
     began = time.monotonic()
     with connect() as connection:
@@ -178,7 +156,7 @@ def hash_copy(
     return Content(
         mark=content.mark,
         tables=tuple((each.table, each.digest) for each in complete if each.digest),
-        unproven=(*unread, *_missing(content, there)),
+        unproven=(*unread, *_unreadable(content, there)),
         seconds=time.monotonic() - began,
         bytes_read=_bytes_read(results),
     )
@@ -193,15 +171,11 @@ def _as_asked(result: TableResult, digest: Digest) -> TableResult:
     return result.model_copy(update={"digest": result.digest.model_copy(update={"ranges": digest.ranges})})
 
 
-def _missing(content: Content, there: Inventory) -> list[Unproven]:
-    found = {each.table.oid for each in there.tables}
-    reasons = {told.relation: told.reason for told in there.unproven}
+def _unreadable(content: Content, there: Inventory) -> list[Unproven]:
+    """Tell what is in the copy, and cannot be read there."""
+    wanted = {str(table) for table, _ in content.tables}
     return [
-        Unproven(
-            database=content.mark.database,
-            relation=str(table),
-            reason=f"in the copy: {reasons.get(str(table), 'the table is missing')}",
-        )
-        for table, _ in content.tables
-        if table.oid not in found
+        told.model_copy(update={"reason": f"in the copy: {told.reason}"})
+        for told in there.unproven
+        if told.relation in wanted
     ]
