@@ -10,7 +10,7 @@ from pgvigil.drill import catalogue, untouched
 from pgvigil.drill.facts import Target
 from pgvigil.drill.judgement import passed, unknown
 from pgvigil.drill.point import ask
-from pgvigil.drill.source import MarkedDatabase, mark_databases
+from pgvigil.drill.source import MarkedDatabase, mark_databases, read_cluster
 from pgvigil.drill.state import OWED, Drill, Marked, Plan
 from pgvigil.drill.witness import beat, end_segment, fix_target
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
@@ -21,14 +21,16 @@ from pgvigil.wal.heartbeat import Beat, Look, await_arrival, is_hopeless
 from pgvigil.wal.names import parse_lsn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.drill.facts import Heartbeat, Mark
     from pgvigil.drill.source import Cluster
+    from pgvigil.postgres import Connection
 
     Hear = Callable[[Any], None]
 
 _TOGETHER = 16  # databases that are read before a mark which they may share
+_LOOKS = 5  # for databases that appeared meanwhile: where they never end, the copy will have one unmarked
 
 
 def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
@@ -45,12 +47,13 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
         with postgres.connect(drill.settings.dsn, run.name) as session:
             before = catalogue.read(session, "cluster")
             marked: list[MarkedDatabase] = []
-            left = plan.cluster.databases
-            while left:
-                present = beat(session, f"pgvigil {run.id} present")
-                newest = _mark(drill, plan, left[-_TOGETHER:], on_progress)
-                marked += newest
-                left = _without(left[:-1], newest)
+            for names in _databases(session, plan.cluster):
+                left = names
+                while left:
+                    present = beat(session, f"pgvigil {run.id} present")
+                    newest = _mark(drill, plan, left[-_TOGETHER:], on_progress)
+                    marked += newest
+                    left = _without(left[:-1], newest)
             target = fix_target(session, plan.choice.target_kind, _last(newest), present, f"pgvigil {run.id}")
             timeline = ask(session, query("drill_source", "timeline"))["timeline"]
             target = target.model_copy(update={"timeline": timeline})
@@ -60,6 +63,18 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
     run.facts["target"] = target
     arrival = _await(drill, plan, segment, target.absent or target.present or present)
     return Marked(target, tuple(marked), (before, after), listing, datetime.now(UTC), arrival)
+
+
+def _databases(session: Connection, cluster: Cluster) -> Iterator[tuple[str, ...]]:
+    """Give the databases that are known, and then those that appeared while these were marked."""
+    known = cluster.databases
+    yield known
+    for _ in range(_LOOKS):
+        new = tuple(name for name in read_cluster(session).databases if name not in known)
+        if not new:
+            return
+        yield new
+        known += new
 
 
 def _tell_unreadable(drill: Drill, cluster: Cluster) -> None:

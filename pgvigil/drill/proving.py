@@ -22,6 +22,7 @@ from pgvigil.drill.judgement import passed, refuted, unknown
 from pgvigil.drill.recovery import Outcome, Stop, Watch
 from pgvigil.drill.report import Reached, Restored, Rpo, WalUsed
 from pgvigil.drill.results import result_of
+from pgvigil.drill.source import read_cluster
 from pgvigil.drill.state import OWED, Drill, Halt, Marked, Plan
 from pgvigil.drill.witness import is_committed
 from pgvigil.errors import PgBackRestFailed
@@ -179,11 +180,23 @@ def hear_witnesses(drill: Drill, plan: Plan, marked: Marked, copy: Copy, recover
         is_present = is_committed(session, target.present) if target.present else None
         is_absent = not is_committed(session, target.absent) if target.absent else None
         _note_version(drill, session)
+        if plan.choice.proves_equality:
+            _tell_unmarked(drill, marked, session)
     _note_reached(drill, plan, recovery, is_present, is_absent)
     if target.present:
         drill.run.checks.append(_witnesses(is_present=is_present, is_absent=is_absent))
     drill.run.checks.append(_identity(drill, plan, recovery))
     _note_rpo(drill, marked, recovery)
+
+
+def _tell_unmarked(drill: Drill, marked: Marked, session: Connection) -> None:
+    """Tell of databases that the copy holds and no mark knows: nobody can compare them."""
+    there = read_cluster(session)
+    known = {f"rows {each.name}" for each in marked.databases} | {check.id for check in drill.run.checks}
+    for name in (*there.databases, *there.closed):
+        if f"rows {name}" not in known:
+            why = f"database '{name}' was created or renamed after the last mark: drill again"
+            drill.run.checks.append(unknown(f"rows {name}", OWED["rows"], why))
 
 
 def _note_version(drill: Drill, session: Connection) -> None:

@@ -16,6 +16,7 @@ from pgvigil.drill.state import Halt, Marked
 from pgvigil.reports import Finding, Verdict
 from pgvigil.wal.names import parse_lsn, segment_name
 from tests.fixtures.drill import Exercise
+from tests.fixtures.drill_source import wait
 from tests.fixtures.reports import codes, found, refuted
 
 SHOP = "shop"
@@ -132,6 +133,62 @@ def test_a_database_that_nobody_can_enter_is_not_called_equal(exercise: Exercise
     assert (Verdict.INCONCLUSIVE, ["rows shut"]) == (report.verdict, unproven(report))
     assert ["database-closed"] == [finding.code for finding in faults(report)]
     assert "broken off" in next(check.detail for check in report.checks if check.id == "rows ruin")
+
+
+@pytest.fixture
+def late(exercise: Exercise) -> Iterator[str]:
+    """The name of a database that does not exist before the drill."""
+    yield "late"
+    exercise.sql("DROP DATABASE late")
+
+
+def create(exercise: Exercise, database: str) -> None:
+    exercise.sql(f"CREATE DATABASE {database}")
+    exercise.sql("CREATE TABLE public.money AS SELECT n FROM generate_series(1, 1000) AS n", database)
+
+
+@pytest.mark.long
+def test_a_database_that_appeared_while_the_drill_began_is_compared(exercise: Exercise, late: str) -> None:
+    """The list of databases is read again after the last mark: rows that the copy lacks are missed."""
+
+    def sabotage(copy: Copy, halt: Halt) -> None:
+        if halt.is_last:
+            with connect_copy(copy, late, "saboteur") as session:
+                session.execute("SELECT pg_promote()")
+                session.execute("DELETE FROM public.money")
+
+    exercise.after_claim = lambda _: create(exercise, late)
+    exercise.at_stop = sabotage
+    report = exercise.drill(recovery_target="name")
+
+    assert Verdict.REFUTED is report.verdict
+    assert "public.money has 0 rows in the copy, 1000 at the source" in found(report, "rows late")
+
+
+@pytest.mark.long
+def test_a_database_of_the_copy_that_no_mark_knows_leaves_the_drill_open(
+    exercise: Exercise, late: str
+) -> None:
+    """What was created after the last mark is there, where all WAL is replayed, and nobody compared it."""
+
+    def create_and_archive(_: Marked) -> None:
+        create(exercise, late)
+        archive_all(exercise)
+
+    exercise.after_mark = create_and_archive
+    report = exercise.drill(recovery_target="default")
+
+    assert (Verdict.INCONCLUSIVE, ["rows late"]) == (report.verdict, unproven(report))
+
+
+def archive_all(exercise: Exercise) -> None:
+    """Let the repository have all WAL that was written so far."""
+    (row,) = exercise.sql(
+        "SELECT pg_create_restore_point('all'), pg_walfile_name(pg_current_wal_lsn()) AS segment"
+    )
+    exercise.sql("SELECT pg_switch_wal()")
+    newest = "SELECT coalesce(last_archived_wal, '') AS name FROM pg_stat_archiver"
+    wait(lambda: exercise.sql(newest)[0]["name"] >= row["segment"])
 
 
 @pytest.mark.long
