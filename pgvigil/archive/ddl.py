@@ -194,6 +194,11 @@ def add_check(table: sql.Identifier, name: str, condition: str) -> sql.Composed:
     )
 
 
+def condition_clause(condition: str) -> sql.SQL:
+    """Return the condition that a partition puts on its rows as the catalog rendered it."""
+    return _raw(condition)
+
+
 def bound_clause(bound: str) -> sql.SQL:
     """Return a partition bound as the catalog rendered it."""
     return _raw(bound)

@@ -2,64 +2,135 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from psycopg import sql
 
 from pgvigil.archive.ddl import bound_clause, grant_statement, partition_by, with_options
 from pgvigil.archive.shape import Grant
-from pgvigil.errors import PreconditionFailed
+from pgvigil.errors import Busy, DatabaseFailed, PreconditionFailed
+from pgvigil.partitions.beside import await_readers, look, proven, readers
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.detach import STILL_REFERENCED
-from pgvigil.partitions.envelope import CANCELED
+from pgvigil.partitions.envelope import (
+    CANCELED,
+    DEADLOCK,
+    LOCK_TIMEOUT,
+    bounded,
+    explain_wait,
+    hasten,
+    tell,
+)
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
     from typing import LiteralString
 
-    from pgvigil.errors import DatabaseFailed
+    from pgvigil.partitions.beside import Default
     from pgvigil.partitions.facts import Creation, Table, Twig
+    from pgvigil.policies.partitions import PartitionPolicy
     from pgvigil.postgres import Connection
 
+CHECK_VIOLATION = "23514"
 
-def create(session: Connection, table: Table, creation: Creation) -> int:
-    """Make one partition in one transaction and return how many rows came out of DEFAULT into it.
 
-    It takes SHARE UPDATE EXCLUSIVE on the table. With a DEFAULT partition writers must wait meanwhile:
-    one that was routed to DEFAULT already would otherwise fail. The session's timeouts bound that.
-    Raises PreconditionFailed when the table is another than planned.
+def make(session: Connection, dsn: str, policy: PartitionPolicy, table: Table, creation: Creation) -> int:
+    """Make one partition and return how many rows came out of DEFAULT into it.
+
+    Nobody waits longer than `policy.block` for it. Raises PreconditionFailed when the table is another than
+    planned, and where rows cannot be moved out of DEFAULT; Busy, naming who is in the way.
     """
-    parent, child = identifier(table.name), identifier(creation.name)
+    default = _look(session, policy, table, creation)
+    try:
+        with proven(session, dsn, policy, default) if default and not default.rows else nullcontext():
+            return bounded(session, dsn, policy, lambda: _create(session, policy, table, creation))
+    except DatabaseFailed as error:
+        raise _explain(session, error, table, creation, default) from error
+
+
+def _look(session: Connection, policy: PartitionPolicy, table: Table, creation: Creation) -> Default | None:
+    """Look at DEFAULT, while nobody waits, for what would have to move; refuse what would take too long."""
+    if not table.default_oid:
+        return None
+    default = look(session, policy, table.default_oid, _within(table, creation))
+    if default.rows and not default.is_quick:
+        raise _too_slow(creation, default, "to look through it alone takes more than a quarter of 'block'")
+    if default.rows:
+        _refuse_followers(session, table, creation)
+        await_readers(session, policy, f"{default.rows} rows of {creation.bound}, moved out of DEFAULT,")
+    return default
+
+
+def _create(session: Connection, policy: PartitionPolicy, table: Table, creation: Creation) -> int:
+    """Build a partition and attach it, in one transaction under SHARE UPDATE EXCLUSIVE on the table.
+
+    With a DEFAULT partition writers must wait while it is attached: one that was routed to DEFAULT already
+    would otherwise fail.
+    """
     with session.transaction():
         session.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(table.owner)))
-        if table.default_oid:
-            session.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(parent))
         _check(session, table)
         _build(session, table, creation)
-        moved = _drain_default(session, table, creation) if table.default_oid else 0
-        session.execute(
-            sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
-                parent, child, bound_clause(creation.bound)
-            )
-        )
         for name in (creation.name, *(twig.name for twig in creation.twigs)):
             _inherit_settings(session, table, identifier(name))
+        if table.default_oid:
+            return _take_over(session, policy, table, creation)
+        _attach(session, table, creation)
+    return 0
+
+
+def _take_over(session: Connection, policy: PartitionPolicy, table: Table, creation: Creation) -> int:
+    """Move the rows of the new range out of DEFAULT and attach it, all within `policy.block`."""
+    began = time.monotonic()
+    session.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(identifier(table.name)))
+    _check(session, table)
+    hasten(session, policy, began)
+    moved = _drain_default(session, table, creation)
+    hasten(session, policy, began)
+    _attach(session, table, creation)
+    if moved and (held := readers(session, began + policy.block.total_seconds())):
+        raise DatabaseFailed(f"a transaction began meanwhile: {tell(held[0])}", sqlstate=LOCK_TIMEOUT)
     return moved
 
 
-def explain(error: DatabaseFailed, table: Table, creation: Creation) -> DatabaseFailed | PreconditionFailed:
+def _attach(session: Connection, table: Table, creation: Creation) -> None:
+    session.execute(
+        sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
+            identifier(table.name), identifier(creation.name), bound_clause(creation.bound)
+        )
+    )
+
+
+def _explain(
+    session: Connection, error: DatabaseFailed, table: Table, creation: Creation, default: Default | None
+) -> DatabaseFailed | PreconditionFailed:
     """Say what kept a partition from being made."""
-    if error.sqlstate == STILL_REFERENCED and table.default_oid:
+    if default and error.sqlstate == STILL_REFERENCED:
         return PreconditionFailed(
             f"rows of {creation.bound} are in the DEFAULT partition, and are referred to: {error.message}",
             hint=f"{', '.join(table.referenced_by)}: delete the referring rows, or move both by hand",
         )
-    if error.sqlstate != CANCELED or not table.default_oid:
-        return error
+    if default and error.sqlstate == CHECK_VIOLATION:
+        return Busy(
+            f"rows of {creation.bound} came into the DEFAULT partition meanwhile: {error.message}",
+            hint="the next run moves them",
+        )
+    if default and error.sqlstate == CANCELED:
+        return _too_slow(creation, default, error.message)
+    if error.sqlstate in {LOCK_TIMEOUT, CANCELED, DEADLOCK}:
+        oids = [table.oid, *([table.default_oid] if table.default_oid else [])]
+        return explain_wait(session, error, oids, f"making '{creation.name}'")
+    return error
+
+
+def _too_slow(creation: Creation, default: Default, why: str) -> PreconditionFailed:
     return PreconditionFailed(
-        f"the rows of {creation.bound} could not be taken out of the DEFAULT partition in time: "
-        f"{error.message}",
-        hint="move them in small batches first, or raise 'block' for one run while few people write",
+        f"the DEFAULT partition has {default.rows} rows of {creation.bound}, which cannot become a partition "
+        f"of its own within 'block': {why}",
+        hint="these rows stay where they are and are found there; run once with a longer 'block' while few "
+        "people write, or delete from DEFAULT what nobody needs",
     )
 
 
@@ -116,19 +187,20 @@ def _grow(session: Connection, twig: Twig, place: sql.Composable) -> None:
 
 
 def _drain_default(session: Connection, table: Table, creation: Creation) -> int:
-    """Move the rows of the new range out of DEFAULT; writers wait, readers see each row once throughout.
+    """Move the rows of the new range out of DEFAULT; writers wait, and who reads from now on sees each once.
 
     To others nothing was deleted: no trigger fires, and foreign keys whose rows would go as well forbid it.
     """
     row = session.execute(query("partitions", "standing"), {"oid": table.default_oid}).fetchone()
     assert row is not None  # noqa: S101 - the table was just checked
     default = sql.Identifier(row["schema"], row["name"])
-    _refuse_followers(session, table, creation, default)
     session.execute("SET CONSTRAINTS ALL IMMEDIATE")
     triggers = session.execute(query("partitions", "on_delete"), {"oid": table.default_oid}).fetchall()
     for trigger in triggers:
         _switch(session, trigger, "DISABLE TRIGGER")
     moved = _move(session, table, creation, default)
+    if moved:
+        _refuse_followers(session, table, creation)
     for trigger in triggers:
         _switch(session, trigger, _ENABLE[trigger["enabled"]])
     return moved
@@ -147,15 +219,10 @@ def _switch(session: Connection, trigger: dict[str, str], how: LiteralString) ->
     session.execute(sql.SQL("ALTER TABLE ONLY {} {} {}").format(table, sql.SQL(how), name))
 
 
-def _refuse_followers(session: Connection, table: Table, creation: Creation, default: sql.Identifier) -> None:
+def _refuse_followers(session: Connection, table: Table, creation: Creation) -> None:
     """Raise PreconditionFailed where moving a row would delete or change rows that refer to it."""
     followers = session.execute(query("partitions", "followers"), {"oid": table.oid}).fetchall()
-    if not followers:
-        return
-    found = session.execute(
-        sql.SQL("SELECT FROM {} WHERE {} LIMIT 1").format(default, _within(table, creation))
-    ).fetchall()
-    if found:
+    if followers:
         raise PreconditionFailed(
             f"rows of {creation.bound} are in the DEFAULT partition, and to move them would delete or change "
             f"those that refer to them: {', '.join(row['name'] for row in followers)}",
@@ -170,6 +237,8 @@ def _within(table: Table, creation: Creation) -> sql.Composed:
 
 
 def _move(session: Connection, table: Table, creation: Creation, default: sql.Identifier) -> int:
+    """Move the rows as this role, from which no policy hides any: to the owner one may."""
+    session.execute("SET LOCAL ROLE NONE; SET LOCAL row_security = off")
     columns = sql.SQL(", ").join(
         sql.Identifier(item["name"])
         for item in session.execute(query("archive", "columns"), {"oid": table.default_oid})
@@ -186,6 +255,7 @@ def _move(session: Connection, table: Table, creation: Creation, default: sql.Id
             child=identifier(creation.name),
         )
     )
+    session.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(table.owner)))
     return moved.rowcount
 
 

@@ -10,6 +10,7 @@ from psycopg import sql
 from pgvigil.errors import Busy, DatabaseFailed, PreconditionFailed
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.envelope import CANCELED, LOCK_TIMEOUT, bounded, explain_wait
+from pgvigil.partitions.references import require_quick
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def _begin(
 ) -> None:
     parent, child = identifier(table.name), identifier(departure.name)
     if departure.method == "blocking":
+        require_quick(session, policy, departure)
         statement = sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(parent, child)
     else:
         _await_quiet(session, table, departure, policy)
@@ -98,6 +100,8 @@ def _begin(
     try:
         bounded(session, dsn, policy, attempt)
     except DatabaseFailed as error:
+        if error.sqlstate == CANCELED and standing(session, departure, table.oid) == "pending":
+            return  # it only waited for others, which kept nobody from the table: it is finished next
         _explain(session, error, table, departure, what)
 
 

@@ -17,9 +17,9 @@ from pgvigil.archive.copying import abort_uploads
 from pgvigil.archive.manifest import read_manifest
 from pgvigil.archive.place import partition_folder
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
+from pgvigil.partitions import beside, ledger
 from pgvigil.partitions import create as creating
 from pgvigil.partitions import detach as detaching
-from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import read_drift
 from pgvigil.partitions.envelope import bounded
 from pgvigil.partitions.leaving import announce, renew
@@ -78,8 +78,11 @@ def _tell_holds(managed: Managed, table: Table) -> None:
 
 
 def finish(managed: Managed, made: Plan) -> None:
-    """Finish detaches that were interrupted: until then no other partition can be detached or made there."""
+    """Finish what was interrupted: until then no partition can be detached there, or rows be kept out."""
     table, _ = look(managed)
+    if table.default_oid:
+        with managed.session() as session:
+            beside.forget(session, managed.dsn, managed.policy, table.default_oid)
     for each in made.unfinished:
         _finish(managed, table, each)
         tell(
@@ -163,12 +166,7 @@ def create(managed: Managed, creation: Creation) -> None:
     managed.check_lock()
     intent = {"table": str(table.name), "partition": str(creation.name), "bound": creation.bound}
     with managed.run.step("create partition", intent) as noted, managed.session() as session:
-        try:
-            moved = bounded(
-                session, managed.dsn, managed.policy, lambda: creating.create(session, table, creation)
-            )
-        except DatabaseFailed as error:
-            raise creating.explain(error, table, creation) from error
+        moved = creating.make(session, managed.dsn, managed.policy, table, creation)
         noted["moved_from_default"] = moved
     detail = f"{moved} rows came out of DEFAULT" if moved else ""
     done(managed, "create", creation.name.name, creation.bound, detail=detail)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from pgvigil.archive import restoring
-from pgvigil.archive.ddl import add_foreign_key, bound_clause, constraint_comment, foreign_keys
+from pgvigil.archive.ddl import (
+    add_foreign_key,
+    bound_clause,
+    condition_clause,
+    constraint_comment,
+    foreign_keys,
+)
 from pgvigil.archive.manifest import Manifest, read_manifest
 from pgvigil.archive.place import MANIFEST, partition_of, table_folder
 from pgvigil.archive.shape import read_shape, spent_checks
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
-from pgvigil.partitions import ledger
+from pgvigil.partitions import beside, ledger
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.envelope import bounded, explain_wait, unlimited
 from pgvigil.partitions.facts import Entry, Name
 from pgvigil.partitions.leaving import LEAVING
 from pgvigil.partitions.managing import look, tables
-from pgvigil.postgres import translated
+from pgvigil.postgres import milliseconds, translated
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict, conclude
 from pgvigil.sql import query
 
@@ -520,14 +526,39 @@ def _attach(session: Connection, found: Archived) -> bool:
     managed.run.facts["adapted"] = tuple(adaption.told) + _refer_as_table(session, managed, own, parent)
     spent = spent_checks(read_shape(session, oid), condition)
     try:
-        with session.transaction():
+        with managed.session(patient=True) as second, ExitStack() as after, session.transaction():
             if not _is_unchanged(session, found):
                 return False
+            _wait_idle(session, managed)
+            after.enter_context(_beside_default(second, found, condition))
             attach = partial(_attach_now, session, found, adaption.drops, spent)
             bounded(session, managed.dsn, managed.policy, attach)
     except DatabaseFailed as error:
         raise _unattachable(session, error, found, oid) from error
     return True
+
+
+def _wait_idle(session: Connection, managed: Managed) -> None:
+    """Let the transaction last while another session looks through DEFAULT."""
+    name, span = "idle_in_transaction_session_timeout", milliseconds(managed.policy.deadline)
+    session.execute("SELECT set_config(%s, %s, true)", (name, span))
+
+
+@contextmanager
+def _beside_default(session: Connection, found: Archived, condition: str) -> Iterator[None]:
+    """Let the block attach beside a DEFAULT partition that has no row of the range, as seen beforehand."""
+    managed, oid = found.managed, found.table.default_oid
+    if not oid:
+        yield
+        return
+    default = beside.look(session, managed.policy, oid, condition_clause(condition))
+    if default.rows:
+        raise PreconditionFailed(
+            f"'{found.name}' cannot be attached: DEFAULT has {default.rows} rows of its range",
+            hint="they were written since; it stands for itself now: bring both together, then run again",
+        )
+    with beside.proven(session, managed.dsn, managed.policy, default):
+        yield
 
 
 def _refer_as_table(session: Connection, managed: Managed, own: Shape, parent: Shape) -> tuple[str, ...]:

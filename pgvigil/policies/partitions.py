@@ -168,7 +168,9 @@ class PartitionPolicy(Watched):
         default="auto", description="auto detaches concurrently where PostgreSQL can, else by a short lock"
     )
     block: ServerWait = Field(
-        default=timedelta(seconds=1), description="longest time that one statement may make others wait"
+        default=timedelta(seconds=1),
+        description="longest time that one statement may make others wait: half of it for its locks; all "
+        "tries of a step together take ten times as long at most",
     )
     wait: ServerWait = Field(
         default=timedelta(minutes=5), description="how long to try for a lock before the run gives up"

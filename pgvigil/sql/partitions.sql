@@ -316,3 +316,33 @@ SELECT convalidated AS is_proven
   FROM pg_constraint JOIN pg_class AS class ON class.oid = conrelid
   JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
  WHERE nspname = %(schema)s AND relname = %(name)s AND conname = %(key)s AND contype = 'f'
+
+-- references: the foreign keys by which rows refer to those of a partition, with what its detach compares
+SELECT foreign_key.conname AS name, foreign_key.conrelid::regclass::text AS table, namespace.nspname AS schema,
+       class.relname AS relation, class.relkind = 'p' AS is_partitioned,
+       array_agg(ours.attname ORDER BY place) AS own, array_agg(theirs.attname ORDER BY place) AS columns,
+       array_agg(operator.oprname ORDER BY place) AS operators,
+       array_agg(operators.nspname ORDER BY place) AS schemas
+  FROM pg_constraint AS foreign_key
+  JOIN pg_class AS class ON class.oid = foreign_key.conrelid
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ CROSS JOIN LATERAL unnest(confkey, conkey, conpfeqop) WITH ORDINALITY AS pair (own, theirs, operator, place)
+  JOIN pg_attribute AS ours ON ours.attrelid = foreign_key.confrelid AND ours.attnum = pair.own
+  JOIN pg_attribute AS theirs ON theirs.attrelid = foreign_key.conrelid AND theirs.attnum = pair.theirs
+  JOIN pg_operator AS operator ON operator.oid = pair.operator
+  JOIN pg_namespace AS operators ON operators.oid = operator.oprnamespace
+ WHERE foreign_key.contype = 'f' AND foreign_key.confrelid = %(oid)s AND foreign_key.conparentid <> 0
+ GROUP BY foreign_key.oid, namespace.nspname, class.relname, class.relkind
+ ORDER BY 2, 1
+
+-- own_check: whether a table itself has a CHECK of this name
+SELECT oid::bigint AS oid FROM pg_constraint WHERE conrelid = %(oid)s AND conname = %(name)s AND contype = 'c'
+
+-- snapshots: who holds a snapshot of this database since before, other than those who wait for this session
+SELECT pid, application_name, usename, state, left(query, 200) AS query,
+       extract(epoch FROM clock_timestamp() - xact_start) AS seconds
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL
+   AND backend_type = 'client backend' AND xact_start < %(before)s
+   AND NOT CASE WHEN wait_event_type = 'Lock' THEN pg_backend_pid() = ANY (pg_blocking_pids(pid)) ELSE false END
+ ORDER BY xact_start

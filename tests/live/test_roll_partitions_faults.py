@@ -288,6 +288,125 @@ def test_where_row_security_hides_rows_nothing_is_archived(shop: Shop) -> None:
     assert (rows, []) == (count(shop, name), shop.objects())
 
 
+LATE = "date_trunc('month', now(), 'UTC') + interval '2 months'"
+
+
+def put_into_default(shop: Shop, rows: int) -> None:
+    """Give events a DEFAULT partition with rows of a range that has no partition yet."""
+    shop.sql("SET ROLE shop; CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    shop.sql(
+        "INSERT INTO events (created_at, customer_id, kind, payload)"
+        f" SELECT {LATE}, n, 'x', '{{}}' FROM generate_series(1, {rows}) n"
+    )
+    shop.policy(keep=None, archive=None, wait="5s")
+
+
+def test_what_runs_out_of_time_under_its_locks_is_not_tried_again(shop: Shop) -> None:
+    """Rows that cannot move within `block` stay in DEFAULT, and the run tells how many, after one try."""
+    put_into_default(shop, 3)
+    shop.sql(
+        "CREATE SEQUENCE tries; GRANT USAGE ON tries TO PUBLIC;"
+        "CREATE FUNCTION slow() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('application_name') LIKE 'pgvigil%' THEN"
+        " PERFORM nextval('public.tries'), pg_sleep(30); END IF; RETURN true; END $$;"
+        "SET ROLE shop; ALTER TABLE events ADD CHECK (slow())"
+    )
+    report = shop.roll()
+
+    assert "the DEFAULT partition has 3 rows of FOR VALUES" in messages(report)
+    assert [{"n": 1}] == shop.sql("SELECT last_value AS n FROM tries")
+    assert 3 == count(shop, "events_rest")
+
+
+def test_rows_do_not_move_while_an_older_snapshot_would_miss_them(shop: Shop) -> None:
+    """The table would look for them in the new partition alone: who began before is waited for, and named."""
+    put_into_default(shop, 3)
+    shop.policy(keep=None, archive=None, wait="1s")
+    with shop.session() as session, session.transaction():
+        session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        run(session, "SELECT count(*) FROM customers")
+        report = shop.roll()
+        seen = run(session, f"SELECT count(*) AS n FROM events WHERE created_at = {LATE}")
+
+    assert [{"n": 3}] == seen
+    assert "would not be seen by transactions that began before: pid" in messages(report)
+    assert "SELECT count(*) FROM customers" in messages(report)
+    assert Verdict.VERIFIED == shop.roll().verdict
+    assert 0 == count(shop, "events_rest")
+
+
+def test_a_policy_on_default_hides_no_row_from_the_move(shop: Shop) -> None:
+    """Forced row security shows the owner a part; pgvigil passes it, or says that it does not."""
+    put_into_default(shop, 3)
+    hide_rows(shop, "events_rest")
+    shop.sql("ALTER ROLE pgvigil NOBYPASSRLS")
+    try:
+        refused = shop.roll()
+    finally:
+        shop.sql("ALTER ROLE pgvigil BYPASSRLS")
+
+    assert "row-level security" in messages(refused)
+    assert 3 == count(shop, "events_rest")
+    assert Verdict.VERIFIED == shop.roll().verdict
+    assert (0, 3) == (count(shop, "events_rest"), count(shop, f"events WHERE created_at = {LATE}"))
+
+
+def implied(shop: Shop) -> int:
+    """Count how often an attach found that it need not look through DEFAULT."""
+    log = (shop.sandbox.directory / "log" / "primary.log").read_text(encoding="utf-8", errors="replace")
+    return log.count('default partition "events_rest" is implied by existing constraints')
+
+
+def make_large_default(shop: Shop) -> None:
+    """Give events a DEFAULT partition with so many rows that it takes long to look through."""
+    shop.sql("SET ROLE shop; CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    shop.sql(
+        "ALTER TABLE events_rest DISABLE TRIGGER ALL; INSERT INTO events_rest"
+        " (id, created_at, customer_id, kind, payload)"
+        " SELECT n, now() + interval '9 years', 1, 'x', '{}' FROM generate_series(1, 200000) n;"
+        "ALTER TABLE events_rest ENABLE TRIGGER ALL"
+    )
+    shop.sql(f"ALTER ROLE pgvigil IN DATABASE {shop.database} SET log_min_messages = 'debug1'")
+
+
+def test_an_attach_beside_a_large_default_looks_through_it_beforehand(shop: Shop) -> None:
+    """While nobody waits, a CHECK is validated that says enough; a CHECK that a kill left is taken away."""
+    name = oldest(shop)
+    make_large_default(shop)
+    shop.sql("ALTER TABLE events_rest ADD CONSTRAINT pgvigil_empty CHECK (id > 0) NOT VALID")
+    shop.policy(block="60ms", wait="20s", keep="14 months")
+    before = implied(shop)
+    rolled = shop.roll()
+    made = implied(shop) - before
+    back = shop.restore(name, attach=True)
+
+    assert (Verdict.VERIFIED, Verdict.VERIFIED) == (rolled.verdict, back.verdict), messages(back)
+    assert sum(outcome.action == "create" for outcome in rolled.outcomes) == made
+    assert made + 1 == implied(shop) - before
+    assert [] == shop.sql("SELECT conname FROM pg_constraint WHERE conname = 'pgvigil_empty'")
+
+
+def test_a_detach_that_would_look_for_references_too_long_is_refused(shop: Shop) -> None:
+    """It would do so while everybody waits for the table; the index that makes it short is named."""
+    name = oldest(shop)
+    shop.policy(keep=None)
+    shop.roll()
+    shop.sql(
+        "SET ROLE shop; CREATE TABLE refunds (event bigint, at timestamptz);"
+        "INSERT INTO refunds SELECT id, created_at FROM events, generate_series(1, 30)"
+        " WHERE created_at > now() - interval '6 months';"
+        "ALTER TABLE refunds ADD FOREIGN KEY (event, at) REFERENCES events"
+    )
+    shop.policy(block="8ms")
+    report = shop.roll()
+
+    assert f"to see that no row of public.refunds refers to 'public.{name}' takes more than" in messages(
+        report
+    )
+    assert "index public.refunds (event, at)" in " ".join(finding.hint for finding in report.findings)
+    assert name in shop.partitions()
+
+
 def flip(data: bytes) -> bytes:
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
