@@ -131,8 +131,8 @@ def _steps(run: Run) -> None:
                 with proving.recover(drill, plan, marked, copy, halt, on_progress=_nothing):
                     for database in halt.databases:
                         proving.compare_database(drill, copy, database, on_progress=_nothing)
+                    proving.compare_cluster(drill, copy, halt)
                     if halt.is_last:
-                        proving.compare_cluster(drill, marked, copy)
                         proving.promote(drill, copy)
                         files = proving.examine(drill, copy)
             proving.scan(drill, copy, files)

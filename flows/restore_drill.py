@@ -82,8 +82,9 @@ def prove(drill: Drill, chosen: Plan, marked: Marked, copy: Copy) -> None:
                 return
             for database in halt.databases:
                 compare(drill, copy, database)
+            if halt.shared:
+                compare_cluster(drill, copy, halt)
             if halt.is_last:
-                compare_cluster(drill, marked, copy)
                 promote(drill, copy)
                 files = examine(drill, copy)
                 prove_archived(drill, copy)

@@ -92,9 +92,9 @@ def compare(drill: Drill, copy: Copy, database: MarkedDatabase) -> None:
 
 
 @task(name="compare what databases share", **ONCE)
-def compare_cluster(drill: Drill, marked: Marked, copy: Copy) -> None:
-    """Compare roles, memberships, settings and tablespaces with the source's."""
-    proving.compare_cluster(drill, marked, copy)
+def compare_cluster(drill: Drill, copy: Copy, halt: Halt) -> None:
+    """Compare roles, memberships, settings and tablespaces with the source's at its last mark."""
+    proving.compare_cluster(drill, copy, halt)
 
 
 @task(name="promote", **ONCE)

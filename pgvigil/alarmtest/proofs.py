@@ -136,8 +136,8 @@ def _prove_copy(drill: Drill, plan: Plan, marked: Marked, copy: Copy) -> None:
                 return
             for database in halt.databases:
                 proving.compare_database(drill, copy, database, on_progress=nothing)
+            proving.compare_cluster(drill, copy, halt)
             if halt.is_last:
-                proving.compare_cluster(drill, marked, copy)
                 proving.promote(drill, copy)
                 files = proving.examine(drill, copy)
                 archived.prove(drill, copy, on_progress=nothing)

@@ -21,7 +21,7 @@ from pgvigil.errors import DatabaseFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pgvigil.drill.catalogue import Catalogue
+    from pgvigil.drill.catalogue import Catalogue, Scope
     from pgvigil.drill.point import Point, Source
     from pgvigil.drill.sequences import States
     from pgvigil.postgres import Connection
@@ -35,10 +35,14 @@ _EXACT = frozenset({"standby", "slot"})  # their snapshot shows what is in WAL b
 
 @dataclass(frozen=True)
 class Readings:
-    """What a database is beside its rows, before the mark and after it: one catalogue where it is exact."""
+    """What a database is beside its rows, before the mark and after it: one catalogue where it is exact.
+
+    One database of those that share a mark has what all databases of the cluster share.
+    """
 
     catalogue: Shapes
     sequences: tuple[States, States]
+    shared: Shapes | None = None
 
 
 class _Before(NamedTuple):
@@ -66,9 +70,12 @@ class Around:
                     self._before[source.dsn] = found
 
     def after(self, points: Sequence[Point]) -> None:
-        """Read the rest, now that the point is fixed; raises DatabaseFailed."""
+        """Read the rest, now that the point is fixed; raises DatabaseFailed.
+
+        With the first goes what all databases share.
+        """
         with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(self._read_after, points)
+            found = pool.map(lambda point: self._read_after(point, points[0]), points)
             names = [point.source.database for point in points]
             self.readings = dict(zip(names, found, strict=True))
 
@@ -94,12 +101,18 @@ class Around:
                 read = catalogue.read(session, "database")
             return _Before(time.monotonic(), sequences.read(session), read)
 
-    def _read_after(self, point: Point) -> Readings:
+    def _read_after(self, point: Point, first: Point) -> Readings:
         before = self._before[point.source.dsn]
         with _open(point.source) as now, _open(point.source) as then, catalogue.frozen(now):
             catalogue.read_window(now)  # so that its snapshot is taken here
             states = sequences.read(then)
-            return Readings(_shapes(point, before.catalogue, then, now), (before.sequences, states))
+            with catalogue.frozen(then, point.snapshot):
+                if before.catalogue:
+                    shapes = (before.catalogue, catalogue.reread(then, before.catalogue))
+                else:
+                    shapes = _shapes(point, "database", then, now)
+                shared = _shapes(point, "cluster", then, now) if point is first else None
+            return Readings(shapes, (before.sequences, states), shared)
 
 
 @contextmanager
@@ -114,10 +127,7 @@ def _read_states(source: Source) -> _Before:
         return _Before(time.monotonic(), sequences.read(session))
 
 
-def _shapes(point: Point, earlier: Catalogue | None, then: Connection, now: Connection) -> Shapes:
-    """Read the catalogue on both sides of the point, one of which is the mark's snapshot."""
-    with catalogue.frozen(then, point.snapshot):
-        if earlier:
-            return earlier, catalogue.reread(then, earlier)
-        marked = catalogue.read(then, "database")
+def _shapes(point: Point, scope: Scope, then: Connection, now: Connection) -> Shapes:
+    """Read the catalogue at the mark's snapshot, and after the point where that is another moment."""
+    marked = catalogue.read(then, scope)
     return marked, (marked if point.method in _EXACT else catalogue.reread(now, marked))

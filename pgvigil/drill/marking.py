@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
-from pgvigil.drill import catalogue, untouched
+from pgvigil.drill import untouched
 from pgvigil.drill.facts import Target
 from pgvigil.drill.judgement import passed, unknown
 from pgvigil.drill.point import ask
@@ -45,7 +45,6 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
     _tell_unreadable(drill, plan.cluster)
     with run.step("mark source", {"databases": list(plan.cluster.databases)}) as noted:
         with postgres.connect(drill.settings.dsn, run.name) as session:
-            before = catalogue.read(session, "cluster")
             marked: list[MarkedDatabase] = []
             for names in _databases(session, plan.cluster):
                 left = names
@@ -57,12 +56,11 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
             target = fix_target(session, plan.choice.target_kind, _last(newest), present, f"pgvigil {run.id}")
             timeline = ask(session, query("drill_source", "timeline"))["timeline"]
             target = target.model_copy(update={"timeline": timeline})
-            after = catalogue.read(session, "cluster", since=before.window)
             segment = end_segment(session)
         noted |= {"target": target.value, "lsn": target.lsn, "segment": segment}
     run.facts["target"] = target
     arrival = _await(drill, plan, segment, target.absent or target.present or present)
-    return Marked(target, tuple(marked), (before, after), listing, datetime.now(UTC), arrival)
+    return Marked(target, tuple(marked), listing, datetime.now(UTC), arrival)
 
 
 def _databases(session: Connection, cluster: Cluster) -> Iterator[tuple[str, ...]]:
@@ -158,4 +156,4 @@ def _past(drill: Drill, plan: Plan, listing: untouched.Listing) -> Marked:
         why = "a point of the past was asked for: nobody knows what it must hold"
         drill.run.checks.append(unknown(name, OWED[name], why, required=False))
     drill.run.checks.append(passed("asked", "a point of the past", f"{kind} {value}"))
-    return Marked(target, (), None, listing, datetime.now(UTC))
+    return Marked(target, (), listing, datetime.now(UTC))

@@ -112,7 +112,8 @@ def _copy(drill: Drill, plan: Plan, place: Place) -> Copy:
 def halts(marked: Marked) -> tuple[Halt, ...]:
     """Lay out where recovery stops: at every mark in the order of WAL, then at the target.
 
-    The last mark and the target are often the same point, and then one stop.
+    The last mark and the target are often the same point, and then one stop. What all databases share is
+    compared at a mark as well, the last one at which it was read: behind that it may have changed.
     """
     target = Stop.at_target(marked.target)
     stops: dict[Stop, list[MarkedDatabase]] = {}
@@ -121,7 +122,17 @@ def halts(marked: Marked) -> tuple[Halt, ...]:
         is_target = target.kind in {"name", "lsn"} and target.value in {mark.name, mark.lsn}
         stops.setdefault(target if is_target else Stop.at_mark(mark), []).append(each)
     stops.setdefault(target, [])
-    return tuple(Halt(stop, tuple(found), stop == target) for stop, found in stops.items())
+    shared = {
+        stop: each.readings.shared
+        for stop, found in stops.items()
+        for each in found
+        if each.readings and each.readings.shared
+    }
+    last = [*shared][-1:]
+    return tuple(
+        Halt(stop, tuple(found), stop == target, shared[stop] if stop in last else None)
+        for stop, found in stops.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -291,17 +302,18 @@ def _compare_rest(drill: Drill, copy: Copy, name: str, readings: Readings) -> No
         drill.take(sequences.prove(name, readings.sequences, there))
 
 
-def compare_cluster(drill: Drill, marked: Marked, copy: Copy) -> None:
-    """Compare what all databases share, at the target: roles, memberships, settings, tablespaces."""
-    if marked.shared is None:
+def compare_cluster(drill: Drill, copy: Copy, halt: Halt) -> None:
+    """Compare what all databases share, if it is known at this stop: roles, settings, tablespaces."""
+    if halt.shared is None:
         return
     with (
         copies.connect(copy, "postgres", drill.run.name) as there,
         postgres.connect(drill.settings.dsn, drill.run.name) as here,
     ):
         until = catalogue.read_window(there).next
-        copied = catalogue.read(there, "cluster", since=marked.shared[0].window, until=until)
-        drill.take(catalogue.prove("cluster", (*marked.shared, copied), here, there))
+        since = catalogue.window_of(halt.shared)
+        copied = catalogue.read(there, "cluster", since=since, until=until)
+        drill.take(catalogue.prove("cluster", (*halt.shared, copied), here, there))
 
 
 def promote(drill: Drill, copy: Copy) -> None:

@@ -103,7 +103,6 @@ class Marked:
 
     target: Target
     databases: tuple[MarkedDatabase, ...]
-    shared: tuple[Catalogue, Catalogue] | None
     listing: Listing
     stored_at: datetime
     arrival_seconds: float | None = None
@@ -111,8 +110,9 @@ class Marked:
 
 @dataclass(frozen=True)
 class Halt:
-    """A stop of the recovery: where, and which databases are compared there."""
+    """A stop of the recovery: where, and which databases are compared there, or what all of them share."""
 
     stop: Stop
     databases: tuple[MarkedDatabase, ...]
     is_last: bool
+    shared: tuple[Catalogue, Catalogue] | None = None
