@@ -1,7 +1,8 @@
 """Databases at rest that share the fence of another one, so that recovery needs no stop of its own for each.
 
-Each is locked before that fence is tried and let go after it, so the fence's restore point lies where nobody
-writes to them either. Where that would make anybody wait, a database leaves and gets a mark of its own.
+Each is locked before that fence is tried and let go after it, and its snapshot is taken under these locks: so
+the fence's restore point belongs to it, too. Where that would make anybody wait, a database leaves and gets a
+mark of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
-from pgvigil.drill.point import Point, export, exporter, set_timeout
+from pgvigil.drill.point import Point, ask, export, exporter, set_timeout
 from pgvigil.drill.tables import list_tables
 from pgvigil.errors import DatabaseFailed
+from pgvigil.sql import query
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,20 +57,21 @@ class Neighbour:
     _locked_at: float = 0.0
 
     def lock(self) -> bool:
-        """Lock its tables, if they are free."""
+        """Lock its tables, if they are free, and take the snapshot under the locks."""
         with self._tried():
             self.snapshot.execute("ROLLBACK")
             self.locker.execute("BEGIN")
             self._locked_at = time.monotonic()
             self.locker.execute(self.fence.statement, self.fence.parameters)
+            self.exported = export(self.snapshot)
             return True
         return False
 
     def take(self) -> bool:
-        """Take the snapshot under the locks, then let them go: that they are still there proves it."""
+        """Let the tables go: that the locks are still there proves the snapshot, and nothing else moved."""
         with self._tried():
-            self.exported = export(self.snapshot)
-            return self.let_go()
+            reach = ask(self.snapshot, query("drill_source", "reach"))["reach"]
+            return self.let_go() and not moved(self.snapshot, reach)
         return False
 
     def let_go(self) -> bool:
@@ -102,6 +105,14 @@ class Neighbour:
     def _tried(self) -> Iterator[None]:
         with suppress(DatabaseFailed), postgres.translated(self.source.dsn):
             yield
+
+
+def moved(snapshot: Connection, reach: int) -> set[int]:
+    """Tell what no lock holds and may have changed since the session's snapshot, by OID.
+
+    `reach` counts the transactions from the snapshot's oldest on that had begun by the restore point.
+    """
+    return {row["oid"] for row in snapshot.execute(query("drill_source", "moved"), {"reach": reach})}
 
 
 @contextmanager

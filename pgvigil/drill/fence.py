@@ -4,6 +4,10 @@ While no writer is at work on a table, every snapshot shows all its commits, and
 them all before it: the snapshot and the restore point that are made then belong together. The server bounds
 each part of a fence itself, so writers wait no longer than drill.fence even if this process stands still.
 
+Two things no such lock holds: materialized views, and large objects that are unlinked. Of those it is looked
+up afterwards whether one was changed between snapshot and restore point; then that attempt is void. Where it
+happens each time, they are doubted.
+
 Whoever writes to two tables can hold one and wait for the other, which the fence has already. So after a
 failed attempt the table that the fence had to wait for is locked first: its writers then come through.
 Where writers take two tables in both orders that does not help: one of them is left to a mark of its own.
@@ -22,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
-from pgvigil.drill.beside import SESSIONS, Fence, Neighbour, bounded
+from pgvigil.drill.beside import SESSIONS, Fence, Neighbour, bounded, moved
 from pgvigil.drill.point import Point, Source, ask, exporter, set_timeout
 from pgvigil.drill.tables import Doubt, Inventory, list_tables
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 _LAST_TRIES = 5
+_VOIDS = 6  # attempts that may be void before what was changed in each of them is doubted
 _SHARE_OF_TIME = 5  # attempts take at most this part, 1/n, of the time in which they are made
 _PAUSE = 0.05
 _PATIENCE = 12  # times that writers and fence wait for each other, before the tables are parted
@@ -54,6 +59,7 @@ _UNLOCKABLE = "not lockable by this role: run infra/roles.sql in this database"
 _NO_ROOM = "more tables than the server can lock at once: raise max_locks_per_transaction"
 _NEW = "created while the mark was made"
 _REFRESHED = "REFRESH MATERIALIZED VIEW was at work when the mark was made"
+_UNLINKED = "large objects were being unlinked when the mark was made"
 
 
 class Holder(Frozen):
@@ -90,6 +96,7 @@ class _Siege:
     mutual: Counter[int] = field(default_factory=Counter)
     contended: set[int] = field(default_factory=set)
     attempts: int = 0
+    voids: int = 0
     waited: float = 0.0
     room: int = 0
     beside: list[Neighbour] = field(default_factory=list)
@@ -107,6 +114,16 @@ class _Siege:
             self.order.remove(oid)
             self.contended.add(oid)
             self.mutual.clear()
+
+    @property
+    def aside(self) -> set[int]:
+        """Which tables are not in the fence, for a reason that is known already."""
+        return {doubt.oid for doubt in self.doubts} | self.contended
+
+    def told_by(self, moved: set[int]) -> set[int]:
+        """Return what this mark is for, of all that has moved."""
+        asked = moved if self.source.only is None else moved & self.source.only
+        return asked - self.aside
 
     def set_aside(self, oid: int, reason: str) -> None:
         """Leave a table out of the fence, and say why."""
@@ -139,7 +156,7 @@ def from_fence(
             waited_ms=siege.waited * 1000,
             attempts=siege.attempts,
             contended=frozenset(siege.contended),
-            doubts=(*siege.doubts, *_late_doubts(siege, inventory, row)),
+            doubts=(*siege.doubts, *_late_doubts(siege, inventory, row["moved"])),
             source=source,
             inventory=inventory,
         )
@@ -196,13 +213,16 @@ def _besiege(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
         is_worth_it = is_over or not stubborn
         if is_worth_it and siege.around:
             siege.around.before([siege.source], late=[each.source for each in siege.beside])
-        began = time.monotonic()
+        began, least = time.monotonic(), _PAUSE
         if is_worth_it:
             row = _attempt(siege, snapshot, watch)
-            if row:
+            if row and (not row["moved"] or is_over or siege.voids == _VOIDS):
                 return row
+            if row:
+                siege.voids += 1
+                least *= 2**siege.voids  # what moved may take its time to end
             siege.part()
-        pause = max(_PAUSE, (time.monotonic() - began) * (_SHARE_OF_TIME - 1))
+        pause = max(least, (time.monotonic() - began) * (_SHARE_OF_TIME - 1))
         time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
     raise _refusal(siege)
 
@@ -235,7 +255,10 @@ def _refusal(siege: _Siege) -> PreconditionFailed:
 
 
 def _attempt(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str, Any] | None:
-    """Lock, take snapshot and restore point, let go; None when a lock could not be had in time."""
+    """Lock, take snapshot and restore point, let go; None when a lock could not be had in time.
+
+    `moved` of the row are the relations that may have changed between the two, by OID.
+    """
     siege.attempts += 1
     name = _restore_point(siege)
     snapshot.execute("ROLLBACK")
@@ -254,7 +277,7 @@ def _attempt(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
         return None
     siege.beside = [each for each in siege.beside if each.take()]
     set_timeout(snapshot, "statement_timeout", postgres.STATEMENT_TIMEOUT)
-    return {**row, "name": name}
+    return {**row, "name": name, "moved": siege.told_by(moved(snapshot, row["reach"]))}
 
 
 def _restore_point(siege: _Siege) -> str:
@@ -273,7 +296,7 @@ def _fence(
 ) -> dict[str, Any]:
     """Hold the fence as short as can be; its end proves that it was held until then."""
     lock = partial(locker.execute, *_lock_statement(siege))
-    point = {"name": name, "database": siege.source.database_oid}
+    point = {"name": name}
     began = time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
@@ -312,13 +335,13 @@ def _await_locks(siege: _Siege, locking: Future[Any], watch: Connection, locker:
     locking.result()
 
 
-def _late_doubts(siege: _Siege, inventory: Inventory, row: dict[str, Any]) -> Iterator[Doubt]:
-    """Doubt what appeared while the fence was made, and views that were refreshed right then."""
-    refreshed = {*(row["locked_before"] or ()), *(row["locked_after"] or ())}
-    aside = {doubt.oid for doubt in siege.doubts} | siege.contended
+def _late_doubts(siege: _Siege, inventory: Inventory, changed: set[int]) -> Iterator[Doubt]:
+    """Doubt what appeared while the fence was made, and what changed in it though it could not be held."""
+    known = siege.aside | set(siege.order)
     for listed in inventory.tables:
         oid = listed.table.oid
-        if listed.is_view and oid in refreshed:
-            yield Doubt(oid=oid, relation=str(listed.table), reason=_REFRESHED)
-        elif not listed.is_view and oid not in aside and oid not in siege.order:
+        if oid in changed:
+            reason = _REFRESHED if listed.is_view else _UNLINKED
+            yield Doubt(oid=oid, relation=str(listed.table), reason=reason)
+        elif not listed.is_view and oid not in known:
             yield Doubt(oid=oid, relation=str(listed.table), reason=_NEW)

@@ -129,17 +129,33 @@ SELECT current_setting('max_locks_per_transaction')::bigint
 -- fence: lock these tables, in this order, against writers
 SELECT pgvigil_drill.fence(%(oids)s::oid[])
 
--- fenced: snapshot and restore point while the tables are locked, with a look before and after for a
--- REFRESH of a materialized view, which nothing can lock
+-- fenced: snapshot and restore point while the tables are locked; reach is how many transactions, from the
+-- snapshot's oldest on, had begun to write when the point was made. In this order: age() keeps what it saw first.
 SELECT pg_export_snapshot() AS snapshot,
        clock_timestamp() AS at,
-       (SELECT array_agg(relation::bigint) FROM pg_locks
-         WHERE database = %(database)s AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')
-           AND granted) AS locked_before,
        pg_create_restore_point(%(name)s)::text AS lsn,
-       (SELECT array_agg(relation::bigint) FROM pg_locks
-         WHERE database = %(database)s AND mode IN ('ExclusiveLock', 'AccessExclusiveLock')
-           AND granted) AS locked_after
+       age(pg_snapshot_xmin(pg_current_snapshot())::xid) AS reach
+
+-- reach: the same, where the restore point was made by another session
+SELECT age(pg_snapshot_xmin(pg_current_snapshot())::xid) AS reach
+
+-- moved: what no fence can hold and a transaction changed that this snapshot does not show, and that may have
+-- committed before the restore point. Each REFRESH renews the view's row in pg_class; lo_unlink lets go of
+-- pg_largeobject before it commits, and deletes the object's row. Of a row that is still visible here, xmax is
+-- such a transaction, unless that was rolled back, or began after the point, or had ended before the snapshot.
+WITH changed AS (
+    SELECT oid, xmax FROM pg_class WHERE relkind = 'm' AND xmax <> '0'
+    UNION ALL
+    SELECT 'pg_largeobject'::regclass, xmax FROM pg_largeobject_metadata WHERE xmax <> '0'
+), placed AS (
+    SELECT oid, pg_snapshot_xmin(snapshot)::text::bigint AS oldest,
+           age(pg_snapshot_xmin(snapshot)::xid)::bigint - age(xmax) AS place
+      FROM changed, pg_current_snapshot() AS snapshot
+)
+SELECT DISTINCT oid::bigint AS oid
+  FROM placed
+ WHERE CASE WHEN place >= 0 AND place < %(reach)s
+            THEN pg_xact_status((oldest + place)::text::xid8) <> 'aborted' END
 
 -- holders: who holds a lock on these tables that a fence must wait for, and for how long by now
 SELECT lock.relation::bigint AS oid,

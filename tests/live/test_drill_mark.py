@@ -15,7 +15,7 @@ import pytest
 from pgvigil import postgres
 from pgvigil.drill.content import SourceContent, hash_database
 from pgvigil.drill.facts import Content
-from pgvigil.drill.fence import _bound, _prepare, _Siege
+from pgvigil.drill.fence import _attempt, _bound, _prepare, _Siege
 from pgvigil.drill.mark import mark
 from pgvigil.drill.point import Source, read_source
 from pgvigil.drill.standby import _await_pause, _paused
@@ -269,6 +269,72 @@ def test_a_database_with_a_view_that_may_be_refreshed_shares_no_fence(ward: str,
     """Nothing can lock it against a refresh between the restore point and the snapshot."""
     with mark(sandbox.dsn("shop"), policy(), RUN, beside=[ward]) as marked:
         assert () == marked.beside
+
+
+UNHELD = {
+    "pg_catalog.pg_largeobject": "SELECT lo_unlink(loid) FROM pg_largeobject",
+    "public.sums": "REFRESH MATERIALIZED VIEW CONCURRENTLY public.sums",
+}
+
+
+@pytest.fixture
+def unheld(writer: psycopg.Connection) -> Iterator[None]:
+    """A large object and a view, of which what users change is held by no fence."""
+    writer.execute("SELECT lo_from_bytea(0, 'x')")
+    writer.execute("CREATE UNIQUE INDEX ON sums (sum)")
+    yield
+    writer.rollback()
+    writer.execute("SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
+    writer.execute("DROP INDEX sums_sum_idx")
+
+
+@pytest.mark.usefixtures("unheld")
+@pytest.mark.parametrize("relation", UNHELD)
+def test_what_no_fence_holds_is_doubted_while_it_changes(
+    ward: str, writer: psycopg.Connection, relation: str
+) -> None:
+    """It may be committed between snapshot and restore point: tried again, then told by its name alone."""
+    writer.execute("BEGIN; SAVEPOINT one")
+    writer.execute(UNHELD[relation].encode())
+    with mark(ward, policy(), RUN) as marked:
+        assert [relation] == [doubt.relation for doubt in marked.doubts]
+        assert marked.mark.attempts > 1
+
+
+@pytest.mark.usefixtures("unheld")
+@pytest.mark.parametrize("relation", UNHELD)
+def test_a_fence_beside_a_change_that_it_does_not_hold_is_void(
+    ward: str, writer: psycopg.Connection, relation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one, whose snapshot shows the change, is exact; who changes something else is no reason."""
+    attempt = _attempt
+
+    def attempt_beside(*them: Any) -> Any:
+        row = attempt(*them)
+        writer.execute("COMMIT")
+        return row
+
+    monkeypatch.setattr("pgvigil.drill.fence._attempt", attempt_beside)
+    writer.execute("BEGIN; SAVEPOINT one")
+    writer.execute(UNHELD[relation].encode())
+    with mark(ward, policy(), RUN) as marked:
+        assert (2, ()) == (marked.mark.attempts, marked.doubts)
+    writer.execute("BEGIN")
+    writer.execute("SELECT pg_current_xact_id(), lo_create(0)")
+    with mark(ward, policy(), RUN) as unconcerned:
+        assert (1, ()) == (unconcerned.mark.attempts, unconcerned.doubts)
+
+
+def test_a_neighbour_of_a_fence_in_which_large_objects_are_unlinked_leaves_it(
+    ward: str, sandbox: Sandbox
+) -> None:
+    """It is left to a mark of its own, which tells why it is not exact."""
+    with admin(sandbox, "shop") as session:
+        session.execute("SELECT lo_from_bytea(0, 'x')")
+        session.execute("BEGIN; SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
+        with mark(ward, policy(), RUN, beside=[sandbox.dsn("shop")]) as marked:
+            assert () == marked.beside
+        session.execute("COMMIT")
 
 
 def test_where_every_table_is_held_there_is_no_mark(ward: str, writer: psycopg.Connection) -> None:
