@@ -44,7 +44,13 @@ if TYPE_CHECKING:
 # With these pgBackRest says that the set itself is bad: checksum, file-invalid, format, file-missing.
 _BAD_SET = {26, 28, 29, 55}
 # Ends of a recovery that say nothing about the backup.
-_UNTOLD = {Outcome.DEADLINE, Outcome.FAILED, Outcome.SETTINGS_TOO_LOW, Outcome.BEFORE_CONSISTENCY}
+_UNTOLD = {
+    Outcome.DEADLINE,
+    Outcome.FAILED,
+    Outcome.PROMOTED,
+    Outcome.SETTINGS_TOO_LOW,
+    Outcome.BEFORE_CONSISTENCY,
+}
 
 
 def restore(drill: Drill, plan: Plan, place: Place, *, on_line: Hear, on_progress: Hear) -> Copy | None:

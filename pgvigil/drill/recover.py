@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pgvigil.drill import copy as copies
 from pgvigil.drill.ending import judge
-from pgvigil.drill.recovery import Outcome, Replay, State
-from pgvigil.drill.serverlog import position
+from pgvigil.drill.recovery import Outcome, Recovery, Replay, State
+from pgvigil.drill.serverlog import PROMOTED, position
 from pgvigil.errors import DatabaseFailed
 from pgvigil.sql import query
 from pgvigil.wal.names import parse_lsn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pgvigil.drill.copy import Control, Copy, Server
-    from pgvigil.drill.recovery import Recovery, Stop, Watch
+    from pgvigil.drill.recovery import Stop, Watch
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _RESTARTS = 3  # the source's settings may have been raised so often between the backup and the stop
@@ -30,8 +30,12 @@ def recover(copy: Copy, stop: Stop, watch: Watch) -> Iterator[Recovery]:
 
     Inside the block the copy is paused at the stop, or promoted (default target, or a stop that came
     before the copy could take sessions), or has ended: `outcome`, `promoted` tell. A later stop goes on
-    from the last restart point. Settings that the source raised on the way are followed.
+    from the last restart point, unless the copy was promoted: `outcome` then says that it cannot. Settings
+    that the source raised on the way are followed.
     """
+    if _was_promoted(copy):
+        yield _no_further(copy, stop)
+        return
     with ExitStack() as stack:
         for attempt in range(_RESTARTS + 1):
             server = stack.enter_context(copies.running(copy, stop.settings()))
@@ -40,6 +44,25 @@ def recover(copy: Copy, stop: Stop, watch: Watch) -> Iterator[Recovery]:
                 break
             stack.close()
         yield recovery
+
+
+def _was_promoted(copy: Copy) -> bool:
+    """Ask the logs of earlier starts: from its promotion on a copy is on a timeline of its own."""
+    logs = copy.place.log.glob("server-*.log")
+    return any(PROMOTED in log.read_text(encoding="utf-8", errors="replace") for log in logs)
+
+
+def _no_further(copy: Copy, stop: Stop) -> Recovery:
+    control = copies.read_control(copy)
+    return Recovery(
+        outcome=Outcome.PROMOTED,
+        stop=stop,
+        message=f"recovery to {stop} was not tried: the copy was promoted at an earlier stop, where it took "
+        "no sessions yet, because a transaction with more than 64 open subtransactions was at work",
+        hint="drill again when that transaction has ended at the source, or with recovery_target=name",
+        lsn=control.checkpoint,
+        system_id=control.system_id,
+    )
 
 
 def _follow(server: Server, stop: Stop, watch: Watch) -> Recovery:

@@ -72,6 +72,7 @@ class Outcome(StrEnum):
     TIMELINE_MISSING = "timeline-missing"
     TIMELINE_STRAY = "timeline-stray"
     SETTINGS_TOO_LOW = "settings-too-low"
+    PROMOTED = "promoted"  # at an earlier stop: it goes no further
     FAILED = "failed"  # the server ended for another reason
     DEADLINE = "deadline"
 

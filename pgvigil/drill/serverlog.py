@@ -26,6 +26,7 @@ ASTRAY = re.compile(
     r" (?:is not a child of this server's history|does not contain minimum recovery point)"
     r"|unexpected timeline ID \d+"
 )
+PROMOTED = "LOG:  archive recovery complete"
 NO_HISTORY = re.compile(
     r"recovery target timeline \d+ does not exist|(?:syntax error|invalid data) in history file"
 )

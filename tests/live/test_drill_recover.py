@@ -301,10 +301,13 @@ def test_a_restore_tells_its_progress(drill: Drill) -> None:
 
 
 @pytest.mark.long
-def test_a_stop_that_comes_before_the_copy_takes_sessions_is_exact_and_promoted(
+def test_a_stop_that_comes_before_the_copy_takes_sessions_is_exact_and_the_last(
     own_vault: Vault, scratch_directory: Path
 ) -> None:
-    """A transaction with many open subtransactions keeps a hot standby shut, and PostgreSQL cannot pause."""
+    """A transaction with many open subtransactions keeps a hot standby shut, and PostgreSQL cannot pause.
+
+    The copy is promoted then; that it goes no further is told, and its timeline called nobody's stray.
+    """
     marked = Marked(own_vault)
     own_vault.sql("CREATE TABLE public.beats (mark text PRIMARY KEY)")
     savepoints = "".join(f"SAVEPOINT s{n}; INSERT INTO public.beats VALUES ('open {n}');" for n in range(70))
@@ -323,3 +326,7 @@ def test_a_stop_that_comes_before_the_copy_takes_sessions_is_exact_and_promoted(
         assert recovery.reached, recovery.message
         assert recovery.promoted
         assert ["one"] == drill.beats(copy)
+    for stop in (drill.stop("two"), drill.lsn_stop("two")):
+        later = recovered(drill, stop, copy)
+        assert (Outcome.PROMOTED, False) == (later.outcome, later.promoted), later
+        assert "64 open subtransactions" in later.message
