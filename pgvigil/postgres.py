@@ -108,12 +108,19 @@ def _greet(
 def replicate(dsn: str, application_name: str, *, deadline: timedelta) -> Iterator[Connection]:
     """Open a session that takes replication commands of one database, each bounded by the deadline.
 
-    The role needs REPLICATION, and the server a free wal sender. Raises DatabaseFailed.
+    The server itself gives up what it does for a client that died, within a second. The role needs
+    REPLICATION, and the server a free wal sender. Raises DatabaseFailed.
     """
     with (
         translated(dsn),
         _greet(dsn, application_name, CONNECT_TIMEOUT, replication="database") as connection,
     ):
+        # A wal sender takes no parameters, and looks after its client from the next SQL statement on.
+        for name, value in (
+            ("client_connection_check_interval", "1000"),
+            ("lock_timeout", milliseconds(deadline)),
+        ):
+            connection.execute(sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         expiry = threading.Timer(deadline.total_seconds(), connection.cancel_safe)
         expiry.daemon = True
         expiry.start()

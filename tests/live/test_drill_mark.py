@@ -18,6 +18,7 @@ from pgvigil.drill.facts import Content
 from pgvigil.drill.fence import _attempt, _bound, _prepare, _Siege
 from pgvigil.drill.mark import mark
 from pgvigil.drill.point import Source, read_source
+from pgvigil.drill.slot import from_slot
 from pgvigil.drill.standby import _await_pause, _paused
 from pgvigil.errors import PreconditionFailed
 from pgvigil.policies.drill import DrillPolicy
@@ -471,6 +472,33 @@ def test_a_replay_held_by_a_killed_run_goes_on_by_itself(field_with_standby: Fie
     assert -signal.SIGKILL == child.exitcode
     state = "SELECT pg_get_wal_replay_pause_state()"
     wait(lambda: field_with_standby.standby.sql(state) == [("not paused",)], seconds=20)
+
+
+def make_slot(source: Source) -> None:
+    with from_slot(source):
+        pass
+
+
+def test_a_slot_in_the_making_does_not_outlive_its_run(field_with_standby: Field) -> None:
+    """It waits for a writer, while it holds back vacuum of the catalogues; the server sees the client die."""
+    source = read_source(field_with_standby.dsn, RUN, field_with_standby.policy())
+    child = multiprocessing.get_context("spawn").Process(target=make_slot, args=(source,))
+    slots = "SELECT count(*) AS n FROM pg_replication_slots WHERE temporary"
+    waiting = (
+        "SELECT count(*) AS n FROM pg_stat_activity"
+        " WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND wait_event = 'transactionid'"
+    )
+    with (
+        admin(field_with_standby.sandbox, "field") as user,
+        admin(field_with_standby.sandbox) as session,
+        user.transaction(force_rollback=True),
+    ):
+        user.execute("SELECT pg_current_xact_id()")
+        child.start()
+        wait(lambda: session.execute(waiting).fetchone() == {"n": 1})
+        child.kill()
+        child.join(60)
+        wait(lambda: session.execute(slots).fetchone() == {"n": 0}, seconds=20)
 
 
 def test_a_replay_that_somebody_else_holds_is_left_alone(field_with_standby: Field) -> None:
