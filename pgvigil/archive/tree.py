@@ -76,12 +76,17 @@ def held(session: Connection, branch: Branch) -> Iterator[sql.Identifier]:
     table = branch.shape.table
     with session.transaction():
         session.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(table))
-        asked = {"schema": branch.shape.schema_, "name": branch.shape.name, "oid": branch.relation}
-        if session.execute(query("archive", "is_named"), asked).fetchone() is None:
-            raise PreconditionFailed(
-                f"'{branch.name}' is not the table with OID {branch.relation} any more", hint="plan again"
-            )
+        _require_named(session, branch)
         yield table
+        _require_named(session, branch)  # no lock on a table hinders the renaming of its schema
+
+
+def _require_named(session: Connection, branch: Branch) -> None:
+    asked = {"schema": branch.shape.schema_, "name": branch.shape.name, "oid": branch.relation}
+    if session.execute(query("archive", "is_named"), asked).fetchone() is None:
+        raise PreconditionFailed(
+            f"'{branch.name}' is not the table with OID {branch.relation} any more", hint="plan again"
+        )
 
 
 def without_bound(branches: tuple[Branch, ...], condition: str) -> tuple[Branch, ...]:

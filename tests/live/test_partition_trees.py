@@ -122,7 +122,7 @@ def test_a_tree_that_gained_a_table_after_its_copy_is_not_dropped(deep: Shop) ->
 
 def test_a_leaf_that_is_attached_while_the_fence_waits_is_fenced(deep: Shop) -> None:
     """A writer holds up the fence and adds a table below it meanwhile: that one is fenced too."""
-    deep.policy(**{**deep.policies[0], "drop": "keep"})
+    deep.policy(**{**deep.policies[0], "drop": "keep", "wait": "30s"})
     deep.sql(f"DROP TABLE deep_99_rest; SET ROLE shop; CREATE TABLE late (LIKE {OLD} INCLUDING ALL)")
     deep.roll()
     deep.recover("deep_99_ab", "deep_99_x_0", '"Other"."Deep 99"')
