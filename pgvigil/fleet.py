@@ -108,6 +108,16 @@ class DatabaseSettings(SubjectSettings):
     )
     backfills: dict[str, BackfillPolicy] = Field(default_factory=dict, description="data migrations, by name")
 
+    @model_validator(mode="after")
+    def _no_table_twice(self) -> Self:
+        """Refuse two policies for one table: each would roll it by its own rules."""
+        known: dict[tuple[str, str], str] = {}
+        for policy in self.partitions:
+            if policy.name in known:
+                raise ValueError(f"partitions: '{known[policy.name]}' and '{policy.table}' are one table")
+            known[policy.name] = policy.table
+        return self
+
     def backfill(self, name: str) -> BackfillPolicy:
         """Return a backfill, or raise ConfigError with the nearest name."""
         return _pick(self.backfills, name, "backfill")

@@ -24,18 +24,17 @@ LOCK_NOT_AVAILABLE = "55P03"
 class HeldLock:
     """A held lock; `check` before every step that changes something."""
 
-    def __init__(self, connection: postgres.Connection, dsn: str, what: str) -> None:
+    def __init__(self, connection: postgres.Connection, dsn: str, what: str, key: int) -> None:
         self.connection = connection
         self.dsn = dsn
         self.what = what
+        self.key = key
 
     def check(self) -> None:
         """Raise Busy when the session that holds the lock is gone, for then another run may have begun."""
         try:
             with postgres.translated(self.dsn):
-                row = self.connection.execute(
-                    query("cluster", "holds_lock"), {"key": lock_key(self.what)}
-                ).fetchone()
+                row = self.connection.execute(query("cluster", "holds_lock"), {"key": self.key}).fetchone()
         except DatabaseFailed as error:
             raise Busy(
                 f"the lock on {self.what} is lost: {error.message}",
@@ -58,13 +57,16 @@ def hold_stanza(dsn: str, stanza: str, application_name: str, wait: timedelta) -
 
 
 @contextmanager
-def hold(dsn: str, what: str, application_name: str, wait: timedelta) -> Iterator[HeldLock]:
+def hold(
+    dsn: str, what: str, application_name: str, wait: timedelta, *, identity: str = ""
+) -> Iterator[HeldLock]:
     """Hold the lock of a thing, named as messages call it; raises Busy, naming the owner.
 
-    The lock is kept in the database of `dsn` and known there alone.
+    The lock is kept in the database of `dsn` and known there alone. What has more than one name is told apart
+    by its `identity`.
     """
     with postgres.connect(dsn, application_name, statement_timeout=wait * 2, lock_timeout=wait) as connection:
-        key = {"key": lock_key(what)}
+        key = {"key": lock_key(identity or what)}
         try:
             with postgres.translated(dsn):
                 connection.execute(query("cluster", "take_lock"), key)
@@ -75,7 +77,7 @@ def hold(dsn: str, what: str, application_name: str, wait: timedelta) -> Iterato
                 f"{what} is held by {_owner(connection, key)}; waited {wait.total_seconds():g} s",
                 hint="wait for it to end, or end it; its lock goes with its session",
             ) from error
-        yield HeldLock(connection, dsn, what)
+        yield HeldLock(connection, dsn, what, key["key"])
 
 
 def _owner(connection: postgres.Connection, key: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ from pgvigil.policies.partitions import Span
 from pgvigil.reports import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pgvigil.policies.partitions import PartitionPolicy
 
@@ -79,6 +79,20 @@ class Axis(Frozen):
                 f"the bound {bound[:200]!r} cannot be read, expected a range of one key ({self.kind})",
                 hint="look at the partition in psql; out of the fleet file with its table if it must stay so",
             ) from error
+
+    def ends(self, piece: Range, bounds: Iterable[str]) -> tuple[str, str]:
+        """Write both ends of a range, as the partitions beside it have theirs where they meet.
+
+        A UUID has bits below its millisecond, such as the version's, which a position has not.
+        """
+        assert piece.lower is not None and piece.upper is not None  # noqa: S101, PT018 - cut from a slot
+        lower, upper = self.literal(piece.lower), self.literal(piece.upper)
+        if self.kind != "uuid":
+            return lower, upper
+        beside = [match.groups() for bound in bounds if (match := _BOUND.fullmatch(bound))]
+        before = [end.strip("'") for _, end in beside if self._decode(end) == piece.lower]
+        after = [start.strip("'") for start, _ in beside if self._decode(start) == piece.upper]
+        return max([lower, *before], key=UUID), min(after, key=UUID, default=upper)
 
     def _decode(self, text: str) -> int | None:
         value = text.strip("'")

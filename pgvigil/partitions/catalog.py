@@ -58,12 +58,24 @@ def read_table(session: Connection, policy: PartitionPolicy) -> tuple[Table, Axi
     return found.model_copy(update={"position": position, "beyond": beyond}), axis
 
 
+def find_table(session: Connection, policy: PartitionPolicy) -> int:
+    """Return the OID of the policy's table; raises ConfigError where there is none."""
+    row = session.execute(query("partitions", "oid"), {"table": policy.table}).fetchone()
+    if row is None or row["oid"] is None:
+        raise _absent(policy)
+    return int(row["oid"])
+
+
+def _absent(policy: PartitionPolicy) -> ConfigError:
+    return ConfigError(
+        f"there is no table '{policy.table}'",
+        hint='write schema.table as SQL does, with quotes where it needs them: public."Mixed"',
+    )
+
+
 def _check(head: dict[str, Any] | None, policy: PartitionPolicy) -> Axis:
     if head is None:
-        raise ConfigError(
-            f"there is no table '{policy.table}'",
-            hint='write schema.table as SQL does, with quotes where it needs them: public."Mixed"',
-        )
+        raise _absent(policy)
     _check_partitioning(head, policy)
     if head["in_recovery"]:
         raise PreconditionFailed(

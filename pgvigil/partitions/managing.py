@@ -21,7 +21,7 @@ from pgvigil.errors import (
 from pgvigil.fleet import load_fleet
 from pgvigil.lock import hold
 from pgvigil.objectstore import connect as connect_store
-from pgvigil.partitions.catalog import read_table
+from pgvigil.partitions.catalog import find_table, read_table
 from pgvigil.partitions.facts import Name, Outcome
 from pgvigil.partitions.plan import strangers
 from pgvigil.reports import Check, Finding, Proof, Severity, Verdict
@@ -97,10 +97,17 @@ def tables(run: Run, table: str | None, decisions: tuple[Decision, ...] = ()) ->
 
 @contextmanager
 def hold_table(managed: Managed) -> Iterator[Managed]:
-    """Hold the lock of one table for the block; raises Busy, naming the owner."""
+    """Hold the lock of one table, however it is spelled, for the block; raises Busy, naming the owner."""
     what = f"the partitions of '{managed.policy.table}'"
-    with hold(managed.dsn, what, managed.run.name, managed.policy.wait) as lock:
+    with managed.session() as session:
+        identity = lock_identity(find_table(session, managed.policy))
+    with hold(managed.dsn, what, managed.run.name, managed.policy.wait, identity=identity) as lock:
         yield replace(managed, lock=lock)
+
+
+def lock_identity(oid: int) -> str:
+    """Return what the lock of a table is known by in its database."""
+    return f"the partitions of OID {oid}"
 
 
 @contextmanager

@@ -108,17 +108,19 @@ def _creations(table: Table, axis: Axis, policy: PartitionPolicy) -> Iterator[Cr
     taken = set(table.taken_names)
     current = table.position
     model, why = _model(table)
+    bounds = [each.bound for each in table.partitions]
     for piece in missing(table, axis, policy):
         assert piece.lower is not None and piece.upper is not None  # noqa: S101, PT018 - cut from a slot
         name = _free_name(table.name.name, axis.suffix(piece.lower), taken)
         taken.add(name)
         is_current = current is not None and piece.covers(current)
         made = Name(schema_=table.name.schema_, name=name)
+        lower, upper = axis.ends(piece, bounds)
         yield Creation(
             name=made,
             range=piece,
-            lower=axis.literal(piece.lower),
-            upper=axis.literal(piece.upper),
+            lower=lower,
+            upper=upper,
             reason=("rows are written here now" if is_current else f"within {policy.ahead} ahead") + why,
             partition_by=model.partition_by if model else "",
             twigs=tuple(_twigs(made, model, table.below.get(model.oid, ()), taken)) if model else (),

@@ -23,6 +23,9 @@ SELECT parent.oid::bigint AS oid, namespace.nspname AS schema, parent.relname AS
          ON key.attrelid = parent.oid AND key.attnum = partitioned.partattrs[0] AND key.attnum > 0
  WHERE parent.oid = to_regclass(%(table)s)
 
+-- oid: a table by its name
+SELECT to_regclass(%(table)s)::oid::bigint AS oid
+
 -- children: its partitions, those that wait for the end of a detach included
 SELECT child.oid::bigint AS oid, namespace.nspname AS schema, child.relname AS name,
        child.relkind::text AS kind,
@@ -77,9 +80,13 @@ SELECT tree.root::bigint AS root, class.oid::bigint AS oid, tree.parent::bigint 
  WHERE tree.depth > 0
  ORDER BY tree.root, tree.depth, class.oid
 
--- names: the relations of a schema, so that a new one gets a name that is free
+-- names: the relations and types of a schema, so that a new table, which is both, gets a name that is free
 SELECT relname AS name FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
  WHERE nspname = %(schema)s
+ UNION
+SELECT typname FROM pg_type JOIN pg_namespace ON pg_namespace.oid = typnamespace
+ WHERE nspname = %(schema)s
+   AND NOT EXISTS (SELECT FROM pg_type AS element WHERE element.typarray = pg_type.oid)  -- these make way
 
 -- drift: what a partition has otherwise than its table, of that which PostgreSQL does not keep alike
 SELECT child.relname AS name,

@@ -30,6 +30,7 @@ from deployments.manifest import read_manifest
 from deployments.steps import Wanted
 from pgvigil.fleet import load_fleet
 from pgvigil.lock import hold
+from pgvigil.partitions.managing import lock_identity
 from pgvigil.postgres import connect
 from pgvigil.processes import marked_processes
 from pgvigil.sandbox import Sandbox, down
@@ -289,7 +290,10 @@ def tables(sandbox: Sandbox) -> list[str]:
 def stuck(prefect_sandbox: Sandbox) -> Iterator[None]:
     """Somebody else works on the partitions, so that a run waits."""
     dsn = prefect_sandbox.admin_dsn(prefect_sandbox.primary_port, "shop")
-    with hold(dsn, "the partitions of 'public.events'", "somebody", timedelta(seconds=30)):
+    with connect(dsn, "test") as session:
+        (row,) = session.execute("SELECT to_regclass('public.events')::oid::bigint AS oid").fetchall()
+    what, identity = "the partitions of 'public.events'", lock_identity(row["oid"])
+    with hold(dsn, what, "somebody", timedelta(seconds=30), identity=identity):
         yield
 
 

@@ -310,6 +310,34 @@ def test_every_kind_of_key_is_made_ahead(shop: Shop, key: str, rules: dict[str, 
     assert (Verdict.VERIFIED, ()) == (settled.verdict, settled.outcomes), settled.findings
 
 
+def test_a_type_of_the_next_name_leads_to_another_name(shop: Shop) -> None:
+    """A table makes a type of its own name, so a type is in its way as a table would be."""
+    shop.policy(keep=None, archive=None, ahead=3)
+    first, second = (step.partition.name for step in shop.roll(dry_run=True).steps)
+    shop.sql(f"CREATE TYPE {first} AS ENUM ('a')")
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [f"{first}_2", second] == [outcome.partition for outcome in report.outcomes]
+
+
+def test_the_lock_is_the_tables_under_every_spelling(shop: Shop) -> None:
+    """A roll that names the table in other words waits, names the owner and changes nothing."""
+    others = []
+
+    def roll_too(_: str) -> None:
+        shop.before = lambda _: None
+        shop.policy(table='"public" . EVENTS', wait="500ms")
+        others.append(shop.roll())
+
+    shop.before = roll_too
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [()] == [each.outcomes for each in others]
+    assert "EVENTS' is held by 'pgvigil roll_partitions" in others[0].findings[0].message
+
+
 @pytest.mark.parametrize("place", ["DEFAULT", "FOR VALUES FROM (5000) TO (MAXVALUE)"])
 def test_one_mistyped_key_makes_nothing_leave(shop: Shop, place: str) -> None:
     """The newest key in a partition with an end counts; the other is told until it is gone."""

@@ -52,6 +52,16 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     assert "key 'orders-1' stands there twice" in message
 
 
+def test_a_table_that_stands_twice_is_refused_under_any_spelling(tmp_path: Path) -> None:
+    """Two policies would each roll it by their own rules."""
+    rolled = "{table: '%s', key: at, every: 1 month}"
+    names = ("public.t", 'PUBLIC . "t"')
+    twice = f"orders: {{partitions: [{', '.join(rolled % name for name in names)}]}}"
+    message = refusal(tmp_path, GOOD.replace("orders: {}", twice))
+
+    assert "partitions: 'public.t' and 'PUBLIC . \"t\"' are one table" in message
+
+
 def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
     """A YAML merge is no repetition: own keys win over merged ones."""
     text = (

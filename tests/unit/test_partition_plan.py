@@ -192,6 +192,23 @@ def test_partitions_under_other_names_and_widths_are_adopted() -> None:
     assert "2025-07-02 00:00:00+00:00" == made.lower
 
 
+def test_uuids_with_bits_below_the_millisecond_are_adopted() -> None:
+    """What is made beside one begins or ends exactly where that does; elsewhere at the millisecond."""
+    made = axis(key="uuid")
+    bare = [made.literal(month(number).range.lower) for number in range(6, 10)]  # type: ignore[union-attr,arg-type]
+    june, july, august, september = (f"{each[:14]}7000-8000-000000000000" for each in bare)
+    bounds = {
+        6: f"FOR VALUES FROM ('{june}') TO ('{july}')",
+        8: f"FOR VALUES FROM ('{august}') TO ('{september}')",
+    }
+    partitions = [month(n, bound=bound, range=made.parse(bound)) for n, bound in bounds.items()]
+    plan = draw(table(*partitions), made, policy(ahead=3))
+
+    assert [(july, august), (september, made.literal(month(10).range.lower))] == [  # type: ignore[union-attr,arg-type]
+        (each.lower, each.upper) for each in plan.creations
+    ]
+
+
 @pytest.mark.parametrize(
     "bound",
     [
