@@ -241,7 +241,7 @@ def test_the_audit_log_has_a_tree_without_its_blocks(deep: Shop) -> None:
     assert LEAVES == set(manifest.outline()["leaves"])
 
 
-@pytest.mark.parametrize("hold", ["deep_99_x_0", "Other.Deep 99"])
+@pytest.mark.parametrize("hold", ["deep_99_x_0", '"Other"."Deep 99"'])
 def test_a_legal_hold_of_a_leaf_holds_the_tree(deep: Shop, hold: str) -> None:
     """The whole stays attached, and the report says which leaf holds it."""
     deep.policy(**{**deep.policies[0], "hold": [hold]})
