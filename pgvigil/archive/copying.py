@@ -23,6 +23,7 @@ from pgvigil.archive.manifest import (
     StoredRows,
     read_manifest,
 )
+from pgvigil.archive.shape import read_numbers
 from pgvigil.archive.stream import Meter, Progress, export, show_share
 from pgvigil.archive.tree import held, read_tree, tree_ddl, without_bound
 from pgvigil.archive.view import view
@@ -107,6 +108,7 @@ def make(  # noqa: PLR0913 - both ends, and who hears of it
     session = sessions.export
     with translated(sessions.dsn):
         origin = session.execute(query("archive", "origin")).fetchall()[0]
+        origin["columns"] = read_numbers(session, where.entry.parent)
         digest.pin(session)
         tree = without_bound(read_tree(session, where.entry.relation), where.entry.condition)
         for each in (sessions.export, sessions.digest):
@@ -196,7 +198,22 @@ def _copy_leaf(job: _Job, leaf: Branch, layout: Layout | None) -> Stored:
         text_size=sent.text_size,
         lock=lock,
     )
-    return Stored(rows=rows, digest=found, parquet=_copy_parquet(job, leaf, layout) if layout else None)
+    return Stored(
+        rows=rows,
+        digest=found,
+        parquet=_copy_parquet(job, leaf, layout) if layout else None,
+        generated=_digest_generated(job, leaf),
+    )
+
+
+def _digest_generated(job: _Job, leaf: Branch) -> Digest | None:
+    """Let PostgreSQL compute the digest of the columns that COPY leaves out, if there are any."""
+    columns = leaf.shape.computed_columns
+    if not columns:
+        return None
+    session = job.sessions.digest
+    with translated(job.sessions.dsn), held(session, leaf) as table:
+        return digest.compute_lines(session, table, digest.line(columns), job.encoding)
 
 
 def _digest(session: Connection, leaf: Branch, encoding: str) -> Digest:
@@ -253,6 +270,7 @@ def _manifest(
         digest=_whole(stored, [node.stored for node in nodes if node.stored]),
         digest_algorithm=blocks.ALGORITHM,
         parquet=stored.parquet if stored else None,
+        generated=stored.generated if stored else None,
         tree=() if is_plain else tuple(nodes),
         settings={**digest.SETTINGS, "client_encoding": origin["encoding"]},
         exported_at=origin["now"],
@@ -271,7 +289,7 @@ def _tools(where: Place) -> dict[str, str]:
     return tools | ({"pyarrow": version("pyarrow")} if where.parquet else {})
 
 
-def _origin(where: Place, found: dict[str, object]) -> Origin:
+def _origin(where: Place, found: dict[str, Any]) -> Origin:
     return Origin(
         cluster=where.cluster,
         database=where.database,
@@ -285,6 +303,7 @@ def _origin(where: Place, found: dict[str, object]) -> Origin:
         condition=where.entry.condition,
         lsn=str(found["lsn"]),
         parent_relation=where.entry.parent,
+        parent_columns=found["columns"],
     )
 
 

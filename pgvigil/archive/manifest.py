@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pgvigil.archive.digest import Digest
 from pgvigil.archive.shape import Shape
@@ -40,6 +40,7 @@ class Origin(Frozen):
     condition: str
     lsn: str
     parent_relation: int | None = None
+    parent_columns: dict[str, int] = Field(default_factory=dict)
 
 
 class StoredRows(Frozen):
@@ -81,11 +82,12 @@ class ParquetCopy(Frozen):
 
 
 class Stored(Frozen):
-    """What is in the store of one table's rows."""
+    """What is in the store of one table's rows; `generated` is the digest of columns that COPY leaves out."""
 
     rows: StoredRows
     digest: Digest
     parquet: ParquetCopy | None = None
+    generated: Digest | None = None
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -134,6 +136,7 @@ class Manifest(Frozen):
     rows: StoredRows | None = None
     digest: Digest
     parquet: ParquetCopy | None = None
+    generated: Digest | None = None
     tree: tuple[Node, ...] = ()
     view: str = ""
     digest_algorithm: str
@@ -152,7 +155,7 @@ class Manifest(Frozen):
         """The tables, parents first; a plain table is a tree of one."""
         if self.tree or self.rows is None:
             return self.tree
-        stored = Stored(rows=self.rows, digest=self.digest, parquet=self.parquet)
+        stored = Stored(rows=self.rows, digest=self.digest, parquet=self.parquet, generated=self.generated)
         return (Node(relation=self.origin.relation, shape=self.shape, stored=stored),)
 
     @property
@@ -180,7 +183,7 @@ class Manifest(Frozen):
             tree = (node.model_copy(update={"stored": stored.get(node.relation)}) for node in self.tree)
             return self.model_copy(update={"tree": tuple(tree)})
         one = stored[self.origin.relation]
-        return self.model_copy(update={"rows": one.rows, "digest": one.digest, "parquet": one.parquet})
+        return self.model_copy(update=dict(one))
 
     def outline(self) -> dict[str, Any]:
         """Give what the audit log remembers: everything but shapes, DDL and the lengths of blocks."""

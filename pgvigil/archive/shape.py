@@ -12,7 +12,7 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pgvigil.postgres import Connection
 
@@ -148,6 +148,30 @@ class Statistics(Frozen):
     comment: str | None = None
 
 
+class Definition(Frozen):
+    """What a type is made of that people define: labels of an enum, attributes, constraints of a domain.
+
+    `types` are those of the attributes, or the base of a domain; a new name leaves an attribute its number.
+    """
+
+    name: str
+    kind: str
+    parts: tuple[str, ...]
+    types: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+    def means_as(self, now: Definition) -> bool:
+        """Tell whether a text that was a value of this type is the same value of the type as it is now."""
+        if self.kind != now.kind or self.types != now.types:
+            return False
+        if self.kind == "e":
+            return self.parts == tuple(label for label in now.parts if label in self.parts)
+        return self.kind == "d" or self.parts == now.parts or self.numbers == now.numbers
+
+    def __str__(self) -> str:
+        return ", ".join(self.parts if self.kind == "e" else (*self.types, *self.parts))
+
+
 class Shape(Frozen):
     """A whole table without its rows; `owner_lacks` are privileges that its owner was revoked."""
 
@@ -173,12 +197,18 @@ class Shape(Frozen):
     cluster_index: str | None = None
     comment: str | None = None
     left_out: tuple[str, ...] = ()
+    types: tuple[Definition, ...] = ()
     partition_by: str = ""
 
     @property
     def stored_columns(self) -> tuple[Column, ...]:
         """The columns that COPY takes: those that are not generated."""
         return tuple(column for column in self.columns if not column.generated)
+
+    @property
+    def computed_columns(self) -> tuple[Column, ...]:
+        """The generated columns whose values stand in the table."""
+        return tuple(column for column in self.columns if column.generated == "s")
 
     @property
     def table(self) -> sql.Identifier:
@@ -193,11 +223,13 @@ def read_shape(session: Connection, oid: int) -> Shape:
     if head is None:
         raise PreconditionFailed(f"the table with OID {oid} is gone", hint="plan again")
     marked = session.execute(query("archive", "marked_indexes"), asked).fetchall()[0]
+    columns = tuple(Column(**row) for row in session.execute(query("archive", "columns"), asked))
     return Shape(
         schema_=head["schema"],
         name=head["name"],
         owner=head["owner"],
-        columns=tuple(Column(**row) for row in session.execute(query("archive", "columns"), asked)),
+        columns=columns,
+        types=read_types(session, columns),
         constraints=tuple(
             Constraint(**row) for row in session.execute(query("archive", "constraints"), asked)
         ),
@@ -222,6 +254,19 @@ def read_shape(session: Connection, oid: int) -> Shape:
         left_out=tuple(row["what"] for row in session.execute(query("archive", "left_out"), asked)),
         partition_by=head["partition_by"],
     )
+
+
+def read_types(session: Connection, columns: Sequence[Column]) -> tuple[Definition, ...]:
+    """Read how the types are defined that columns are made of, as far as people defined them."""
+    names = sorted({column.type for column in columns})
+    rows = session.execute(query("archive", "types"), {"names": names})
+    return tuple(Definition(**row) for row in rows)
+
+
+def read_numbers(session: Connection, oid: int) -> dict[str, int]:
+    """Read the numbers of a table's columns, which a new name does not change."""
+    rows = session.execute(query("archive", "numbers"), {"oid": oid})
+    return {row["name"]: row["number"] for row in rows}
 
 
 def renamed(shape: Shape, name: str) -> Shape:

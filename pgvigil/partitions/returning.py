@@ -20,7 +20,7 @@ from pgvigil.archive.ddl import (
 )
 from pgvigil.archive.manifest import Manifest, read_manifest
 from pgvigil.archive.place import MANIFEST, partition_of, table_folder
-from pgvigil.archive.shape import read_shape, spent_checks
+from pgvigil.archive.shape import read_numbers, read_shape, read_types, spent_checks
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.partitions import beside, ledger
@@ -363,11 +363,42 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
     for node in manifest.nodes:
         for what in node.shape.left_out:
             _lost(managed.run, found, what, f"the copy has no more of it than that '{node.name}' had it")
+    if any(leaf.shape.computed_columns and not leaf.stored.generated for leaf in manifest.leaves):
+        _find(
+            managed.run,
+            "generated-unproven",
+            f"generated columns of '{found.name}' are computed anew, not proven: it has no digest of them",
+            severity=Severity.INFO,
+        )
     with managed.session(patient=True) as session:
+        _compare_types(session, found)
         order = _order(session, found, keep=keep)
         with suppress(_DrillOverError):
             restoring.rebuild(session, managed.store, order, show, finish, partial(_lost, managed.run, found))
     return proven
+
+
+def _compare_types(session: Connection, found: Archived) -> None:
+    """Tell of types that are defined otherwise since; raises PreconditionFailed where values would differ."""
+    shape, run = found.manifest.shape, found.managed.run
+    here = {each.name: each for each in read_types(session, shape.columns)}
+    for then in shape.types:
+        now = here.get(then.name)
+        if now is None or (then.parts, then.types) == (now.parts, now.types):
+            continue
+        what = f"type '{then.name}' was ({then}) when '{found.name}' was archived, and is ({now}) now"
+        if not then.means_as(now):
+            raise PreconditionFailed(
+                f"{what}: archived values would be others, or none",
+                hint="give the type its old definition for a while, or load the copy by hand into a table "
+                "with a type of its own: the manifest has the ddl, see docs/partitions.md",
+            )
+        _find(
+            run,
+            "type-changed",
+            what,
+            "if a value is refused now, drop the domain's new constraint and add it again as NOT VALID",
+        )
 
 
 def _lost(run: Run, found: Archived, what: str, why: str) -> None:
@@ -519,11 +550,14 @@ def _attach(session: Connection, found: Archived) -> bool:
     managed = found.managed
     table = identifier(found.name)
     oid = _oid(session, found)
+    renamed = _follow_names(session, found, oid)
     own, parent = read_shape(session, oid), read_shape(session, found.table.oid)
     adaption = restoring.Adaption(table, own, parent)
     condition = found.manifest.origin.condition
     restoring.adapt(session, managed.dsn, adaption, condition, own)
-    managed.run.facts["adapted"] = tuple(adaption.told) + _refer_as_table(session, managed, own, parent)
+    managed.run.facts["adapted"] = (
+        renamed + tuple(adaption.told) + _refer_as_table(session, managed, own, parent)
+    )
     spent = spent_checks(read_shape(session, oid), condition)
     try:
         with managed.session(patient=True) as second, ExitStack() as after, session.transaction():
@@ -531,6 +565,7 @@ def _attach(session: Connection, found: Archived) -> bool:
                 return False
             _wait_idle(session, managed)
             after.enter_context(_beside_default(second, found, condition))
+            _tell_lost(session, found, adaption.lost)
             attach = partial(_attach_now, session, found, adaption.drops, spent)
             bounded(session, managed.dsn, managed.policy, attach)
     except DatabaseFailed as error:
@@ -559,6 +594,57 @@ def _beside_default(session: Connection, found: Archived, condition: str) -> Ite
         )
     with beside.proven(session, managed.dsn, managed.policy, default):
         yield
+
+
+def _follow_names(session: Connection, found: Archived, oid: int) -> tuple[str, ...]:
+    """Rename the columns that have another name in the parent since; by its number a column is known."""
+    origin = found.manifest.origin
+    if not _is_origin(found.managed, found.table, origin):
+        return ()
+    now = read_numbers(session, found.table.oid)
+    names = {number: name for name, number in now.items()}
+    told = []
+    for place, column in enumerate(found.manifest.shape.columns, start=1):
+        own = read_numbers(session, oid)
+        here = next((name for name, number in own.items() if number == place), column.name)
+        wanted = names.get(origin.parent_columns.get(column.name, 0))
+        if wanted is None and column.name in now and column.name in origin.parent_columns:
+            _find(
+                found.managed.run,
+                "column-anew",
+                f"column '{column.name}' was dropped since, and another has its name: the values that come "
+                "back are of the one before",
+                "see whether they mean the same; if not, detach the partition and clear the column",
+            )
+        if wanted is None or wanted == here:
+            continue
+        if wanted in own:
+            raise PreconditionFailed(
+                f"column '{here}' is called '{wanted}' in the table now, and another had that name",
+                hint="bring the partition back with attach=false, rename the columns, attach it by hand",
+            )
+        session.execute(
+            sql.SQL("ALTER TABLE {} RENAME COLUMN {} TO {}").format(
+                identifier(found.name), sql.Identifier(here), sql.Identifier(wanted)
+            )
+        )
+        told.append(f"column '{here}' is called '{wanted}' since: it is renamed")
+    return tuple(told)
+
+
+def _tell_lost(session: Connection, found: Archived, columns: Sequence[str]) -> None:
+    """Tell how many archived values find no place in the table any more."""
+    for name in columns:
+        count = sql.SQL("SELECT count({}) AS n FROM {}").format(sql.Identifier(name), identifier(found.name))
+        values = session.execute(count).fetchall()[0]["n"]
+        if values:
+            _find(
+                found.managed.run,
+                "values-left-out",
+                f"{values} values of column '{name}' of '{found.name}' find no place: the table has no such "
+                "column now",
+                "they stay in the archive; attach=false brings the whole table back",
+            )
 
 
 def _refer_as_table(session: Connection, managed: Managed, own: Shape, parent: Shape) -> tuple[str, ...]:

@@ -79,6 +79,44 @@ SELECT attribute.attname AS name, format_type(attribute.atttypid, attribute.attt
  WHERE attribute.attrelid = %(oid)s AND attribute.attnum > 0 AND NOT attribute.attisdropped
  ORDER BY attribute.attnum
 
+-- types: enums, composite types and domains that these types are made of, as people defined them
+WITH RECURSIVE used AS (
+    SELECT to_regtype(name)::oid AS oid FROM unnest(%(names)s::text[]) AS name
+     UNION
+    SELECT part.oid
+      FROM used JOIN pg_type AS type USING (oid)
+     CROSS JOIN LATERAL (
+           SELECT typelem UNION ALL SELECT typbasetype
+            UNION ALL
+           SELECT atttypid FROM pg_attribute
+            WHERE typtype = 'c' AND attrelid = typrelid AND attnum > 0 AND NOT attisdropped
+            UNION ALL
+           SELECT rngsubtype FROM pg_range WHERE type.oid IN (rngtypid, rngmultitypid)) AS part (oid)
+     WHERE part.oid <> 0
+)
+SELECT format_type(type.oid, NULL) AS name, typtype::text AS kind,
+       CASE typtype
+           WHEN 'e' THEN ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = type.oid ORDER BY enumsortorder)
+           WHEN 'c' THEN ARRAY(SELECT attname::text FROM pg_attribute
+                                WHERE attrelid = typrelid AND attnum > 0 AND NOT attisdropped ORDER BY attnum)
+           ELSE ARRAY(SELECT pg_get_constraintdef(oid) FROM pg_constraint
+                       WHERE contypid = type.oid AND contype <> 'n' ORDER BY conname)
+                || CASE WHEN typnotnull THEN ARRAY['NOT NULL'] END
+       END AS parts,
+       CASE typtype
+           WHEN 'c' THEN ARRAY(SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+                                WHERE attrelid = typrelid AND attnum > 0 AND NOT attisdropped ORDER BY attnum)
+           WHEN 'd' THEN ARRAY[format_type(typbasetype, typtypmod)]
+           ELSE ARRAY[]::text[]
+       END AS types,
+       ARRAY(SELECT attnum::int FROM pg_attribute
+              WHERE typtype = 'c' AND attrelid = typrelid AND attnum > 0 AND NOT attisdropped
+              ORDER BY attnum) AS numbers
+  FROM used JOIN pg_type AS type USING (oid)
+ WHERE typtype IN ('e', 'c', 'd') AND typnamespace NOT IN (
+           'pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+ ORDER BY 1
+
 -- numbers: the columns of a table by their number, which a new name does not change
 SELECT attnum AS number, attname AS name FROM pg_attribute
  WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped

@@ -427,3 +427,67 @@ def test_what_people_gave_a_partition_comes_back_and_nothing_more(shop: Shop, at
     assert {1: 321} == next(each.statistics for each in back.indexes if each.name == "by_kind")
     assert {"own_range", "whose"} <= {each.name for each in back.constraints}
     assert "why" == next(each.comment for each in back.constraints if each.name == "whose")
+
+
+def test_values_follow_their_column_or_are_counted(shop: Shop) -> None:
+    """Renamed, it keeps its values; dropped, they are counted; one that only has the name is told."""
+    shop.sql("ALTER TABLE events ADD COLUMN note text DEFAULT 'n', ADD COLUMN gone text DEFAULT 'g'")
+    shop.sql("ALTER TABLE events ADD COLUMN again text DEFAULT 'a'")
+    name = archived(shop)
+    shop.sql("ALTER TABLE events RENAME note TO remark; ALTER TABLE events DROP gone")
+    shop.sql("ALTER TABLE events DROP again; ALTER TABLE events ADD again text")
+    report = shop.restore(name, attach=True)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [{"n": report.rows}] == shop.sql(f"SELECT count(*) AS n FROM {name} WHERE remark = 'n'")
+    told = {finding.code: finding.message for finding in report.findings}
+    assert f"{report.rows} values of column 'gone'" in told["values-left-out"]
+    assert "column 'again' was dropped since" in told["column-anew"]
+
+
+TYPES = {
+    "renamed": ("ENUM ('a', 'b')", "'a'", "RENAME VALUE 'a' TO 'alpha'", False),
+    "added": ("ENUM ('a', 'b')", "'a'", "ADD VALUE 'c' BEFORE 'b'", True),
+    "replaced": ("(x int, y numeric)", "(1, 2)", "DROP ATTRIBUTE y, ADD ATTRIBUTE z numeric", False),
+    "called": ("(x int, y numeric)", "(1, 2)", "RENAME ATTRIBUTE y TO z", True),
+}
+
+
+@pytest.mark.parametrize("case", TYPES)
+def test_values_of_a_type_that_means_something_else_do_not_come_back(shop: Shop, case: str) -> None:
+    """What only adds to the type, or calls a part of it otherwise, is told; else the restore is refused."""
+    made, value, change, is_same = TYPES[case]
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    shop.sql(f"CREATE TYPE k AS {made}; ALTER TABLE events ADD extra k[]")
+    shop.sql(f"UPDATE {name} SET extra = ARRAY[{value}]::k[]")
+    assert name == archived(shop)
+    shop.sql(f"ALTER TYPE k {change}")
+    report = shop.restore(name)
+
+    assert (Verdict.VERIFIED if is_same else Verdict.INCONCLUSIVE) == report.verdict, report.findings
+    assert "type 'public.k' was (" in report.findings[0].message
+
+
+def test_generated_values_are_proven_too(shop: Shop) -> None:
+    """The function that they come from computes otherwise since: refuted, and the columns are named."""
+    price = "FUNCTION price(bigint) RETURNS bigint IMMUTABLE LANGUAGE sql AS 'SELECT $1 * {}'"
+    shop.sql(f"CREATE {price.format(100)}")
+    shop.sql("ALTER TABLE events ADD total bigint GENERATED ALWAYS AS (price(customer_id)) STORED")
+    name = archived(shop)
+    same = shop.restore(name, keep=False)
+    shop.sql(f"CREATE OR REPLACE {price.format(119)}")
+    report = shop.restore(name)
+
+    assert (Verdict.VERIFIED, Verdict.REFUTED) == (same.verdict, report.verdict), report.findings
+    assert {"table.generated"} == set(refuted(report))
+
+
+def test_a_function_that_finds_nothing_without_a_path_is_told_with_the_cure(shop: Shop) -> None:
+    """A CHECK calls one that calls another without its schema."""
+    shop.sql("CREATE FUNCTION fine(text) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT true'")
+    body = "'BEGIN RETURN fine($1); END'"
+    shop.sql(f"CREATE FUNCTION ok(text) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS {body}")
+    shop.sql("ALTER TABLE events ADD CONSTRAINT ok CHECK (ok(kind))")
+    report = shop.restore(archived(shop))
+
+    assert "SET search_path" in report.findings[0].hint
