@@ -18,6 +18,7 @@ SELECT set_config('client_encoding', CASE current_setting('server_encoding') WHE
             THEN set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', false) END
 
 -- tables: every relation with rows of its own, and what may stand against hashing it; sizes are bytes.
+-- Those below 16384 are the server's own, whichever schema they are in; users' tables can be in any.
 -- A type without a binary form makes all that contain it, in whatever depth, be hashed as text.
 WITH RECURSIVE part (whole, part) AS (
     SELECT oid, typbasetype FROM pg_type WHERE typbasetype <> 0
@@ -54,8 +55,7 @@ SELECT class.oid::bigint AS oid,
   FROM pg_class AS class
   JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
  WHERE class.relkind IN ('r', 'm', 'f')
-   AND (class.oid = 'pg_largeobject'::regclass
-        OR namespace.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast'))
+   AND (class.oid >= 16384 OR class.oid = 'pg_largeobject'::regclass)
  ORDER BY namespace.nspname, class.relname
 
 -- columns: what the columns of these tables are now, outside of any snapshot
@@ -115,8 +115,7 @@ SELECT class.oid::bigint AS oid,
   JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
  WHERE class.relkind = 'r'
    AND class.relpersistence = 'p'
-   AND (class.oid = 'pg_largeobject'::regclass
-        OR namespace.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast'))
+   AND (class.oid >= 16384 OR class.oid = 'pg_largeobject'::regclass)
  ORDER BY pg_stat_get_tuples_inserted(class.oid) + pg_stat_get_tuples_updated(class.oid)
               + pg_stat_get_tuples_deleted(class.oid) DESC,
           class.oid

@@ -391,6 +391,22 @@ def doubts(found: SourceContent) -> dict[str, str]:
     return {doubt.relation: doubt.reason for doubt in found.doubts}
 
 
+def test_a_users_table_in_a_schema_of_the_server_is_fenced_and_hashed(
+    database: str, owner: psycopg.Connection
+) -> None:
+    """It is whose rows they are that counts, not where they were put."""
+    names = ["information_schema.earned", "pg_catalog.earned"]
+    owner.execute("SET allow_system_table_mods = on")
+    for name in names:
+        owner.execute(f"CREATE TABLE {name} AS SELECT 1 AS n".encode())
+    with mark(database, POLICY, RUN) as marked:
+        found = content(marked)
+    owner.execute(f"DROP TABLE {', '.join(names)}".encode())
+
+    assert names == [str(table) for table, _ in found.tables if table.name == "earned"]
+    assert {} == doubts(found)
+
+
 def test_what_is_written_after_the_mark_is_not_hashed(database: str, owner: psycopg.Connection) -> None:
     """The content is that of the mark, though rows come, go and change while it is read."""
     before = digest(database, "large")
