@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pgvigil.drill.digest import (
@@ -19,7 +20,7 @@ from pgvigil.drill.mark import Marked, mark
 from pgvigil.drill.tables import Doubt, Inventory, list_tables, read_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pgvigil.drill.around import Around
     from pgvigil.drill.digest import Connect, Progress
@@ -58,10 +59,18 @@ def hash_database(  # noqa: PLR0913 - which databases, how, and who hears of it
         with mark(dsn, policy, run_name, only=only, beside=beside, around=around) as marked:
             contents += [
                 hash_source(each, policy, seed=seed, on_progress=on_progress)
-                for each in (marked, *marked.beside)
+                for each in _in_turn((marked, *marked.beside))
             ]
             only, beside, around = marked.contended, (), None
     return tuple(contents)
+
+
+def _in_turn(databases: Sequence[Marked]) -> Iterator[Marked]:
+    """Give the smallest first, each with its share of the time that those before it left."""
+    by_size = sorted(databases, key=lambda each: sum(listed.size for listed in each.inventory.tables))
+    for count, each in enumerate(by_size):
+        now = time.monotonic()
+        yield replace(each, until=now + (each.until - now) / (len(by_size) - count))
 
 
 def hash_source(

@@ -11,7 +11,7 @@ import pytest
 from pgvigil import postgres
 from pgvigil.drill import amcheck, catalogue, compare
 from pgvigil.drill.amcheck import Access
-from pgvigil.drill.content import SourceContent, hash_copy, hash_source
+from pgvigil.drill.content import SourceContent, _in_turn, hash_copy, hash_source
 from pgvigil.drill.digest import Limits, Piece, Progress, collect, cut, hash_piece, hash_tables, pin
 from pgvigil.drill.facts import Digest
 from pgvigil.drill.mark import Marked, mark
@@ -549,6 +549,15 @@ def test_a_locked_table_is_unproven_and_the_others_are_read(
     (told,) = [each.reason for each in found.unproven if each.relation == "public.locked"]
     assert "locked by a session that changes it" in told
     assert "large" in {table.name for table, _ in found.tables}
+
+
+def test_of_databases_that_share_a_mark_the_smallest_is_hashed_first(database: str, sandbox: Sandbox) -> None:
+    """Each has its share of the time, so that one which is too large for it leaves some to the others."""
+    with mark(database, POLICY, RUN, beside=[sandbox.dsn("shop")]) as marked:
+        small, large = _in_turn((marked, *marked.beside))
+
+    assert ("shop", "types") == (small.mark.database, large.mark.database)
+    assert small.until < large.until == pytest.approx(marked.until)
 
 
 def sample(database: str, seed: int) -> tuple[list[Piece], SourceContent]:
