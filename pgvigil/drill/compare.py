@@ -92,6 +92,11 @@ def _outcome(ours: Digest, theirs: Digest | None, doubt: str, unread: str) -> tu
     return ("unproven", doubt) if doubt else ("differs", "")
 
 
+def check_name(database: str, part: int = 1) -> str:
+    """Name the check of a database's rows at one of its marks."""
+    return f"rows {database}" + (f", mark {part}" if part > 1 else "")
+
+
 def judge(comparison: Comparison, unproven: Sequence[Unproven] = (), *, part: int = 1) -> Judgement:
     """Judge one database's rows; `unproven` are relations that were not hashed at the source.
 
@@ -99,7 +104,7 @@ def judge(comparison: Comparison, unproven: Sequence[Unproven] = (), *, part: in
     What cannot be proven by design, such as unlogged tables, is told and decides nothing; anything else
     that was not compared makes the check inconclusive, as does a database of which nothing was.
     """
-    name = f"rows {comparison.database}" + (f", mark {part}" if part > 1 else "")
+    name = check_name(comparison.database, part)
     bad = [each for each in comparison.tables if each.outcome in {"differs", "missing"}]
     checks = [_decisive(name, comparison, bad, [each for each in unproven if not each.by_design])]
     by_design = [f"{each.relation} ({each.reason})" for each in unproven if each.by_design]

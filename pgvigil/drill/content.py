@@ -150,7 +150,7 @@ def hash_copy(
     began = time.monotonic()
     with connect() as connection:
         pin(connection)
-        there = list_tables(connection, content.mark.database)
+        there = list_tables(connection, content.mark.database, skip_locked=True)
     listed = {each.table.oid: each for each in there.tables}
     wanted = {table.oid: digest for table, digest in content.tables}
     pieces = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -25,8 +25,9 @@ from pgvigil.drill.results import result_of
 from pgvigil.drill.source import read_cluster
 from pgvigil.drill.state import OWED, Drill, Halt, Marked, Plan
 from pgvigil.drill.witness import is_committed
-from pgvigil.errors import PgBackRestFailed
+from pgvigil.errors import DatabaseFailed, PgBackRestFailed
 from pgvigil.reports import Check, Finding, Severity
+from pgvigil.runs import finding_of
 from pgvigil.sql import query
 from pgvigil.wal.names import parse_lsn, segment_name
 
@@ -277,10 +278,33 @@ def _note_rpo(drill: Drill, marked: Marked, recovery: Recovery) -> None:
 
 
 def compare_database(drill: Drill, copy: Copy, database: MarkedDatabase, *, on_progress: Hear) -> None:
-    """Compare rows, catalogue and sequences of one database at its mark."""
-    name, run = database.name, drill.run.name
+    """Compare rows, catalogue and sequences of one database at its mark; what cannot be read is told."""
+    with _told(drill, database.name, rows=compare.check_name(database.name, database.part)):
+        _compare_rows(drill, copy, database, on_progress)
+    if database.readings:
+        name = database.name
+        with _told(drill, name, catalogue=f"catalogue {name}", sequences=f"sequences {name}"):
+            _compare_rest(drill, copy, name, database.readings)
+
+
+@contextmanager
+def _told(drill: Drill, database: str, **checks: str) -> Iterator[None]:
+    """Tell of what a database owes and did not give, and let the others be compared."""
+    try:
+        yield
+    except DatabaseFailed as error:
+        if error.context.get("unreachable"):
+            raise
+        drill.run.findings.append(finding_of(error, database))
+        told = {check.id for check in drill.run.checks}
+        drill.run.checks += [
+            unknown(check, OWED[owed], error.message) for owed, check in checks.items() if check not in told
+        ]
+
+
+def _compare_rows(drill: Drill, copy: Copy, database: MarkedDatabase, on_progress: Hear) -> None:
     limits = Limits(workers=drill.policy.hash_workers)
-    connect = partial(copies.connect, copy, name, run, drill.policy.deadline)
+    connect = partial(copies.connect, copy, database.name, drill.run.name, drill.policy.deadline)
     found = hash_copy(connect, database.content, limits, on_progress=on_progress)
     drill.note("hash copy", found.seconds, found.bytes_read)
     doubts = {doubt.oid: doubt.reason for doubt in database.content.doubts}
@@ -291,21 +315,28 @@ def compare_database(drill: Drill, copy: Copy, database: MarkedDatabase, *, on_p
         *drill.run.facts.get("databases", ()),
         result_of(database, comparison, found),
     )
-    if database.readings:
-        _compare_rest(drill, copy, name, database.readings)
 
 
 def _compare_rest(drill: Drill, copy: Copy, name: str, readings: Readings) -> None:
-    with (
-        copies.connect(copy, name, drill.run.name) as there,
-        postgres.connect(postgres.in_database(drill.settings.dsn, name), drill.run.name) as here,
-    ):
-        postgres.read_bytes(here)
+    with copies.connect(copy, name, drill.run.name) as there, ExitStack() as stack:
         until = catalogue.read_window(there).next
         since = catalogue.window_of(readings.catalogue)
         copied = catalogue.read(there, "database", since=since, until=until)
-        drill.take(catalogue.prove(name, (*readings.catalogue, copied), here, there))
         drill.take(sequences.prove(name, readings.sequences, there))
+        here = _source(drill, name, stack) or there
+        drill.take(catalogue.prove(name, (*readings.catalogue, copied), here, there))
+
+
+def _source(drill: Drill, database: str, stack: ExitStack) -> Connection | None:
+    """Enter the source's database, which only names what differs: it may be dropped since its mark."""
+    try:
+        here = stack.enter_context(
+            postgres.connect(postgres.in_database(drill.settings.dsn, database), drill.run.name)
+        )
+        postgres.read_bytes(here)
+    except DatabaseFailed:
+        return None
+    return here
 
 
 def compare_cluster(drill: Drill, copy: Copy, halt: Halt) -> None:

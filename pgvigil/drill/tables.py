@@ -39,13 +39,14 @@ class Inventory(Frozen):
     types: str
 
 
-def list_tables(connection: Connection, database: str) -> Inventory:
+def list_tables(connection: Connection, database: str, *, skip_locked: bool = False) -> Inventory:
     """List ordinary tables, materialized views, leaves of partitioned tables and the large objects.
 
-    The connection should be one that `digest.pin` has prepared. Raises DatabaseFailed.
+    The connection should be one that `digest.pin` has prepared. `skip_locked` is for a copy whose replay
+    stands still: it keeps for ever the locks of a transaction that had not ended. Raises DatabaseFailed.
     """
     tables, unproven = [], []
-    for row in connection.execute(query("drill_source", "tables")):
+    for row in connection.execute(query("drill_source", "tables"), {"skip_locked": skip_locked}):
         listed = _listed(row)
         reason, by_design = _obstacle(row)
         if reason:
@@ -91,6 +92,7 @@ def _obstacle(row: dict[str, Any]) -> tuple[str, bool]:
         (row["kind"] == "f", "foreign table: its rows live on another server", True),
         (row["persistence"] == "u", "unlogged: no WAL, so no restore brings its rows back", True),
         (row["persistence"] == "t", "temporary: it ends with its session", True),
+        (row["is_locked"], "locked by a transaction that was changing it at the mark: drill again", False),
         (row["is_unpopulated"], "materialized view without data", True),
         (row["blocks"] is None, "dropped while it was listed", False),
         (not row["is_readable"], "not readable: GRANT pg_read_all_data, as infra/roles.sql does", False),

@@ -36,6 +36,10 @@ WITH RECURSIVE part (whole, part) AS (
     SELECT oid FROM pg_type WHERE typsend = 0 AND typtype <> 'p'
     UNION
     SELECT part.whole FROM part JOIN textual ON textual.oid = part.part
+), locked (oid) AS (  -- to ask for their size waits until they are not
+    SELECT relation FROM pg_locks
+     WHERE %(skip_locked)s AND locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 )
 SELECT class.oid::bigint AS oid,
        namespace.nspname AS schema_name,
@@ -43,8 +47,10 @@ SELECT class.oid::bigint AS oid,
        class.relkind::text AS kind,
        class.relpersistence::text AS persistence,
        class.relfilenode::bigint AS filenode,
-       pg_relation_size(class.oid) / current_setting('block_size')::int AS blocks,
-       pg_table_size(class.oid) AS bytes,
+       own.is_locked,
+       CASE WHEN NOT own.is_locked
+            THEN pg_relation_size(class.oid) / current_setting('block_size')::int END AS blocks,
+       CASE WHEN NOT own.is_locked THEN pg_table_size(class.oid) END AS bytes,
        class.oid = 'pg_largeobject'::regclass AS has_large_objects,
        class.relkind = 'm' AND NOT class.relispopulated AS is_unpopulated,
        has_schema_privilege(namespace.oid, 'USAGE') AND has_table_privilege(class.oid, 'SELECT') AS is_readable,
@@ -54,6 +60,9 @@ SELECT class.oid::bigint AS oid,
           FROM pg_attribute WHERE attrelid = class.oid AND attnum > 0) AS columns
   FROM pg_class AS class
   JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ CROSS JOIN LATERAL (
+    SELECT class.oid IN (SELECT oid FROM locked) OR class.reltoastrelid IN (SELECT oid FROM locked) AS is_locked
+ ) AS own
  WHERE class.relkind IN ('r', 'm', 'f')
    AND (class.oid >= 16384 OR class.oid = 'pg_largeobject'::regclass)
  ORDER BY namespace.nspname, class.relname

@@ -560,6 +560,22 @@ def test_of_databases_that_share_a_mark_the_smallest_is_hashed_first(database: s
     assert small.until < large.until == pytest.approx(marked.until)
 
 
+def test_a_table_that_is_locked_in_the_copy_is_unproven_and_the_others_are_read(
+    database: str, owner: psycopg.Connection, changing: str
+) -> None:
+    """A paused replay keeps such a lock for ever, so nothing is asked that would wait for it."""
+    with mark(database, POLICY, RUN) as marked:
+        found = content(marked)
+    with owner.transaction():
+        owner.execute("LOCK TABLE changing IN ACCESS EXCLUSIVE MODE")
+        copy = hash_copy(lambda: connected(database), found, Limits(), on_progress=nothing)
+    comparison = compare.compare(found, copy, doubts={})
+
+    assert {
+        changing: "in the copy: locked by a transaction that was changing it at the mark: drill again"
+    } == {str(each.table): each.reason for each in comparison.tables if each.outcome != "equal"}
+
+
 def sample(database: str, seed: int) -> tuple[list[Piece], SourceContent]:
     """Hash half of the pieces of `large`, as when time was over then."""
     limits = Limits(rate=1, seed=seed)
