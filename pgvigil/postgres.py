@@ -185,7 +185,10 @@ def read_bytes(connection: Connection) -> None:
 
 
 def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:
-    """Give the bytes of a COPY … TO STDOUT in pieces of a few hundred kilobytes; errors as in `connect`."""
+    """Give the bytes of a COPY … TO STDOUT in pieces of a few hundred kilobytes; errors as in `connect`.
+
+    A piece is cut without regard to where rows end, however long one is.
+    """
     pgconn = connection.pgconn
     rows: list[memoryview] = []
     size = 0
@@ -198,8 +201,12 @@ def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:
             rows.append(taken[1])
             size += taken[0]
             if size >= COPY_PIECE:
-                yield b"".join(rows)
+                last = rows.pop()
+                yield b"".join([*rows, last[:COPY_PIECE]])
+                for start in range(COPY_PIECE, len(last), COPY_PIECE):
+                    yield bytes(last[start : start + COPY_PIECE])
                 rows, size = [], 0
+                del taken, last  # or a long row would be held while the next one is read
         for result in connection.wait(fetch_many(pgconn)):
             if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
                 raise psycopg.errors.error_from_result(result, encoding=connection.info.encoding)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import queue
 import threading
+from collections import deque
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 LEVEL = 3
-PIECES_AHEAD = 16
 _MIB = 1024 * 1024
+BYTES_AHEAD = 4 * _MIB
 
 
 class Progress(Frozen):
@@ -135,42 +135,70 @@ def _compressed(rows: Iterable[bytes], meter: Meter) -> Iterator[bytes]:
 
 @contextmanager
 def ahead(chunks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
-    """Let a thread make the next chunks while the block uses the last; errors come with their chunk."""
-    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=PIECES_AHEAD)
-    is_over = threading.Event()
+    """Let a thread make the next chunks while the block uses the last; errors come with their chunk.
 
-    def offer(item: bytes | BaseException | None) -> bool:
-        while not is_over.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
+    What waits is bounded by its bytes, and at least one chunk.
+    """
+    ready = _Ready()
 
     def produce() -> None:
         try:
             for chunk in chunks:
-                if not offer(chunk):
+                if not ready.put(chunk, len(chunk)):
                     return
-            offer(None)
+            ready.put(None)
         except BaseException as error:  # it belongs to the block, which reads from the queue
-            offer(error)
+            ready.put(error)
 
     worker = threading.Thread(target=produce, name="pgvigil-copy", daemon=True)
     worker.start()
     try:
-        yield _taken(ready)
+        yield ready.taken()
     finally:
-        is_over.set()
+        ready.close()
         worker.join()
 
 
-def _taken(ready: queue.Queue[bytes | BaseException | None]) -> Iterator[bytes]:
-    while (item := ready.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+class _Ready:
+    """Chunks that wait between two threads, few bytes of them, and the error or the end behind them."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[bytes | BaseException | None, int]] = deque()
+        self._size = 0
+        self._is_over = False
+        self._changed = threading.Condition()
+
+    def put(self, item: bytes | BaseException | None, size: int = 0) -> bool:
+        """Add one when there is room; tells whether anybody still takes it."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_over or not self._items or self._size + size <= BYTES_AHEAD
+            )
+            self._items.append((item, size))
+            self._size += size
+            self._changed.notify_all()
+            return not self._is_over
+
+    def taken(self) -> Iterator[bytes]:
+        """Give the chunks as they come."""
+        while (item := self._take()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _take(self) -> bytes | BaseException | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._items)
+            item, size = self._items.popleft()
+            self._size -= size
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
 
 class Received(Frozen):

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from pgvigil.archive import copying, proving
 from pgvigil.archive.place import Place, partition_folder, require_room
+from pgvigil.archive.preflight import require_copyable
 from pgvigil.errors import DatabaseFailed, PgvigilError, PreconditionFailed, StorageFailed
 from pgvigil.partitions import detach as detaching
 from pgvigil.partitions import drop as dropping
@@ -99,10 +100,10 @@ def _preflight(managed: Managed, made: Plan, departure: Departure) -> None:
     own = departure.name
     where = partition_folder(managed.policy, managed.cluster, managed.database, made.table, own)
     require_room(where, (own.schema_, own.name), parquet=managed.policy.parquet is not None)
-    if managed.policy.parquet is None:
-        return
     with managed.session(patient=True) as session:
-        copying.preflight(session, departure.relation, managed.policy.parquet)
+        require_copyable(session, departure.relation)
+        if managed.policy.parquet is not None:
+            copying.preflight(session, departure.relation, managed.policy.parquet)
 
 
 def _find_entry(managed: Managed, departure: Departure) -> Entry | None:

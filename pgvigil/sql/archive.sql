@@ -225,3 +225,12 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
        current_setting('server_encoding') AS encoding,
        pg_current_wal_insert_lsn()::text AS lsn,
        clock_timestamp() AS now
+
+-- long_columns: the columns of a table whose values may be stored outside of it, and how much is
+SELECT attname AS name,
+       atttypid = ANY ('{text,varchar,bpchar,bytea}'::regtype[]) AS is_counted,
+       CASE WHEN reltoastrelid = 0 THEN 0 ELSE pg_relation_size(reltoastrelid) END AS toast_size
+  FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+ WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attlen = -1 AND attstorage <> 'p'
+   AND attgenerated = ''
+ ORDER BY attnum

@@ -6,7 +6,7 @@ from psycopg import sql
 from pgvigil.archive import blocks, digest
 from pgvigil.archive.shape import Shape, read_shape
 from pgvigil.archive.stream import column_list
-from pgvigil.postgres import Connection, connect, copy_out
+from pgvigil.postgres import COPY_PIECE, Connection, connect, copy_out
 from pgvigil.sandbox import Sandbox
 
 # Two hundred pages in the middle are empty, some lines are wide, and some text is not ASCII. There are more
@@ -65,6 +65,15 @@ def test_postgres_and_the_copy_agree_block_by_block(session: Connection) -> None
     session.execute("UPDATE public.sparse SET word = word || '.' WHERE id = 3500")
     assert found.value != computed(session).value
     assert found.value != copied(session, found.blocks).value
+
+
+def test_a_long_row_comes_in_short_pieces(session: Connection) -> None:
+    """However long one is, what is kept of it at a time is not."""
+    statement = sql.SQL("COPY (SELECT repeat('x', 20000000)) TO STDOUT").format()
+    pieces = list(copy_out(session, statement))
+
+    assert b"".join(pieces) == b"x" * 20_000_000 + b"\n"
+    assert max(map(len, pieces)) <= COPY_PIECE
 
 
 def test_a_digest_reads_each_page_once(session: Connection) -> None:

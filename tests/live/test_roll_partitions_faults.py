@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import boto3
 import pytest
@@ -405,6 +406,56 @@ def test_a_detach_that_would_look_for_references_too_long_is_refused(shop: Shop)
     )
     assert "index public.refunds (event, at)" in " ".join(finding.hint for finding in report.findings)
     assert name in shop.partitions()
+
+
+@pytest.mark.long
+def test_a_row_that_no_copy_can_carry_is_found_before_the_detach(shop: Shop) -> None:
+    """As text it would be longer than 1 GiB; row and column are named, and the partition stays."""
+    name = oldest(shop)
+    shop.sql("SET ROLE shop; ALTER TABLE events ADD COLUMN body bytea")
+    shop.sql(
+        f"UPDATE {name} SET body = convert_to(repeat('x', 540000000), 'UTF8')"
+        f" WHERE id = (SELECT min(id) FROM {name})"
+    )
+    report = shop.roll()
+
+    assert f"a row of 'public.{name}' (ctid (" in messages(report)
+    assert "longer than 1 GiB as text, most of it in column 'body'" in messages(report)
+    assert name in shop.partitions()
+
+
+@contextmanager
+def database_of_bytes(shop: Shop) -> Iterator[Shop]:
+    """A shop whose database looks at no encoding."""
+    name = f"{shop.database}_bytes"
+    shop.sql(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0 OWNER shop")
+    try:
+        made = Shop(shop.sandbox, name)
+        made.sql((Path(__file__).parents[2] / "infra" / "target.sql").read_text(encoding="utf-8"))
+        yield made
+    finally:
+        shop.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_what_no_manifest_can_say_is_found_before_the_detach(shop: Shop) -> None:
+    """A comment of bytes that are not UTF-8 is told with a cure; rows of such bytes are archived."""
+    with database_of_bytes(shop) as bare:
+        bare.sql(
+            "CREATE TABLE t (at date NOT NULL, v text) PARTITION BY RANGE (at); ALTER TABLE t OWNER TO shop;"
+            "CREATE TABLE t_99 PARTITION OF t FOR VALUES FROM ('1999-01-01') TO ('2000-01-01');"
+            "CREATE TABLE t_now PARTITION OF t FOR VALUES FROM ('2000-01-01') TO ('2100-01-01');"
+            "ALTER TABLE t_99 OWNER TO shop; INSERT INTO t VALUES ('1999-05-05', E'\\xff\\xfe');"
+            "DO $$ BEGIN EXECUTE format('COMMENT ON TABLE t_99 IS %L', E'sch\\xf6n'); END $$"
+        )
+        bare.policy(table="public.t", key="at", every="1 year", keep="2 years", ahead=1)
+        refused = bare.roll()
+        standing = set(bare.partitions("t"))
+        bare.sql("COMMENT ON TABLE t_99 IS NULL")
+        report = bare.roll()
+
+    assert "is not UTF-8, which this database (SQL_ASCII) does not look at" in messages(refused)
+    assert "t_99" in standing
+    assert ["t_99"] == [each.shape.name for each in report.manifests], messages(report)
 
 
 def flip(data: bytes) -> bytes:

@@ -1,3 +1,5 @@
+import hashlib
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -7,6 +9,7 @@ from pgvigil.archive.copying import _is_whole
 from pgvigil.archive.digest import Digest
 from pgvigil.archive.manifest import Stored, StoredRows
 from pgvigil.archive.place import Place, folder, require_room
+from pgvigil.archive.stream import BYTES_AHEAD, ahead
 from pgvigil.errors import PreconditionFailed
 from pgvigil.objectstore import ObjectLock
 from pgvigil.partitions.facts import Entry, Name
@@ -55,3 +58,37 @@ def test_a_leaf_of_an_earlier_try_is_taken_under_the_lock_that_is_wanted_now(
 
     assert is_taken == _is_whole(stored, place(wanted), {URI: 3})
     assert not _is_whole(stored, place(wanted), {URI: 2})
+
+
+@pytest.mark.parametrize("size", [BYTES_AHEAD // 3, 2 * BYTES_AHEAD])
+def test_what_is_made_ahead_is_bounded_by_its_bytes(size: int) -> None:
+    """Whatever a chunk's size, there waits as much as was allowed, or a single one."""
+    chunk, made, used, most = bytes(size), 0, 0, 0
+
+    def make() -> Iterator[bytes]:
+        nonlocal made, most
+        for _ in range(20):
+            made += 1
+            most = max(most, made - used)
+            yield chunk
+
+    with ahead(make()) as chunks:
+        for each in chunks:
+            hashlib.sha256(each)
+            used += 1
+
+    assert (20, 20) == (made, used)
+    assert most <= max(1, BYTES_AHEAD // size) + 2  # one is being made, and one in use
+
+
+def test_an_error_comes_behind_its_chunks() -> None:
+    """What was made before it is there, and the thread has ended."""
+
+    def make() -> Iterator[bytes]:
+        yield b"a"
+        raise ValueError("torn")
+
+    with ahead(make()) as chunks:
+        assert b"a" == next(chunks)
+        with pytest.raises(ValueError, match="torn"):
+            next(chunks)
