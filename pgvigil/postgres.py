@@ -76,7 +76,7 @@ def connect_pooled(dsn: str, application_name: str) -> Iterator[Connection]:
 def transaction(connection: Connection, bounds: Mapping[str, str]) -> Iterator[Connection]:
     """Do the block in one transaction with settings of its own, committed at its end."""
     with connection.transaction():
-        _set(connection, bounds, is_local=True)
+        _set(connection, {**_lasting(connection), **bounds}, is_local=True)
         yield connection
 
 
@@ -147,9 +147,12 @@ def _bound(connection: Connection, statement_timeout: timedelta, lock_timeout: t
         "datestyle": "ISO, MDY",
         "intervalstyle": "postgres",
     }
-    if connection.info.server_version >= 170_000:
-        settings["transaction_timeout"] = "0"  # each statement is bounded; a copy takes as long as it takes
-    _set(connection, settings, is_local=False)
+    _set(connection, {**settings, **_lasting(connection)}, is_local=False)
+
+
+def _lasting(connection: Connection) -> Mapping[str, str]:
+    """Let a transaction last, whatever the role's default: each statement is bounded, a copy takes long."""
+    return {"transaction_timeout": "0"} if connection.info.server_version >= 170_000 else {}
 
 
 def _set(connection: Connection, settings: Mapping[str, str], *, is_local: bool) -> None:

@@ -706,6 +706,18 @@ def test_nothing_stays_in_the_servers_session(yard: Yard) -> None:
         assert session.connect().execute(left).fetchone() == {"n": 0}
 
 
+@since(17, "transaction_timeout")
+def test_a_bound_that_the_role_has_for_whole_transactions_ends_none_of_ours(yard: Yard) -> None:
+    """Within a transaction it is off, for each statement has its own; the session has it afterwards."""
+    bound = "SELECT pg_catalog.current_setting('transaction_timeout') AS bound"
+    with Session(yard.sandbox.dsn("shop"), "test") as session:
+        session.connect().execute("SET transaction_timeout = '10s'")
+        with session.transaction(Bounds()) as connection:
+            within = connection.execute(bound).fetchone()
+
+        assert (within, session.connect().execute(bound).fetchone()) == ({"bound": "0"}, {"bound": "10s"})
+
+
 # --- steering -------------------------------------------------------------------------------------------
 
 
