@@ -37,8 +37,10 @@ def draw(table: Table, axis: Axis, policy: PartitionPolicy, approved: Collection
     fresh = [_leave(each, table, policy) for each in expired if each.oid not in known]
     begun = [departure for departure in fresh if departure.is_pending]
     whole = [departure for departure in fresh if not departure.is_pending]
-    refusals += [_over_the_cap(departure, policy) for departure in whole[policy.max_drops :]]
-    departures = (*under_way, *begun, *whole[: policy.max_drops])
+    # A run that goes on after an approval took out what it asked about: it must not begin as many again.
+    room = max(0, policy.max_drops - (len(under_way) if approved else 0))
+    refusals += [_over_the_cap(departure, policy) for departure in whole[room:]]
+    departures = (*under_way, *begun, *whole[:room])
     plan = Plan(
         table=table.name,
         oid=table.oid,

@@ -386,7 +386,7 @@ def test_the_page_of_the_watch_has_what_is_wrong(
     assert page.get_by_role("row").filter(has_text="stale").count() >= 1
 
 
-def _await(find: Callable[[], T | None], seconds: float = 300, pause: float = 0.5) -> T:
+def _await(find: Callable[[], T | None], seconds: float = 150, pause: float = 0.5) -> T:
     deadline = time.monotonic() + seconds
     while not (found := find()):
         assert time.monotonic() < deadline, "it did not come true"

@@ -286,6 +286,18 @@ def test_no_more_is_dropped_or_asked_about_than_the_cap(most: int) -> None:
         }
 
 
+def test_a_run_that_goes_on_after_an_approval_has_taken_out_what_it_asked_about() -> None:
+    """Else it would take out as many again and ask at once about those, and so on to the last partition."""
+    found = table(*WHOLE, entries=(entry(20), entry(21)))
+    rules = policy(ahead=2, keep="2 months", max_drops=2, drop="approve")
+    asked = draw(found, axis(), rules)
+    plan = draw(found, axis(), rules, {asked.digest})
+
+    assert 4 == len(asked.departures)
+    assert ["now", "now"] == [each.drop for each in plan.departures]
+    assert "max_drops is 2: a later run takes it" in {each.reason for each in plan.refusals}
+
+
 @pytest.mark.parametrize(
     ("rules", "known"),
     [
