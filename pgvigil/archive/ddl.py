@@ -14,14 +14,13 @@ if TYPE_CHECKING:
         Column,
         Constraint,
         Grant,
+        Hook,
         Index,
         Numbering,
         Policy,
         Publication,
-        Rule,
         Shape,
         Statistics,
-        Trigger,
     )
 
 
@@ -278,22 +277,22 @@ def _policy(each: Policy, table: sql.Identifier) -> Iterator[sql.Composed]:
 _ENABLE: dict[str, LiteralString] = {"D": "DISABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
 
-def _trigger(each: Trigger, table: sql.Identifier) -> Iterator[sql.Composed]:
-    name = sql.Identifier(each.name)
+def _trigger(each: Hook, table: sql.Identifier) -> Iterator[sql.Composed]:
     yield sql.SQL("{} ON {} {}").format(_raw(each.head), table, _raw(each.tail))
-    if each.enabled in _ENABLE:
-        yield sql.SQL("ALTER TABLE {} {} TRIGGER {}").format(table, sql.SQL(_ENABLE[each.enabled]), name)
-    if each.comment is not None:
-        yield sql.SQL("COMMENT ON TRIGGER {} ON {} IS {}").format(name, table, sql.Literal(each.comment))
+    yield from _switched("TRIGGER", each, table)
 
 
-def _rule(each: Rule, table: sql.Identifier) -> Iterator[sql.Composed]:
-    name = sql.Identifier(each.name)
+def _rule(each: Hook, table: sql.Identifier) -> Iterator[sql.Composed]:
     yield sql.SQL("{} TO {}{}").format(_raw(each.head), table, _raw(each.tail))
+    yield from _switched("RULE", each, table)
+
+
+def _switched(kind: LiteralString, each: Hook, table: sql.Identifier) -> Iterator[sql.Composed]:
+    what, name = sql.SQL(kind), sql.Identifier(each.name)
     if each.enabled in _ENABLE:
-        yield sql.SQL("ALTER TABLE {} {} RULE {}").format(table, sql.SQL(_ENABLE[each.enabled]), name)
+        yield sql.SQL("ALTER TABLE {} {} {} {}").format(table, sql.SQL(_ENABLE[each.enabled]), what, name)
     if each.comment is not None:
-        yield sql.SQL("COMMENT ON RULE {} ON {} IS {}").format(name, table, sql.Literal(each.comment))
+        yield sql.SQL("COMMENT ON {} {} ON {} IS {}").format(what, name, table, sql.Literal(each.comment))
 
 
 def _publish(each: Publication, table: sql.Identifier) -> sql.Composed:

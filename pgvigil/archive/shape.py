@@ -97,18 +97,8 @@ class Grant(Frozen):
     column: str | None = None
 
 
-class Trigger(Frozen):
-    """One trigger of the table's own; its definition stands in two parts, around the table's name."""
-
-    name: str
-    head: str
-    tail: str
-    enabled: str = "O"
-    comment: str | None = None
-
-
-class Rule(Frozen):
-    """One rule; its definition stands in two parts, around the table's name."""
+class Hook(Frozen):
+    """One trigger or rule of the table's own; its definition stands in two parts, around the table's name."""
 
     name: str
     head: str
@@ -182,10 +172,10 @@ class Shape(Frozen):
     constraints: tuple[Constraint, ...] = ()
     indexes: tuple[Index, ...] = ()
     grants: tuple[Grant, ...] = ()
-    triggers: tuple[Trigger, ...] = ()
+    triggers: tuple[Hook, ...] = ()
     policies: tuple[Policy, ...] = ()
     statistics: tuple[Statistics, ...] = ()
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Hook, ...] = ()
     publications: tuple[Publication, ...] = ()
     owner_lacks: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -235,10 +225,10 @@ def read_shape(session: Connection, oid: int) -> Shape:
         ),
         indexes=tuple(Index(**row) for row in session.execute(query("archive", "indexes"), asked)),
         grants=tuple(Grant(**row) for row in session.execute(query("partitions", "grants"), asked)),
-        triggers=tuple(Trigger(**row) for row in session.execute(query("archive", "triggers"), asked)),
+        triggers=tuple(Hook(**row) for row in session.execute(query("archive", "triggers"), asked)),
         policies=tuple(Policy(**row) for row in session.execute(query("archive", "policies"), asked)),
         statistics=tuple(Statistics(**row) for row in session.execute(query("archive", "statistics"), asked)),
-        rules=tuple(Rule(**row) for row in session.execute(query("archive", "rules"), asked)),
+        rules=tuple(Hook(**row) for row in session.execute(query("archive", "rules"), asked)),
         publications=tuple(
             Publication(**row) for row in session.execute(query("archive", "publications"), asked)
         ),
