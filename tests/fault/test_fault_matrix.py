@@ -84,8 +84,10 @@ def test_the_boundaries_are_all_there_are(theatre: Theatre, flow: str) -> None:
 @contextmanager
 def _run_left(_: Story) -> Iterator[None]:
     with subprocess.Popen(["sleep", "600"]) as process:
-        yield
-        process.kill()
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def _session_left(story: Story) -> AbstractContextManager[object]:
@@ -106,8 +108,10 @@ def _lock_left(story: Story) -> Iterator[None]:
 @contextmanager
 def _slot_left(story: Story) -> Iterator[None]:
     story.world.sql("SELECT pg_create_physical_replication_slot('left')")
-    yield
-    story.world.sql("SELECT pg_drop_replication_slot('left')")
+    try:
+        yield
+    finally:
+        story.world.sql("SELECT pg_drop_replication_slot('left')")
 
 
 @contextmanager
@@ -115,8 +119,10 @@ def _file_left(place: str, story: Story) -> Iterator[None]:
     file = story.world.sandbox.directory / place
     file.parent.mkdir(exist_ok=True)
     file.touch()
-    yield
-    file.unlink()
+    try:
+        yield
+    finally:
+        file.unlink()
 
 
 @contextmanager
@@ -125,15 +131,19 @@ def _upload_left(story: Story) -> Iterator[None]:
         "s3", endpoint_url=story.world.sandbox.endpoint_url, verify=str(story.world.sandbox.ca_file)
     )
     answer = client.create_multipart_upload(Bucket="archive", Key="stage/left")
-    yield
-    client.abort_multipart_upload(Bucket="archive", Key="stage/left", UploadId=answer["UploadId"])
+    try:
+        yield
+    finally:
+        client.abort_multipart_upload(Bucket="archive", Key="stage/left", UploadId=answer["UploadId"])
 
 
 @contextmanager
 def _event_edited(story: Story) -> Iterator[None]:
     _edit_event(story, "body || ' '")
-    yield
-    _edit_event(story, "left(body, -1)")
+    try:
+        yield
+    finally:
+        _edit_event(story, "left(body, -1)")
 
 
 def _edit_event(story: Story, body: str) -> None:
