@@ -45,7 +45,7 @@ def make(session: Connection, dsn: str, policy: PartitionPolicy, table: Table, c
     default = _look(session, policy, table, creation)
     try:
         with proven(session, dsn, policy, default) if default and not default.rows else nullcontext():
-            return bounded(session, dsn, policy, lambda: _create(session, policy, table, creation))
+            return bounded(session, dsn, policy, lambda: _create(session, policy, table, creation, default))
     except DatabaseFailed as error:
         raise _explain(session, error, table, creation, default) from error
 
@@ -63,7 +63,9 @@ def _look(session: Connection, policy: PartitionPolicy, table: Table, creation: 
     return default
 
 
-def _create(session: Connection, policy: PartitionPolicy, table: Table, creation: Creation) -> int:
+def _create(
+    session: Connection, policy: PartitionPolicy, table: Table, creation: Creation, default: Default | None
+) -> int:
     """Build a partition and attach it, in one transaction under SHARE UPDATE EXCLUSIVE on the table.
 
     With a DEFAULT partition writers must wait while it is attached: one that was routed to DEFAULT already
@@ -75,24 +77,44 @@ def _create(session: Connection, policy: PartitionPolicy, table: Table, creation
         _build(session, table, creation)
         for name in (creation.name, *(twig.name for twig in creation.twigs)):
             _inherit_settings(session, table, identifier(name))
-        if table.default_oid:
-            return _take_over(session, policy, table, creation)
+        if default:
+            return _take_over(session, policy, table, creation, default)
         _attach(session, table, creation)
     return 0
 
 
-def _take_over(session: Connection, policy: PartitionPolicy, table: Table, creation: Creation) -> int:
-    """Move the rows of the new range out of DEFAULT and attach it, all within `policy.block`."""
+def _take_over(
+    session: Connection, policy: PartitionPolicy, table: Table, creation: Creation, default: Default
+) -> int:
+    """Move the rows of the new range out of DEFAULT and attach it, all within `policy.block`.
+
+    Where rows move, readers wait as well, and before they look for partitions: one that knew of DEFAULT
+    alone, and waited for that, would find it without the rows.
+    """
     began = time.monotonic()
-    session.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(identifier(table.name)))
+    _lock(session, table, "ACCESS EXCLUSIVE" if default.rows else "EXCLUSIVE")
     _check(session, table)
     hasten(session, policy, began)
     moved = _drain_default(session, table, creation)
+    if moved:
+        hasten(session, policy, began)
+        _lock(session, table, "ACCESS EXCLUSIVE")
     hasten(session, policy, began)
     _attach(session, table, creation)
-    if moved and (held := readers(session, began + policy.block.total_seconds())):
-        raise DatabaseFailed(f"a transaction began meanwhile: {tell(held[0])}", sqlstate=LOCK_TIMEOUT)
+    if moved:
+        _refuse_readers(session, began + policy.block.total_seconds())
     return moved
+
+
+def _lock(session: Connection, table: Table, mode: LiteralString) -> None:
+    session.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(identifier(table.name), sql.SQL(mode)))
+
+
+def _refuse_readers(session: Connection, deadline: float) -> None:
+    """Wait for whoever began meanwhile; as this role, for to the owner other roles' sessions show no age."""
+    session.execute("SET LOCAL ROLE NONE")
+    if held := readers(session, deadline):
+        raise DatabaseFailed(f"a transaction began meanwhile: {tell(held[0])}", sqlstate=LOCK_TIMEOUT)
 
 
 def _attach(session: Connection, table: Table, creation: Creation) -> None:

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -333,6 +334,41 @@ def test_rows_do_not_move_while_an_older_snapshot_would_miss_them(shop: Shop) ->
     assert "would not be seen by transactions that began before: pid" in messages(report)
     assert "SELECT count(*) FROM customers" in messages(report)
     assert Verdict.VERIFIED == shop.roll().verdict
+    assert 0 == count(shop, "events_rest")
+
+
+def test_who_reads_while_rows_move_sees_each_once(shop: Shop) -> None:
+    """A reader that comes in the midst of it waits, and then looks for the rows where they are."""
+    put_into_default(shop, 3)
+    shop.policy(keep=None, archive=None, block="10s", wait="20s")
+    shop.sql(
+        "CREATE FUNCTION gate() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('application_name') LIKE 'pgvigil%' THEN"
+        " PERFORM pg_advisory_xact_lock(1); END IF; RETURN true; END $$;"
+        "SET ROLE shop; ALTER TABLE events ADD CHECK (gate())"
+    )
+    waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+    attaching = (
+        "SELECT pid FROM pg_locks WHERE granted AND mode = 'AccessExclusiveLock'"
+        " AND relation = 'events_rest'::regclass"
+    )
+    held_up = "SELECT pid FROM pg_locks WHERE NOT granted AND mode = 'AccessShareLock'"
+    late = f"SELECT count(*) AS n FROM events WHERE created_at = {LATE}"
+    with ThreadPoolExecutor(2) as pool, shop.session() as gate, shop.session() as older:
+        gate.execute("SELECT pg_advisory_lock(1)")
+        rolling = pool.submit(shop.roll)
+        wait_for(lambda: shop.sql(waiting))
+        with older.transaction():
+            older.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            run(older, "SELECT count(*) FROM customers")
+            gate.execute("SELECT pg_advisory_unlock(1)")
+            wait_for(lambda: shop.sql(attaching))
+            reading = pool.submit(shop.sql, late)
+            wait_for(lambda: shop.sql(held_up))
+        seen, report = reading.result(), rolling.result()
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert [{"n": 3}] == seen
     assert 0 == count(shop, "events_rest")
 
 
