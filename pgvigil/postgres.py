@@ -192,29 +192,39 @@ def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:
 
     A piece is cut without regard to where rows end, however long one is.
     """
-    pgconn = connection.pgconn
     rows: list[memoryview] = []
     size = 0
+    for row in copy_rows(connection, statement):
+        rows.append(row)
+        size += len(row)
+        if size >= COPY_PIECE:
+            last = rows.pop()
+            yield b"".join([*rows, last[:COPY_PIECE]])
+            for start in range(COPY_PIECE, len(last), COPY_PIECE):
+                yield bytes(last[start : start + COPY_PIECE])
+            rows, size = [], 0
+            del row, last  # or a long row would be held while the next one is read
+    if rows:
+        yield b"".join(rows)
+
+
+def copy_rows(connection: Connection, statement: Composed) -> Generator[memoryview]:
+    """Give the messages of a COPY … TO STDOUT, each of which is one row; errors as in `connect`.
+
+    In binary format the head comes with the first row, and the end alone (PostgreSQL manual, 55.7).
+    """
+    pgconn = connection.pgconn
     with connection.cursor() as cursor, cursor.copy(statement):
         # The driver's own loop sets up two generators for each row, which costs more than the row.
         while (taken := pgconn.get_copy_data(1))[0] >= 0:
             if not taken[0]:
                 connection.wait(_receive(pgconn))
                 continue
-            rows.append(taken[1])
-            size += taken[0]
-            if size >= COPY_PIECE:
-                last = rows.pop()
-                yield b"".join([*rows, last[:COPY_PIECE]])
-                for start in range(COPY_PIECE, len(last), COPY_PIECE):
-                    yield bytes(last[start : start + COPY_PIECE])
-                rows, size = [], 0
-                del taken, last  # or a long row would be held while the next one is read
+            yield taken[1]
+            del taken
         for result in connection.wait(fetch_many(pgconn)):
             if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
                 raise psycopg.errors.error_from_result(result, encoding=connection.info.encoding)
-    if rows:
-        yield b"".join(rows)
 
 
 def _receive(pgconn: psycopg.pq.abc.PGconn) -> PQGen[None]:

@@ -140,6 +140,15 @@ MUTATIONS = (
         ("unit/test_drill_judges.py::test_other_rows_are_refuted_with_the_table_and_both_counts",),
     ),
     Mutation(
+        "strangers-code",
+        "nothing is planned for a table that has come to call functions of a role that is no superuser",
+        "pgvigil/drill/digest.py",
+        "hash_piece",
+        "        if found:",
+        "        if False:",
+        ("live/test_drill_digest.py::test_what_a_stranger_builds_in_after_the_mark_is_told",),
+    ),
+    Mutation(
         "amcheck-coverage",
         "a table that pg_amcheck passed over is not proven",
         "pgvigil/drill/amcheck.py",

@@ -87,6 +87,8 @@ def _outcome(ours: Digest, theirs: Digest | None, doubt: str, unread: str) -> tu
         return ("unproven", reason) if reason else ("missing", "not in the copy")
     if ours.ranges != theirs.ranges:
         return "unproven", "other block ranges were read in the copy than at the source"
+    if ours.is_copied != theirs.is_copied:
+        return "unproven", "it was read in another way in the copy than at the source"
     if (ours.rows, ours.hash) == (theirs.rows, theirs.hash):
         return "equal", ""
     return ("unproven", doubt) if doubt else ("differs", "")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pgvigil.drill.digest import (
+    STRANGER,
     Limits,
     TableResult,
     column_changes,
@@ -17,7 +18,7 @@ from pgvigil.drill.digest import (
 )
 from pgvigil.drill.facts import Content, Digest, Unproven
 from pgvigil.drill.mark import Marked, mark
-from pgvigil.drill.tables import Doubt, Inventory, list_tables, read_types
+from pgvigil.drill.tables import Doubt, Inventory, find_strangers, list_tables, read_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,7 +90,7 @@ def hash_source(
     )
     pieces = cut(marked.inventory.tables, limits)
     hashed = hash_tables(marked.connect, pieces, limits, snapshot=marked.snapshot, on_progress=on_progress)
-    results = [_of_the_mark(each) for each in hashed]
+    results = [_of_the_mark(each) for each in _unmet(marked, hashed)]
     database = marked.mark.database
     read = [(each.table, each.digest) for each in results if each.digest]
     unread = [each.unproven(database) for each in results if not each.digest]
@@ -101,6 +102,19 @@ def hash_source(
         bytes_read=_bytes_read(results),
         doubts=(*marked.doubts, *_doubts(marked, results)),
     )
+
+
+def _unmet(marked: Marked, results: Sequence[TableResult]) -> Iterator[TableResult]:
+    """Keep no digest of a table that a stranger's function has joined while it was read by plan."""
+    planned = [each.table.oid for each in results if not each.listed.is_guarded]
+    with marked.connect() as connection:
+        found = find_strangers(connection, planned)
+    for each in results:
+        stranger = found.get(each.table.oid)
+        if stranger and each.digest:
+            yield TableResult(listed=each.listed, reason=STRANGER.format(function=stranger))
+        else:
+            yield each
 
 
 def _of_the_mark(result: TableResult) -> TableResult:
@@ -151,8 +165,12 @@ def hash_copy(
     with connect() as connection:
         pin(connection)
         there = list_tables(connection, content.mark.database, skip_locked=True)
-    listed = {each.table.oid: each for each in there.tables}
     wanted = {table.oid: digest for table, digest in content.tables}
+    listed = {
+        each.table.oid: each.model_copy(update={"is_guarded": wanted[each.table.oid].is_copied})
+        for each in there.tables
+        if each.table.oid in wanted
+    }
     pieces = [
         piece
         for oid, digest in wanted.items()

@@ -24,7 +24,8 @@ from pydantic import Field
 
 from pgvigil import postgres
 from pgvigil.drill.facts import Digest, Table, Unproven
-from pgvigil.drill.tables import Listed
+from pgvigil.drill.tables import Listed, find_strangers
+from pgvigil.drill.unplanned import hash_rows
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql
 from pgvigil.reports import Frozen
@@ -43,7 +44,8 @@ _LEAST_PIECE = 2**20
 _IS_SAME = sql.SQL("coalesce(to_regclass({name}) = {oid}::oid AND pg_relation_filenode({oid}) > 0, false)")
 # To parse a statement locks what it names, and runs nothing; LOCK TABLE takes no materialized view.
 _LOCK = sql.SQL(
-    "PREPARE pgvigil_lock AS SELECT FROM ONLY {table}; DEALLOCATE pgvigil_lock; SELECT {is_same} AS is_same"
+    "PREPARE pgvigil_lock AS SELECT FROM ONLY {table}; DEALLOCATE pgvigil_lock;"
+    " SELECT {is_same} AS is_same, pg_relation_filenode({oid}) AS filenode"
 )
 _STATEMENT = sql.SQL(
     "SELECT count(*) AS rows, coalesce(sum(hash_array_extended(r, 1)), 0) AS low,"
@@ -56,6 +58,7 @@ _TEXT = sql.SQL('ARRAY[textin(record_out(t.*)) COLLATE "C"]')  # a cast to text 
 
 _LOCKED, _CANCELLED, _DROPPED, _REFUSED, _NO_MEMORY = "55P03", "57014", "42P01", "42501", "54000"
 _OTHER = "not what it was at the mark: another relation has its name now, or it is no table any more"
+STRANGER = "an index or statistics of it came to call {function}, which belongs to no superuser: drill again"
 _CAUSES = {
     _LOCKED: "locked by a session that changes it: drill again when that has ended",
     _DROPPED: "dropped since the mark",
@@ -171,6 +174,10 @@ def hash_tables(
     return collect(pieces, results)
 
 
+class _StoppedError(Exception):
+    """Ends a reading that nobody waits for any more."""
+
+
 class _Work:
     """The pieces that are left, shared by the sessions that do them."""
 
@@ -214,7 +221,8 @@ class _Work:
                 piece = self._left.get_nowait()
             except queue.Empty:
                 return
-            self._pace.wait(piece.size, self.stop)
+            if not piece.listed.is_guarded:
+                self._pace.wait(piece.size, self.stop)
             if piece.oid not in self._gone and not self._is_ended():
                 self._hash(connection, piece)
 
@@ -222,7 +230,11 @@ class _Work:
         """Hash a piece; one whose table is locked goes to the end of the queue."""
         seconds = None if self._limits.until is None else max(self._limits.until - time.monotonic(), 0.001)
         try:
-            hashed = hash_piece(connection, piece, snapshot=self._snapshot, seconds=seconds)
+            hashed = hash_piece(
+                connection, piece, snapshot=self._snapshot, seconds=seconds, on_bytes=self._hear
+            )
+        except _StoppedError:
+            return
         except DatabaseFailed as error:
             if error.context.get("unreachable"):
                 raise
@@ -235,6 +247,12 @@ class _Work:
         if hashed.reason:
             self._gone.add(piece.oid)
         self._done.put(hashed)
+
+    def _hear(self, size: int) -> None:
+        """Keep the pace within a table that is read as a whole."""
+        self._pace.wait(size, self.stop)
+        if self._is_ended():
+            raise _StoppedError
 
     def _is_ended(self) -> bool:
         return self.stop.is_set() or self._is_late()
@@ -267,22 +285,46 @@ class _Pace:
 
 
 def hash_piece(
-    connection: Connection, piece: Piece, *, snapshot: str | None = None, seconds: float | None = None
+    connection: Connection,
+    piece: Piece,
+    *,
+    snapshot: str | None = None,
+    seconds: float | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Hashed:
     """Hash some blocks of a table in a transaction of its own; raises DatabaseFailed.
 
-    Whoever owns the table can give its name to a view, which would run functions as our role. So
-    nothing is read before the name is locked, and found to be the table's.
+    Whoever owns the table can give its name to a view, or functions to its indexes, which would run as our
+    role. So nothing is read before the name is locked, and found to be the table's; and nothing is planned
+    for a table that is guarded. `on_bytes` hears how much of such a one was read, and may raise.
     """
+    listed = piece.listed
+    if not listed.is_guarded:  # asked outside of the snapshot, which does not show what is new
+        found = find_strangers(connection, [piece.oid])
+        if found:
+            return Hashed(piece, reason=STRANGER.format(function=found[piece.oid]))
     with _reading(connection, snapshot, seconds):
-        if not _lock(connection, piece.listed.table):
+        if not _lock(connection, listed.table)["is_same"]:
             return Hashed(piece, reason=_OTHER)
-        row = connection.execute(_compose(piece)).fetchone() or {}
-    if not row["is_same"]:  # its schema was renamed, which no lock on a table hinders
-        return Hashed(piece, reason=_OTHER)
-    return Hashed(
-        piece, rows=row["rows"], low=int(row["low"]), high=int(row["high"]), filenode=row["filenode"]
-    )
+        read = _copy if listed.is_guarded else _select
+        hashed, is_same = read(connection, piece, on_bytes)
+    # its schema may have been renamed, which no lock on a table hinders
+    return hashed if is_same else Hashed(piece, reason=_OTHER)
+
+
+def _select(connection: Connection, piece: Piece, _: Callable[[int], None]) -> tuple[Hashed, bool]:
+    """Let the server hash; tell whether it read the table."""
+    row = connection.execute(_compose(piece)).fetchone() or {}
+    low, high = int(row["low"]), int(row["high"])
+    return Hashed(piece, row["rows"], low, high, row["filenode"]), row["is_same"]
+
+
+def _copy(connection: Connection, piece: Piece, on_bytes: Callable[[int], None]) -> tuple[Hashed, bool]:
+    """Hash here what COPY gives; tell whether that was the table."""
+    table = piece.listed.table
+    sums = hash_rows(connection, _name(table), is_textual=piece.listed.is_textual, on_bytes=on_bytes)
+    row = _lock(connection, table)
+    return Hashed(piece, sums.rows, sums.low, sums.high, row["filenode"]), row["is_same"]
 
 
 @contextmanager
@@ -303,13 +345,13 @@ def _reading(connection: Connection, snapshot: str | None, seconds: float | None
                 connection.execute("ROLLBACK")
 
 
-def _lock(connection: Connection, table: Table) -> bool:
+def _lock(connection: Connection, table: Table) -> dict[str, Any]:
     """Lock what has the table's name against all but readers and writers; tell whether it is the table."""
-    statement = _LOCK.format(table=_name(table), is_same=_is_same(table))
+    statement = _LOCK.format(table=_name(table), is_same=_is_same(table), oid=sql.Literal(table.oid))
     cursor = connection.execute(statement, prepare=False)  # three statements in one round trip
     while cursor.nextset():
         pass
-    return bool((cursor.fetchone() or {})["is_same"])
+    return cursor.fetchone() or {}
 
 
 def _name(table: Table) -> sql.Identifier:
@@ -366,7 +408,7 @@ def _cut_range(listed: Listed, first: int, last: int | None, size: int) -> list[
     """Cut blocks into pieces of about `size` bytes; without `last`, the last piece has no end."""
     blocks = max(listed.table.blocks, 1)
     per_block = max(listed.size / blocks, 1)
-    step = max(int(size / per_block), 1)
+    step = blocks if listed.is_guarded else max(int(size / per_block), 1)
     end = blocks if last is None else last
     starts = list(range(first, end, step)) or [first]
     pieces = [(start, min(start + step, end)) for start in starts]
@@ -415,6 +457,7 @@ def _digest(wanted: Sequence[Piece], found: Sequence[Hashed]) -> Digest:
         blocks_read=min(sum(last - first for first, last in spans), blocks),
         blocks=blocks,
         ranges=() if is_whole else _joined(spans),
+        is_copied=wanted[0].listed.is_guarded,
     )
 
 

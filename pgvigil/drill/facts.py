@@ -41,6 +41,7 @@ class Digest(Frozen):
     ranges: tuple[tuple[int, int], ...] = Field(
         default=(), description="for a sample: the block ranges read, first to before last; empty for all"
     )
+    is_copied: bool = Field(default=False, description="whether COPY gave the rows: another hash of the same")
 
 
 class Unproven(Frozen):

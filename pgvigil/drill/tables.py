@@ -9,17 +9,30 @@ from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pgvigil.postgres import Connection
 
 
+_LEFT_OUT = (
+    "an index or statistics of it call {stranger}, so it must be read by COPY, which gives no materialized"
+    " view and no generated column: let a superuser own that function"
+)
+
+
 class Listed(Frozen):
-    """A table to be hashed: how large it is with its TOAST, and what its columns were when it was listed."""
+    """A table to be hashed: how large it is with its TOAST, and what its columns were when it was listed.
+
+    With `is_guarded` it has an index or statistics with functions of a role that is no superuser, so that
+    no statement on it may be planned: see `unplanned`.
+    """
 
     table: Table
     size: int
     columns: str
     is_textual: bool = False
     is_view: bool = False
+    is_guarded: bool = False
 
 
 class Doubt(Frozen):
@@ -46,9 +59,12 @@ def list_tables(connection: Connection, database: str, *, skip_locked: bool = Fa
     stands still: it keeps for ever the locks of a transaction that had not ended. Raises DatabaseFailed.
     """
     tables, unproven = [], []
-    for row in connection.execute(query("drill_source", "tables"), {"skip_locked": skip_locked}):
-        listed = _listed(row)
-        reason, by_design = _obstacle(row)
+    rows = connection.execute(query("drill_source", "tables"), {"skip_locked": skip_locked}).fetchall()
+    strangers = find_strangers(connection, [row["oid"] for row in rows])
+    for row in rows:
+        stranger = strangers.get(row["oid"], "")
+        listed = _listed(row, is_guarded=bool(stranger))
+        reason, by_design = _obstacle(row, stranger)
         if reason:
             told = Unproven(database=database, relation=str(listed.table), reason=reason, by_design=by_design)
             unproven.append(told)
@@ -62,13 +78,19 @@ def list_tables(connection: Connection, database: str, *, skip_locked: bool = Fa
     )
 
 
+def find_strangers(connection: Connection, oids: Sequence[int]) -> dict[int, str]:
+    """Return of these tables those that may not be planned for, each with one of the functions why."""
+    rows = connection.execute(query("drill_source", "strangers"), {"oids": list(oids)}).fetchall()
+    return {row["oid"]: row["function"] for row in rows}
+
+
 def read_types(connection: Connection) -> str:
     """Return a fingerprint of the labels of all enums and the attributes of all composite types."""
     row = connection.execute(query("drill_source", "types")).fetchone() or {}
     return str(row["types"])
 
 
-def _listed(row: dict[str, Any]) -> Listed:
+def _listed(row: dict[str, Any], *, is_guarded: bool) -> Listed:
     table = Table(
         oid=row["oid"],
         schema_name=row["schema_name"],
@@ -83,11 +105,13 @@ def _listed(row: dict[str, Any]) -> Listed:
         columns=row["columns"],
         is_textual=row["is_textual"],
         is_view=row["kind"] == "m",
+        is_guarded=is_guarded,
     )
 
 
-def _obstacle(row: dict[str, Any]) -> tuple[str, bool]:
+def _obstacle(row: dict[str, Any], stranger: str) -> tuple[str, bool]:
     """Say why a relation cannot be compared, and whether that is by its own design; empty if it can."""
+    is_left_out = bool(stranger) and (row["kind"] == "m" or row["is_generated"])
     obstacles = (
         (row["kind"] == "f", "foreign table: its rows live on another server", True),
         (row["persistence"] == "u", "unlogged: no WAL, so no restore brings its rows back", True),
@@ -101,5 +125,6 @@ def _obstacle(row: dict[str, Any]) -> tuple[str, bool]:
             "row security hides rows: ALTER ROLE … BYPASSRLS, as infra/roles.sql does",
             False,
         ),
+        (is_left_out, _LEFT_OUT.format(stranger=stranger), False),
     )
     return next(((reason, by_design) for holds, reason, by_design in obstacles if holds), ("", False))

@@ -1,5 +1,6 @@
 -- pin: all that could render or filter the same row differently on another server or for another role,
--- and, where the server can, that no view runs functions of its owner as our role
+-- and that nothing runs functions of its owner as our role: no check of a table, whose database may say so,
+-- and, where the server can, no view
 SELECT set_config('client_encoding', CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'LATIN1'
                                           ELSE current_setting('server_encoding') END, false),
        set_config('datestyle', 'ISO, YMD', false),
@@ -14,6 +15,7 @@ SELECT set_config('client_encoding', CASE current_setting('server_encoding') WHE
        set_config('jit', 'off', false),
        set_config('max_parallel_workers_per_gather', '0', false),
        set_config('enable_seqscan', 'off', false),
+       set_config('constraint_exclusion', 'off', false),
        CASE WHEN current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL
             THEN set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', false) END
 
@@ -56,6 +58,7 @@ SELECT class.oid::bigint AS oid,
        has_schema_privilege(namespace.oid, 'USAGE') AND has_table_privilege(class.oid, 'SELECT') AS is_readable,
        coalesce(row_security_active(class.oid), false) AS is_filtered,
        EXISTS (SELECT FROM textual WHERE textual.oid = class.reltype) AS is_textual,
+       EXISTS (SELECT FROM pg_attribute WHERE attrelid = class.oid AND attgenerated <> '') AS is_generated,
        (SELECT coalesce(md5(string_agg(concat_ws(',', attnum, atttypid, atttypmod, attisdropped), ';' ORDER BY attnum)), '')
           FROM pg_attribute WHERE attrelid = class.oid AND attnum > 0) AS columns
   FROM pg_class AS class
@@ -66,6 +69,25 @@ SELECT class.oid::bigint AS oid,
  WHERE class.relkind IN ('r', 'm', 'f')
    AND (class.oid >= 16384 OR class.oid = 'pg_largeobject'::regclass)
  ORDER BY namespace.nspname, class.relname
+
+-- strangers: of these tables, those of which an index or statistics call functions that belong to no
+-- superuser. To plan a statement computes what is constant in such expressions and conditions, as whoever
+-- asks (RelationGetIndexExpressions in relcache.c); what the owner of a function makes of it runs as our role.
+SELECT part.relation::bigint AS oid, min(function.oid::regprocedure::text) AS function
+  FROM (SELECT indrelid, 'pg_class'::regclass, indexrelid
+          FROM pg_index WHERE indexprs IS NOT NULL OR indpred IS NOT NULL
+         UNION ALL
+        SELECT stxrelid, 'pg_statistic_ext'::regclass, oid
+          FROM pg_statistic_ext WHERE stxexprs IS NOT NULL) AS part (relation, classid, objid)
+  JOIN pg_depend AS needed USING (classid, objid)
+  LEFT JOIN pg_operator AS operator
+    ON needed.refclassid = 'pg_operator'::regclass AND operator.oid = needed.refobjid
+  JOIN pg_proc AS function
+    ON function.oid = CASE WHEN needed.refclassid = 'pg_proc'::regclass THEN needed.refobjid
+                           ELSE operator.oprcode END
+  JOIN pg_roles AS owner ON owner.oid = function.proowner AND NOT owner.rolsuper
+ WHERE part.relation = ANY (%(oids)s::oid[])
+ GROUP BY part.relation
 
 -- columns: what the columns of these tables are now, outside of any snapshot
 SELECT class.oid::bigint AS oid,

@@ -16,6 +16,7 @@ from pgvigil.drill.digest import Limits, Piece, Progress, collect, cut, hash_pie
 from pgvigil.drill.facts import Digest
 from pgvigil.drill.mark import Marked, mark
 from pgvigil.drill.tables import Inventory, list_tables
+from pgvigil.errors import DatabaseFailed
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import Sandbox
@@ -533,6 +534,128 @@ def test_a_cast_of_a_table_to_text_does_not_run(database: str, owner: psycopg.Co
 
     assert 1 == digests(database, "mine")["mine"].rows
     assert mine
+
+
+BUILT_IN = {
+    "index": "CREATE INDEX ON owned.mine (owned.same(1))",
+    "condition": "CREATE INDEX ON owned.mine (n) WHERE owned.same(1) = 1",
+    "operator": "CREATE INDEX ON owned.mine ((n + (OPERATOR(owned.###) 1)))",
+    "statistics": "CREATE STATISTICS owned.s ON (n + owned.same(1)), n FROM owned.mine",
+}
+# What an owner of tables and functions may do: the function was harmless until the index stood.
+SPYING = "CREATE OR REPLACE FUNCTION owned.same(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS "
+ARMED = SPYING + "$$BEGIN RAISE 'spied as %', current_user; END$$"
+HARMLESS = SPYING + "$$BEGIN RETURN $1; END$$"
+
+
+@pytest.fixture
+def stranger(owner: psycopg.Connection, mine: str) -> Iterator[psycopg.Connection]:
+    """A session that can build functions of a role that is no superuser into a table of many rows."""
+    owner.execute(
+        f"CREATE ROLE stranger; {HARMLESS}; ALTER FUNCTION owned.same(int) OWNER TO stranger".encode()
+    )
+    owner.execute("CREATE OPERATOR owned.### (rightarg = int, function = owned.same)")
+    owner.execute(f"INSERT INTO {mine} SELECT n FROM generate_series(2, 50000) AS n".encode())
+    yield owner
+    owner.execute("DROP FUNCTION owned.same(int) CASCADE; DROP ROLE stranger")
+
+
+@pytest.mark.parametrize("built_in", BUILT_IN.values(), ids=BUILT_IN)
+def test_what_a_stranger_built_into_a_table_does_not_run(
+    database: str, stranger: psycopg.Connection, built_in: str
+) -> None:
+    """To plan a statement would compute it, as our role: the same rows come by COPY, every time alike."""
+    stranger.execute(f"{built_in}; {ARMED}".encode())
+    with pytest.raises(DatabaseFailed, match="spied as pgvigil"), connected(database) as session:
+        session.execute("SELECT n FROM owned.mine WHERE n = 1")
+
+    found = digests(database, "mine")["mine"]
+    assert (found.rows, found.is_copied) == (50000, True)
+    assert found == digests(database, "mine")["mine"]
+
+
+@pytest.mark.parametrize("column", ["n", "acl"])
+def test_a_table_that_comes_by_copy_is_hashed_as_exactly(
+    database: str, stranger: psycopg.Connection, column: str
+) -> None:
+    """In binary form or as text: rows in another place are the same, another value and a row less are not."""
+    stranger.execute(BUILT_IN["index"].encode())
+    if column == "acl":
+        stranger.execute("ALTER TABLE owned.mine ADD acl aclitem")
+    hashes = [digest(database, "mine")]
+    for change in (
+        "UPDATE owned.mine SET n = n WHERE n % 3 = 0",
+        "UPDATE owned.mine SET n = 0 WHERE n = 7",
+        "DELETE FROM owned.mine WHERE n = 0",
+        "INSERT INTO owned.mine VALUES (7)",
+        "TRUNCATE owned.mine",
+    ):
+        stranger.execute(change.encode())
+        hashes.append(digest(database, "mine"))
+
+    first, moved, changed, fewer, restored, none = hashes
+    assert first == moved == restored
+    assert len({first, changed, fewer, none}) == 4
+    assert none == (0, "0" * 32)
+
+
+def test_the_copy_is_read_in_the_same_way(database: str, stranger: psycopg.Connection) -> None:
+    """Its hash is of the same kind there, so that a row that differs is seen, and nothing else differs."""
+    stranger.execute(BUILT_IN["index"].encode())
+    with mark(database, POLICY, RUN) as marked:
+        found = content(marked)
+    equal = hash_copy(lambda: connected(database), found, Limits(), on_progress=nothing)
+    stranger.execute("UPDATE owned.mine SET n = 0 WHERE n = 7")
+    other = hash_copy(lambda: connected(database), found, Limits(), on_progress=nothing)
+
+    before, after = (
+        {each.table.name: each.outcome for each in compare.compare(found, copied, doubts={}).tables}
+        for copied in (equal, other)
+    )
+    assert (before["mine"], after["mine"]) == ("equal", "differs")
+
+
+@pytest.mark.parametrize("percent", [0, 100])
+def test_what_a_stranger_builds_in_after_the_mark_is_told(
+    database: str, stranger: psycopg.Connection, percent: int
+) -> None:
+    """The mark's snapshot does not show it and planning would meet it: unproven, even if it came too late."""
+    due = [f"{BUILT_IN['index']}; {ARMED}"]
+
+    def build(progress: Progress) -> None:
+        if due and progress.percent == percent:
+            stranger.execute(due.pop().encode())
+
+    with mark(database, POLICY, RUN) as marked:
+        build(Progress(bytes_done=0, bytes_total=1))
+        found = hash_source(marked, POLICY, on_progress=build)
+
+    (told,) = [each.reason for each in found.unproven if each.relation == "owned.mine"]
+    assert "call owned.same(integer), which belongs to no superuser" in told
+
+
+def test_a_generated_column_beside_a_strangers_function_is_unproven(
+    database: str, stranger: psycopg.Connection
+) -> None:
+    """COPY leaves it out, so nobody could say that it is equal; the cure is named."""
+    stranger.execute("ALTER TABLE owned.mine ADD twice int GENERATED ALWAYS AS (n * 2) STORED")
+    stranger.execute(BUILT_IN["index"].encode())
+
+    (told,) = [each.reason for each in inventory(database).unproven if each.relation == "owned.mine"]
+    assert "let a superuser own" in told
+
+
+def test_a_check_that_the_database_lets_planning_compute_does_not_run(
+    database: str, stranger: psycopg.Connection
+) -> None:
+    """The owner of a database can set constraint_exclusion for every session in it."""
+    stranger.execute("ALTER TABLE owned.mine ADD CHECK (n > 0 OR owned.same(1) = 2)")
+    stranger.execute(f"ALTER DATABASE types SET constraint_exclusion = on; {ARMED}".encode())
+    with pytest.raises(DatabaseFailed, match="spied"), connected(database) as session:
+        session.execute("SELECT n FROM owned.mine WHERE n = 1")
+
+    assert digests(database, "mine")["mine"].rows == 50000
+    stranger.execute("ALTER DATABASE types RESET constraint_exclusion")
 
 
 def test_a_locked_table_is_unproven_and_the_others_are_read(
