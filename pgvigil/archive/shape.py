@@ -141,7 +141,8 @@ class Statistics(Frozen):
 class Definition(Frozen):
     """What a type is made of that people define: labels of an enum, attributes, constraints of a domain.
 
-    `types` are those of the attributes, or the base of a domain; a new name leaves an attribute its number.
+    `types` are those of the attributes, or the base of a domain; a new name leaves a label or attribute its
+    number in `numbers`, which older manifests have of attributes alone.
     """
 
     name: str
@@ -157,6 +158,13 @@ class Definition(Frozen):
         if self.kind == "e":
             return self.parts == tuple(label for label in now.parts if label in self.parts)
         return self.kind == "d" or self.parts == now.parts or self.numbers == now.numbers
+
+    def namesakes(self, now: Definition) -> tuple[str, ...]:
+        """Name the labels whose names others have now, in the same database; none if all were made anew."""
+        if self.kind != "e" or set(self.numbers).isdisjoint(now.numbers):
+            return ()
+        then, here = (dict(zip(each.parts, each.numbers, strict=True)) for each in (self, now))
+        return tuple(label for label in then if here.get(label, then[label]) != then[label])
 
     def __str__(self) -> str:
         return ", ".join(self.parts if self.kind == "e" else (*self.types, *self.parts))

@@ -106,7 +106,12 @@ def _is_origin(managed: Managed, table: Table, origin: Origin) -> bool:
     if table.oid != origin.parent_relation:
         return False
     with managed.session() as session:
-        here = session.execute(query("archive", "origin")).fetchall()[0]
+        return _is_home(session, managed, origin)
+
+
+def _is_home(session: Connection, managed: Managed, origin: Origin) -> bool:
+    """Tell whether rows come from this very database, where numbers of the catalog mean what they meant."""
+    here = session.execute(query("archive", "origin")).fetchall()[0]
     return (here["system_id"], managed.database) == (origin.system_id, origin.database)
 
 
@@ -381,13 +386,20 @@ def _rebuild(found: Archived, *, keep: bool, on_progress: Callable[[Progress], N
 def _compare_types(session: Connection, found: Archived) -> None:
     """Tell of types that are defined otherwise since; raises PreconditionFailed where values would differ."""
     shape, run = found.manifest.shape, found.managed.run
+    is_home = _is_home(session, found.managed, found.manifest.origin)
     here = {each.name: each for each in read_types(session, shape.columns)}
     for then in shape.types:
         now = here.get(then.name)
-        if now is None or (then.parts, then.types) == (now.parts, now.types):
+        is_renumbered = now is not None and is_home and then.numbers not in {(), now.numbers}
+        if now is None or ((then.parts, then.types) == (now.parts, now.types) and not is_renumbered):
             continue
         what = f"type '{then.name}' was ({then}) when '{found.name}' was archived, and is ({now}) now"
-        if not then.means_as(now):
+        namesakes = then.namesakes(now) if is_home else ()
+        if namesakes:
+            what += f", where another label is called {', '.join(map(repr, namesakes))}"
+        elif is_renumbered and then.parts == now.parts:
+            what += ", made anew"
+        if namesakes or not then.means_as(now):
             raise PreconditionFailed(
                 f"{what}: archived values would be others, or none",
                 hint="give the type its old definition for a while, or load the copy by hand into a table "

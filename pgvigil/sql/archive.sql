@@ -109,9 +109,12 @@ SELECT format_type(type.oid, NULL) AS name, typtype::text AS kind,
            WHEN 'd' THEN ARRAY[format_type(typbasetype, typtypmod)]
            ELSE ARRAY[]::text[]
        END AS types,
-       ARRAY(SELECT attnum::int FROM pg_attribute
-              WHERE typtype = 'c' AND attrelid = typrelid AND attnum > 0 AND NOT attisdropped
-              ORDER BY attnum) AS numbers
+       CASE typtype
+           WHEN 'e' THEN ARRAY(SELECT oid::bigint FROM pg_enum WHERE enumtypid = type.oid ORDER BY enumsortorder)
+           ELSE ARRAY(SELECT attnum::bigint FROM pg_attribute
+                       WHERE typtype = 'c' AND attrelid = typrelid AND attnum > 0 AND NOT attisdropped
+                       ORDER BY attnum)
+       END AS numbers
   FROM used JOIN pg_type AS type USING (oid)
  WHERE typtype IN ('e', 'c', 'd') AND typnamespace NOT IN (
            'pg_catalog'::regnamespace, 'information_schema'::regnamespace)

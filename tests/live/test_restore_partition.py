@@ -445,11 +445,19 @@ def test_values_follow_their_column_or_are_counted(shop: Shop) -> None:
     assert "column 'again' was dropped since" in told["column-anew"]
 
 
+LABELS = "ENUM ('a', 'b')"
+GONE = "DELETE FROM pg_enum WHERE enumlabel = 'x'"
+ANEW = "ALTER TYPE k ADD VALUE 'a' BEFORE 'b'"
+TAKEN = "ALTER TABLE events ALTER extra TYPE k[] USING extra::text[]::k[]"
 TYPES = {
-    "renamed": ("ENUM ('a', 'b')", "'a'", "RENAME VALUE 'a' TO 'alpha'", False),
-    "added": ("ENUM ('a', 'b')", "'a'", "ADD VALUE 'c' BEFORE 'b'", True),
+    "renamed": (LABELS, "'a'", "RENAME VALUE 'a' TO 'alpha'", False),
+    "added": (LABELS, "'a'", "ADD VALUE 'c' BEFORE 'b'", True),
     "replaced": ("(x int, y numeric)", "(1, 2)", "DROP ATTRIBUTE y, ADD ATTRIBUTE z numeric", False),
     "called": ("(x int, y numeric)", "(1, 2)", "RENAME ATTRIBUTE y TO z", True),
+    "namesake": (LABELS, "'a'", f"RENAME VALUE 'a' TO 'x'; {ANEW}", False),
+    "remade label": (LABELS, "'a'", f"RENAME VALUE 'a' TO 'x'; {GONE}; {ANEW}", False),
+    "remade enum": (LABELS, "'a'", f"RENAME TO old; CREATE TYPE k AS {LABELS}; {TAKEN}", True),
+    "remade attribute": ("(x int, y numeric)", "(1, 2)", "DROP ATTRIBUTE y, ADD ATTRIBUTE y numeric", True),
 }
 
 
