@@ -46,7 +46,7 @@ long: $(VENV)/.dev
 soak: $(VENV)/.dev
 	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_ROUNDS=30 PGVIGIL_IDLE=3600 $(BIN)/python -m pytest -m rounds
 
-# The whole fault matrix: about three quarters of an hour. Writes docs/faults.md.
+# The whole fault matrix: about a quarter of an hour. Writes docs/faults.md.
 fault: $(VENV)/.dev
 	@TESTS=1 PYTHON='$(PYTHON)' infra/install-system
 	PGVIGIL_DEMAND_LIVE=1 PGVIGIL_FAULT_SEED='$(or $(SEED),1)' $(BIN)/python -m tests.faults $(ONLY)

@@ -90,7 +90,8 @@ of every flow and fault (`tests/fixtures/faults/aftermath.py`):
 
 - the second run is verified, or finds all done and refuses to do it twice; the first was not refuted, for \
 nothing but the fault was wrong, unless of a horizon that is short because no next partition could be made;
-- tables, partitions, archive, backups and work state are as after a run that met nothing;
+- tables, partitions, archive, backups, work state and what people were told are as after a run that met \
+nothing;
 - each row that writers had confirmed is there exactly once;
 - the audit chain holds up to its anchors and tells both runs, each step with its outcome; a run that \
 died is closed as lost, and the second run says so;
@@ -103,6 +104,10 @@ seed. A clock jumps by an hour or by 26 forwards or back: of our code alone, whe
 because Debian's libfaketime cannot move the wall clock without the monotonic one. Prefect's server and \
 worker are killed in each flow by `tests/acceptance/test_prefect_deaths.py`, whose runs are no part of \
 this table.
+
+The last two columns count how runs ended. The one with the fault gave a verdict, or was killed before \
+it could. The one after it took as many steps as a clean run (began anew), fewer (went on) or none, or \
+refused.
 
 `make fault` runs all and writes this page; `make fault ONLY=12,40 SEED=7` runs some, or others. A \
 selection is part of `make long`.
