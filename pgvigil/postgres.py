@@ -265,7 +265,16 @@ def translated(dsn: str) -> Iterator[None]:
             sqlstate=sqlstate,
             said=text,
             unreachable=_is_unreachable(error),
+            **_named(error),
         ) from error
+
+
+def _named(error: psycopg.Error) -> dict[str, str]:
+    """Give the names of type and constraint, where the server says whose rule a value broke."""
+    said = error.diag
+    name = ".".join(part for part in (said.schema_name, said.datatype_name) if part)
+    found = {"type": name if said.datatype_name else None, "constraint": said.constraint_name}
+    return {key: value for key, value in found.items() if value}
 
 
 # At connection time libpq gives texts only. A server that says no says FATAL first; these pass by themselves.

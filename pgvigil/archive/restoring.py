@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 FORBIDDEN = "42501"
 UNKNOWN = {"42883", "42P01", "42704"}  # function, table, type
+REFUSED = {"23514", "23502"}  # CHECK, NOT NULL
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,13 @@ def rebuild(  # noqa: PLR0913 - both ends, and who hears of it
 
 @contextmanager
 def _hinted(dsn: str) -> Iterator[None]:
-    """Say what to do where something is not found that the table's own expressions call."""
+    """Say what to do where a domain refuses a value, or the table's expressions miss something."""
     try:
         with translated(dsn):
             yield
     except DatabaseFailed as error:
+        if error.sqlstate in REFUSED and "type" in error.context:
+            raise _refused(error) from error
         if error.sqlstate not in UNKNOWN:
             raise
         raise PreconditionFailed(
@@ -147,6 +150,18 @@ def _hinted(dsn: str) -> Iterator[None]:
             hint="if a function that a CHECK, an index or a generated column calls looks for it without its "
             "schema, let it: ALTER FUNCTION … SET search_path = …; if it is gone, make it again",
         ) from error
+
+
+def _refused(error: DatabaseFailed) -> PreconditionFailed:
+    """Name the domain and the constraint that keep an archived value out."""
+    domain, constraint = error.context["type"], error.context.get("constraint")
+    rule = f"constraint '{constraint}'" if constraint else "NOT NULL"
+    again = "add it again as NOT VALID" if constraint else "decide what these values shall be"
+    return PreconditionFailed(
+        f"the table cannot be rebuilt: an archived value is refused by {rule} of domain '{domain}', added "
+        f"since, or without a look at older rows: {error.message}",
+        hint=f"take it off (ALTER DOMAIN … DROP …), bring the partition back, then {again}",
+    )
 
 
 def _from(on_progress: Callable[[int], None], start: int, done: int) -> None:

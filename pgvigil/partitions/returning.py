@@ -409,7 +409,8 @@ def _compare_types(session: Connection, found: Archived) -> None:
             run,
             "type-changed",
             what,
-            "if a value is refused now, drop the domain's new constraint and add it again as NOT VALID",
+            "see that values mean the same; one that a domain refuses now comes back while it lacks its new "
+            "constraint, which can be added again as NOT VALID",
         )
 
 

@@ -476,6 +476,27 @@ def test_values_of_a_type_that_means_something_else_do_not_come_back(shop: Shop,
     assert "type 'public.k' was (" in report.findings[0].message
 
 
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [("CONSTRAINT one CHECK (length(value) < 2)", "constraint 'one'"), ("NOT NULL", "NOT NULL")],
+)
+def test_a_domain_that_refuses_an_archived_value_is_named(shop: Shop, rule: str, told: str) -> None:
+    """With its constraint and the cure, by which the partition comes back."""
+    name = min(shop.partitions(), key=lambda each: shop.partitions()[each])
+    shop.sql("CREATE DOMAIN word AS text; ALTER TABLE events ADD extra word DEFAULT 'x'")
+    shop.sql(f"UPDATE {name} SET extra = nullif('two', CASE id % 2 WHEN 0 THEN 'two' END)")
+    assert name == archived(shop)
+    shop.sql(f"DROP DOMAIN word CASCADE; CREATE DOMAIN word AS text {rule}")
+    refused = shop.restore(name)
+    shop.sql("DROP DOMAIN word; CREATE DOMAIN word AS text")
+    report = shop.restore(name)
+
+    (finding,) = (each for each in refused.findings if each.code == "PGV-200")
+    assert f"refused by {told} of domain 'public.word'" in finding.message
+    assert "ALTER DOMAIN" in finding.hint
+    assert Verdict.VERIFIED == report.verdict, report.findings
+
+
 def test_generated_values_are_proven_too(shop: Shop) -> None:
     """The function that they come from computes otherwise since: refuted, and the columns are named."""
     price = "FUNCTION price(bigint) RETURNS bigint IMMUTABLE LANGUAGE sql AS 'SELECT $1 * {}'"
