@@ -297,9 +297,9 @@ def _is_unreachable(error: psycopg.Error) -> bool:
     return bool(_PASSING.search(text)) or not _REFUSED.search(text)
 
 
-def conninfo(**parts: str | int) -> str:
-    """Render a connection string from its parts, whatever signs they hold."""
-    return psycopg.conninfo.make_conninfo("", **parts)
+def conninfo(dsn: str = "", /, **parts: str | int) -> str:
+    """Render a connection string from its parts, whatever signs they hold, instead of those of `dsn`."""
+    return psycopg.conninfo.make_conninfo(dsn, **parts)
 
 
 def describe(dsn: str) -> str:

@@ -36,7 +36,10 @@ EXPECTED = "an archived partition comes back from S3 as it was archived"
 
 @dataclass(frozen=True)
 class _InCopy(Managed):
-    """One table of the fleet file as it is in the copy; no session of it can lead anywhere else."""
+    """One table of the fleet file as it is in the copy; no session of it can lead anywhere else.
+
+    To rebuild a table calls functions of its owner, so it is done as the role that does it at the source.
+    """
 
     copy: Copy | None = None
 
@@ -45,7 +48,7 @@ class _InCopy(Managed):
     def session(self, *, patient: bool = False) -> Iterator[Connection]:
         assert self.copy is not None  # noqa: S101 - a field after those with defaults has one
         limit = self.policy.deadline if patient else postgres.STATEMENT_TIMEOUT
-        with copies.connect(self.copy, self.database, self.run.name, limit) as session:
+        with copies.connect(self.copy, self.database, self.run.name, limit, role=self.copy.role) as session:
             yield session
 
 
@@ -73,7 +76,7 @@ def prove(drill: Drill, copy: Copy, *, on_progress: Callable[[Progress], None]) 
 def _tables(drill: Drill, copy: Copy) -> list[_InCopy]:
     cluster = drill.run.identity.subject
     return [
-        _InCopy(drill.run, cluster, name, copies.dsn(copy, name), policy, copy=copy)
+        _InCopy(drill.run, cluster, name, copies.dsn(copy, name, role=copy.role), policy, copy=copy)
         for name, settings in drill.settings.databases.items()
         for policy in settings.partitions
         if policy.archive

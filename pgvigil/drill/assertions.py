@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.rows import tuple_row
 
 from pgvigil import postgres
+from pgvigil.drill.copy import ROLE_OPTIONS
 from pgvigil.drill.judgement import Judgement, join, passed, refuted, unknown
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 _EXPECTED = "one row with true"
 _LONGEST_ANSWER = 100  # characters
+_ADMISSION = (
+    sql.SQL("ALTER ROLE {role} LOGIN CONNECTION LIMIT -1"),
+    sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}"),
+    # none, as in this session of a superuser: the host may lack a library that the role is set to load
+    sql.SQL("ALTER ROLE {role} IN DATABASE {database} SET session_preload_libraries FROM CURRENT"),
+)
 _DAMAGE = ("XX", "58")  # PostgreSQL appendix A: corruption and internal errors, files that are gone
 
 
@@ -51,39 +58,46 @@ def check(
 
 def ask(access: Access, application_name: str, assertion: Assertion, statement_timeout: timedelta) -> Answer:
     """Run one assertion as its role, with the settings that the role has in that database."""
+    role = assertion.role or ""
     dsn = access.database(assertion.database)
     try:
-        with postgres.connect(dsn, application_name, statement_timeout=statement_timeout) as connection:
-            if assertion.role and not _has_role(connection, assertion.role):
-                return Answer(code="assertion-role-missing", said=f"role {assertion.role} is not in the copy")
-            with _as_role(connection, assertion.role):
-                return _ask(connection, assertion)
+        with postgres.connect(dsn, application_name) as session:
+            if not session.execute(query("drill_assertions", "role"), {"role": role}).fetchall():
+                return Answer(code="assertion-role-missing", said=f"role {role} is not in the copy")
+            _admit(session, role, assertion.database)
+        dsn = postgres.conninfo(dsn, user=role, options=ROLE_OPTIONS)
+        with (
+            postgres.connect(dsn, application_name, statement_timeout=statement_timeout) as connection,
+            _as_a_client(connection),
+        ):
+            return _ask(connection, assertion)
     except DatabaseFailed as error:
         if error.sqlstate.startswith(_DAMAGE):
             return Answer(code="assertion-met-damage", said=error.message)
         return Answer(code="assertion-failed-to-run", said=error.message)
 
 
-def _has_role(connection: Connection, role: str) -> bool:
-    return bool(connection.execute(query("drill_assertions", "role"), {"role": role}).fetchall())
+def _admit(session: Connection, role: str, database: str) -> None:
+    """Let the role log in to the copy, though it may be one that only others become.
+
+    A superuser who takes on a role has it taken off again by the first function that says RESET.
+    """
+    for statement in _ADMISSION:
+        session.execute(statement.format(role=sql.Identifier(role), database=sql.Identifier(database)))
 
 
 @contextmanager
-def _as_role(connection: Connection, role: str | None) -> Iterator[None]:
-    """Open a read-only transaction as if the role had logged in."""
+def _as_a_client(connection: Connection) -> Iterator[None]:
+    """Open a read-only transaction with what role and database are set to, where we set something else."""
     with connection.transaction():
         connection.execute("SET TRANSACTION READ ONLY")
-        rows = connection.execute(query("drill_assertions", "settings"), {"role": role}).fetchall()
-        for row in rows:
-            connection.execute("SELECT set_config(%s, %s, true)", (row["name"], row["value"]))
-        if role:
-            statement = sql.SQL("SET LOCAL SESSION AUTHORIZATION {}")
-            connection.execute(statement.format(sql.Identifier(role)))
+        for name in ("search_path", "timezone", "datestyle", "intervalstyle"):
+            connection.execute(sql.SQL("RESET {}").format(sql.Identifier(name)))
         yield
 
 
 def _ask(connection: Connection, assertion: Assertion) -> Answer:
-    # Prepared, so that the server refuses a second command, which might give back the role.
+    # Prepared, so that the server refuses a second command.
     cursor = connection.cursor(row_factory=tuple_row).execute(assertion.sql.encode(), prepare=True)
     return _answer(cursor.fetchmany(2) if cursor.description else [])
 
@@ -107,8 +121,7 @@ def judge(assertion: Assertion, answer: Answer) -> Judgement:
     """Judge one answer: only true passes; an error leaves it open, anything else refutes."""
     name = f"assertion {assertion.database} {assertion.name}"
     if answer.code == "true":
-        role = assertion.role or "superuser"
-        return Judgement(checks=(passed(name, _EXPECTED, f"true, as {role}"),))
+        return Judgement(checks=(passed(name, _EXPECTED, f"true, as {assertion.role}"),))
     check = unknown(name, _EXPECTED, answer.said)
     if answer.is_known:
         check = refuted(name, _EXPECTED, [answer.said])
@@ -116,12 +129,11 @@ def judge(assertion: Assertion, answer: Answer) -> Judgement:
 
 
 def _finding(assertion: Assertion, answer: Answer) -> Finding:
-    who = f"as {assertion.role}" if assertion.role else "as superuser"
     return Finding(
         code=answer.code,
         severity=Severity.ERROR,
-        message=f"database {assertion.database}: assertion '{assertion.name}', {who}: "
+        message=f"database {assertion.database}: assertion '{assertion.name}', as {assertion.role}: "
         f"expected {_EXPECTED}, found {answer.said}",
-        hint=f"run its SQL on the source as {assertion.role or 'a superuser'}: true there, the copy is wrong",
+        hint=f"run its SQL on the source as {assertion.role}: true there, the copy is wrong",
         subject=f"{assertion.database}: {assertion.name}",
     )

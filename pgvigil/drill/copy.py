@@ -58,12 +58,17 @@ class Control(Frozen):
 
 
 class Copy(Frozen):
-    """A restored cluster and how to run it; `superuser` is a role of the source that is one."""
+    """A restored cluster and how to run it.
+
+    Of the source's roles `superuser` is one, and `role` is that by which pgvigil enters the source: whatever
+    may run the users' own code does so as the latter.
+    """
 
     place: Place
     programs: Path
     major: int
     superuser: str
+    role: str
     restore_command: str
     shared_buffers_mb: int = 128
     preload: tuple[str, ...] = ()
@@ -348,29 +353,35 @@ def wait_ready(server: Server, deadline: timedelta) -> float:
 
 # What users may have set for the role or the database; the isolation is refused by a server in recovery.
 _OUTRANKING = {
-    "session_preload_libraries": "",
     "local_preload_libraries": "",
-    "session_replication_role": "replica",
     "default_transaction_isolation": r"read\ committed",
     "role": "none",
-    "lc_messages": "C",  # what tools say is read in English
     "statement_timeout": "0",  # sessions of ours set their own bounds; a tool has a deadline
     "lock_timeout": "0",
 }
+_FOR_SUPERUSERS = {
+    "session_preload_libraries": "",
+    "session_replication_role": "replica",
+    "lc_messages": "C",  # what tools say is read in English
+}
 # libpq reads the variable PGOPTIONS only where a connection string has no options, so all must be here.
-OPTIONS = " ".join(f"-c {name}={value}" for name, value in _OUTRANKING.items())
+ROLE_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _OUTRANKING.items())
+OPTIONS = " ".join(f"-c {name}={value}" for name, value in (_OUTRANKING | _FOR_SUPERUSERS).items())
 
 
-def dsn(copy: Copy, database: str = "postgres") -> str:
-    """Return how to enter the copy as superuser: its socket, and nothing that role or database are set to."""
+def dsn(copy: Copy, database: str = "postgres", *, role: str = "") -> str:
+    """Return how to enter the copy by its socket, past most that role or database are set to.
+
+    Without `role` as superuser: only for what runs no code of the users.
+    """
     return postgres.conninfo(
         host=str(copy.place.sockets),
         hostaddr="",
         port=5432,
-        user=copy.superuser,
+        user=role or copy.superuser,
         dbname=database,
         sslmode="disable",
-        options=OPTIONS,
+        options=ROLE_OPTIONS if role else OPTIONS,
     )
 
 
@@ -380,10 +391,12 @@ def connect(
     database: str,
     application_name: str,
     statement_timeout: timedelta = postgres.STATEMENT_TIMEOUT,
+    *,
+    role: str = "",
 ) -> Iterator[postgres.Connection]:
-    """Open a session to the copy, and prove that it is the copy: raises PreconditionFailed otherwise."""
+    """Open a session as `dsn` says, and prove that it is the copy: raises PreconditionFailed otherwise."""
     with postgres.connect(
-        dsn(copy, database), application_name, statement_timeout=statement_timeout
+        dsn(copy, database, role=role), application_name, statement_timeout=statement_timeout
     ) as connection:
         row = connection.execute(query("drill_copy", "data_directory")).fetchone() or {}
         if row.get("data_directory") != str(copy.place.data):

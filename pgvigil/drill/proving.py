@@ -110,6 +110,7 @@ def _copy(drill: Drill, plan: Plan, place: Place) -> Copy:
         programs=copies.find_programs(major, drill.policy.postgres_bin),
         major=major,
         superuser=plan.cluster.superuser,
+        role=plan.cluster.role,
         restore_command=restoring.restore_command(drill.settings.drill_pgbackrest, place, plan.backup.repo),
         shared_buffers_mb=drill.policy.shared_buffers_mb,
         preload=drill.policy.preload,
@@ -367,7 +368,8 @@ def examine(drill: Drill, copy: Copy) -> Mapping[str, str]:
     access = access_to(copy)
     _amcheck(drill, access)
     databases = amcheck.open_databases(access, name)
-    drill.take(assertions.check(access, name, drill.policy.assertions, timedelta(minutes=10)))
+    asked = [each.model_copy(update={"role": each.role or copy.role}) for each in drill.policy.assertions]
+    drill.take(assertions.check(access, name, asked, timedelta(minutes=10)))
     files: dict[str, str] = {}
     for database in databases:
         with copies.connect(copy, database, name) as session:

@@ -31,6 +31,7 @@ class Cluster(Frozen):
 
     version: str
     superuser: str
+    role: str
     data_directory: Path | None
     tablespaces: tuple[Path, ...]
     databases: tuple[str, ...]

@@ -24,7 +24,10 @@ class Assertion(Frozen):
     name: str = Field(min_length=1, description="how the report calls it")
     database: str = Field(description="the database that it is asked in")
     sql: str = Field(min_length=1, description="a query of one row with one boolean column")
-    role: str | None = Field(default=None, description="the role it is run as, such as the application's")
+    role: str | None = Field(
+        default=None,
+        description="the role it is run as, such as the application's; without it, pgvigil's own",
+    )
 
 
 class DrillPgBackRest(Frozen):

@@ -2,6 +2,7 @@
 -- The largest database comes last: its mark can be the target itself
 SELECT version() AS version,
        (SELECT rolname FROM pg_roles WHERE oid = 10) AS superuser,
+       current_user AS role,
        current_setting('data_directory') AS data_directory,
        ARRAY(SELECT pg_tablespace_location(oid) FROM pg_tablespace
               WHERE pg_tablespace_location(oid) <> '' ORDER BY oid) AS tablespaces,

@@ -17,11 +17,20 @@ from tests.fixtures.drill import Exercise, nothing
 from tests.fixtures.partitions import Shop
 
 ARCHIVE = "s3://archive/shop/"
+INDEXED = """
+CREATE FUNCTION public.plain(bigint) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS $$BEGIN
+    ASSERT NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user), 'as a superuser';
+    RETURN $1;
+END$$;
+SET SESSION AUTHORIZATION pgvigil;
+CREATE INDEX ON public.events (public.plain(id));
+"""
 
 
 @pytest.fixture
 def archive(exercise: Exercise) -> ObjectStore:
-    """Archive one partition of the drilled database."""
+    """Archive one partition of the drilled database; its index calls a function that knows its caller."""
+    exercise.sql(INDEXED)
     shop = Shop(exercise.sandbox)
     shop.policy()
     assert Verdict.VERIFIED == shop.roll().verdict
@@ -51,7 +60,10 @@ def damaged(archive: ObjectStore) -> Iterator[str]:
 
 @pytest.mark.long
 def test_a_drill_brings_an_archived_partition_back(exercise: Exercise, archive: ObjectStore) -> None:
-    """The check names partition, rows and manifest; the source is as it was; damage refutes it."""
+    """The check names partition, rows and manifest; the source is as it was; damage refutes it.
+
+    No function of the table's owner is called as a superuser.
+    """
     before, kept = relations(exercise), objects(archive)
     again: list[Run] = []
 

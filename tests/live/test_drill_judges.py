@@ -580,6 +580,7 @@ def test_what_is_true_as_the_role_passes(operated: Copy, statement: str) -> None
         ("SELECT pg_sleep(9) IS NULL", "assertion-failed-to-run", Verdict.INCONCLUSIVE),
         ("INSERT INTO lines VALUES (1) RETURNING true", "assertion-failed-to-run", Verdict.INCONCLUSIVE),
         ("RESET SESSION AUTHORIZATION; SELECT true", "assertion-failed-to-run", Verdict.INCONCLUSIVE),
+        ("SELECT shop.is_superuser()", "assertion-false", Verdict.REFUTED),
     ],
 )
 def test_anything_but_one_true_has_its_own_code(
@@ -590,6 +591,17 @@ def test_anything_but_one_true_has_its_own_code(
 
     assert [finding.code for finding in judgement.findings] == [code]
     assert decisive(judgement) is verdict
+
+
+def test_a_role_that_only_others_become_can_be_asked_as_well(operated: Copy) -> None:
+    """A group without LOGIN and without CONNECT is let in to the copy, with the settings that it has."""
+    operated.sql(f"REVOKE CONNECT ON DATABASE {DATABASE} FROM PUBLIC; ALTER ROLE reader SET work_mem = '7MB'")
+    judgement = asked(
+        operated, "SELECT session_user = 'reader' AND current_setting('work_mem') = '7MB'", role="reader"
+    )
+
+    assert judgement.findings == ()
+    assert decisive(judgement) is Verdict.VERIFIED
 
 
 def test_a_role_that_the_copy_lacks_refutes(operated: Copy) -> None:

@@ -317,7 +317,7 @@ backup = PgBackRest(settings).info().backups(1)[-1]
 restore(settings, place, backup, on_line=lambda _: None, on_progress=here("restore"))
 major = copies.read_major(place)
 copy = copies.Copy(
-    place=place, programs=copies.find_programs(major), major=major, superuser="postgres",
+    place=place, programs=copies.find_programs(major), major=major, superuser="postgres", role="pgvigil",
     restore_command=restore_command(settings, place, 1), shared_buffers_mb=16,
 )
 stop = Stop.model_validate_json(stop)
