@@ -32,7 +32,7 @@ from pgvigil.postgres import translated
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from uuid import UUID
 
     from psycopg import sql
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pgvigil.archive.parquet import Layout
     from pgvigil.archive.place import Place
     from pgvigil.archive.tree import Branch
-    from pgvigil.objectstore import ObjectStore
+    from pgvigil.objectstore import ObjectStore, StoredObject
     from pgvigil.policies.partitions import ObjectLockPolicy, ParquetPolicy
     from pgvigil.postgres import Connection
 
@@ -325,6 +325,31 @@ def clear(store: ObjectStore, where: Place) -> dict[int, Stored]:
     for uri in there.keys() - kept:
         store.delete(uri)
     return done
+
+
+@dataclass(frozen=True)
+class Remains:
+    """Objects of a copy that has no manifest."""
+
+    folder: str
+    objects: int
+    size: int
+
+
+def remains(store: ObjectStore, folder: str, own: Collection[UUID]) -> list[Remains]:
+    """Find what lies in a partition's folder without a manifest, apart from copies of one's own.
+
+    A fence that was given up may have left it, or another clone of the database may be writing it.
+    """
+    copies: dict[str, list[StoredObject]] = {}
+    for item in store.list(folder):
+        copies.setdefault(item.uri.removeprefix(folder).partition("/")[0], []).append(item)
+    return [
+        Remains(f"{folder}{copy}/", len(items), sum(item.size for item in items))
+        for copy, items in copies.items()
+        if copy not in map(str, own)
+        and f"{folder}{copy}/{place.MANIFEST}" not in (item.uri for item in items)
+    ]
 
 
 def abort_uploads(store: ObjectStore, folder: str) -> None:

@@ -183,19 +183,41 @@ def archive(
     if entry.id != _require_entry(departure).id or entry.fence is None:
         raise PreconditionFailed(f"'{departure.name}' is to be fenced anew", hint="plan again")
     place = Place.of(managed.policy, managed.cluster, managed.database, made.table, entry)
-    if found := _find_copy(managed, place):
-        return found
+    copy = _find_copy(managed, place) or _copy(managed, departure, place, on_progress)
+    tell_remains(managed, made, entry)
+    return copy
+
+
+def _copy(
+    managed: Managed, departure: Departure, place: Place, on_progress: Callable[[Progress], None]
+) -> copying.Copy:
     managed.check_lock()
     began = time.monotonic()
     intent = {"partition": str(departure.name), "to": place.folder, "bytes": departure.size}
     with managed.run.step("archive", intent) as noted, managed.session(patient=True) as session:
         with managed.session(patient=True) as second:
             sessions = copying.Sessions(export=session, digest=second, dsn=managed.dsn)
-            finished = partial(_note_leaf, managed, entry)
+            finished = partial(_note_leaf, managed, place.entry)
             copy = copying.make(sessions, managed.store, place, managed.run.id, on_progress, finished)
         noted |= {"rows": copy.manifest.digest.rows, "digest": copy.manifest.digest.value}
         noted["objects"] = [leaf.stored.rows.model_dump(mode="json") for leaf in copy.manifest.leaves]
     return replace(copy, seconds=time.monotonic() - began)
+
+
+def tell_remains(managed: Managed, made: Plan, entry: Entry) -> None:
+    """Name objects of a partition that belong to no copy; nothing proves them nobody's, so they stay."""
+    where = partition_folder(managed.policy, managed.cluster, managed.database, made.table, entry.name)
+    with managed.session() as session:
+        own = {each.id for each in read_entries(session, entry.parent)}
+    for each in copying.remains(managed.store, where, own):
+        tell(
+            managed,
+            "copy-remains",
+            f"{each.folder} has {each.objects} objects of {each.size} bytes and no manifest: a copy of "
+            f"'{entry.name}' that was never proven, and that no work state knows",
+            "if no clone of this database archives to the same place, delete them; what Object Lock holds, "
+            "when its time is over",
+        )
 
 
 def _find_copy(managed: Managed, place: Place) -> copying.Copy | None:

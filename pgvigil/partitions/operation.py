@@ -22,7 +22,7 @@ from pgvigil.partitions import create as creating
 from pgvigil.partitions import detach as detaching
 from pgvigil.partitions.catalog import read_drift
 from pgvigil.partitions.envelope import bounded
-from pgvigil.partitions.leaving import announce, renew
+from pgvigil.partitions.leaving import announce, renew, tell_remains
 from pgvigil.partitions.managing import alone, done, look, note, tell
 from pgvigil.partitions.plan import draw, horizon, missing, strangers
 from pgvigil.partitions.question import ask
@@ -135,7 +135,7 @@ def release(managed: Managed, made: Plan) -> None:
                 "set hold for it in the fleet file if it is to stay",
             )
         with alone(managed, str(entry.name)):
-            _abort_uploads(managed, made, entry)
+            _give_up_copy(managed, made, entry)
 
 
 def _take_down(managed: Managed, entry: Entry) -> None:
@@ -143,12 +143,12 @@ def _take_down(managed: Managed, entry: Entry) -> None:
         bounded(session, managed.dsn, managed.policy, partial(_release, session, entry))
 
 
-def _abort_uploads(managed: Managed, made: Plan, entry: Entry) -> None:
+def _give_up_copy(managed: Managed, made: Plan, entry: Entry) -> None:
+    """Abort what was being uploaded, and name what is there."""
     if managed.policy.archive:
-        abort_uploads(
-            managed.store,
-            partition_folder(managed.policy, managed.cluster, managed.database, made.table, entry.name),
-        )
+        where = partition_folder(managed.policy, managed.cluster, managed.database, made.table, entry.name)
+        abort_uploads(managed.store, where)
+        tell_remains(managed, made, entry)
 
 
 def _release(session: Connection, entry: Entry) -> None:

@@ -10,6 +10,7 @@ import zstandard
 
 from pgvigil.archive.blocks import digest_of
 from pgvigil.archive.manifest import to_bytes
+from pgvigil.errors import StorageFailed
 from pgvigil.reports import Verdict
 from tests.fixtures.faulty_s3 import (
     Fault,
@@ -24,7 +25,7 @@ from tests.fixtures.faulty_s3 import (
     shortened,
     without,
 )
-from tests.fixtures.partitions import Shop, make_deep, run
+from tests.fixtures.partitions import Shop, make_deep, nothing, run
 
 COPY = ".copy.zst"
 
@@ -246,6 +247,35 @@ def test_encryption_class_and_locks_are_kept_and_shown(shop: Shop, vault: Any) -
         key = item.uri.removeprefix(f"s3://{bucket(shop)}/")
         with pytest.raises(vault.exceptions.ClientError, match="AccessDenied"):
             vault.delete_object(Bucket=bucket(shop), Key=key, VersionId=head.version_id)
+
+
+@pytest.mark.usefixtures("vault")
+@pytest.mark.parametrize("change", ["opened", "attached"])
+def test_what_is_left_of_a_copy_that_was_given_up_is_named(shop: Shop, change: str) -> None:
+    """Nothing proves it nobody's, and a lock may hold it: it stays, and the run says where and how much."""
+    locked(shop)
+    name = oldest(shop)
+    bound = shop.partitions()[name]
+
+    def stop(step: str) -> None:
+        if step == "prove":
+            raise StorageFailed("away")
+
+    shop.before = stop
+    shop.roll()
+    shop.before = nothing
+    (left,) = shop.store.list(f"s3://{bucket(shop)}/")
+    if change == "opened":
+        shop.sql(f"ALTER TABLE {name} DISABLE TRIGGER ALL")
+    else:
+        shop.sql(f"ALTER TABLE events ATTACH PARTITION {name} {bound}")
+        shop.policy(**{**shop.policies[0], "keep": None})
+    report = shop.roll()
+
+    assert Verdict.VERIFIED == report.verdict, told(report)
+    (finding,) = (each for each in report.findings if each.code == "copy-remains")
+    assert f"{left.uri.rpartition('/')[0]}/ has 1 objects of {left.size} bytes" in finding.message
+    assert left.uri in {item.uri for item in shop.store.list(f"s3://{bucket(shop)}/")}
 
 
 def test_a_head_that_says_otherwise_refutes(shop: Shop, road: Road, vault: Any) -> None:
