@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgvigil import postgres
 from pgvigil.drill.point import Point, ask, export, exporter, set_timeout
-from pgvigil.drill.tables import list_tables
+from pgvigil.drill.tables import list_marked
 from pgvigil.errors import DatabaseFailed
 from pgvigil.sql import query
 
@@ -84,7 +84,7 @@ class Neighbour:
 
     def point(self, shared: Point) -> Point | None:
         """Return the shared point as this database's; None where something in it cannot be fenced."""
-        inventory = list_tables(self.snapshot, self.source.database)
+        inventory = list_marked(self.snapshot, self.source.database)
         fenced = self.fence.oids | {doubt.oid for doubt in self.fence.doubts}
         if any(each.is_view or each.table.oid not in fenced for each in inventory.tables):
             return None

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from pgvigil import postgres
 from pgvigil.drill.facts import Digest, Table, Unproven
-from pgvigil.drill.tables import Listed, find_strangers
+from pgvigil.drill.tables import LOCK_NOT_AVAILABLE, Listed, find_strangers
 from pgvigil.drill.unplanned import hash_rows
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql
@@ -56,11 +56,11 @@ _STATEMENT = sql.SQL(
 _BINARY = sql.SQL("ARRAY[record_send(t.*)]")
 _TEXT = sql.SQL('ARRAY[textin(record_out(t.*)) COLLATE "C"]')  # a cast to text may be a function of the owner
 
-_LOCKED, _CANCELLED, _DROPPED, _REFUSED, _NO_MEMORY = "55P03", "57014", "42P01", "42501", "54000"
+_CANCELLED, _DROPPED, _REFUSED, _NO_MEMORY = "57014", "42P01", "42501", "54000"
 _OTHER = "not what it was at the mark: another relation has its name now, or it is no table any more"
 STRANGER = "an index or statistics of it came to call {function}, which belongs to no superuser: drill again"
 _CAUSES = {
-    _LOCKED: "locked by a session that changes it: drill again when that has ended",
+    LOCK_NOT_AVAILABLE: "locked by a session that changes it: drill again when that has ended",
     _DROPPED: "dropped since the mark",
     _REFUSED: "not readable: grant what infra/roles.sql grants to this role",
     _NO_MEMORY: "one of its rows is larger than a value may be",
@@ -240,7 +240,7 @@ class _Work:
                 raise
             if error.sqlstate == _CANCELLED and self._is_late():
                 return
-            if error.sqlstate == _LOCKED and piece.attempt < _ATTEMPTS:
+            if error.sqlstate == LOCK_NOT_AVAILABLE and piece.attempt < _ATTEMPTS:
                 self._left.put(piece.model_copy(update={"attempt": piece.attempt + 1}))
                 return
             hashed = Hashed(piece, reason=_reason(error))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from pgvigil import postgres
 from pgvigil.drill.beside import SESSIONS, Fence, Neighbour, bounded, moved
 from pgvigil.drill.point import Point, Source, ask, exporter, set_timeout
-from pgvigil.drill.tables import Doubt, Inventory, list_tables
+from pgvigil.drill.tables import Doubt, Inventory, list_marked
 from pgvigil.errors import DatabaseFailed, PreconditionFailed
 from pgvigil.postgres import sql
 from pgvigil.reports import Frozen
@@ -146,7 +146,7 @@ def from_fence(
         siege.beside = list(_invite(siege, beside, stack))
         siege.around = around
         row = _besiege(siege, snapshot, watch)
-        inventory = list_tables(snapshot, source.database)
+        inventory = list_marked(snapshot, source.database)
         point = Point(
             method="fence",
             lsn=row["lsn"],

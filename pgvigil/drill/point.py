@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from pgvigil import postgres
 from pgvigil.drill.digest import pin
-from pgvigil.drill.tables import list_tables
+from pgvigil.drill.tables import list_marked
 from pgvigil.policies.drill import DrillPolicy
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
@@ -97,7 +97,7 @@ def held(
         snapshot=exported["snapshot"],
         at=exported["at"],
         source=source,
-        inventory=list_tables(snapshot, source.database),
+        inventory=list_marked(snapshot, source.database),
     )
 
 

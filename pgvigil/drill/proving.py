@@ -324,16 +324,14 @@ def _compare_rest(drill: Drill, copy: Copy, name: str, readings: Readings) -> No
         since = catalogue.window_of(readings.catalogue)
         copied = catalogue.read(there, "database", since=since, until=until)
         drill.take(sequences.prove(name, readings.sequences, there))
-        here = _source(drill, name, stack) or there
+        here = _source(drill, postgres.in_database(drill.settings.dsn, name), stack) or there
         drill.take(catalogue.prove(name, (*readings.catalogue, copied), here, there))
 
 
-def _source(drill: Drill, database: str, stack: ExitStack) -> Connection | None:
-    """Enter the source's database, which only names what differs: it may be dropped since its mark."""
+def _source(drill: Drill, dsn: str, stack: ExitStack) -> Connection | None:
+    """Enter the source, which only names what differs: a database may be dropped since its mark."""
     try:
-        here = stack.enter_context(
-            postgres.connect(postgres.in_database(drill.settings.dsn, database), drill.run.name)
-        )
+        here = stack.enter_context(postgres.connect(dsn, drill.run.name))
         postgres.read_bytes(here)
     except DatabaseFailed:
         return None
@@ -344,10 +342,8 @@ def compare_cluster(drill: Drill, copy: Copy, halt: Halt) -> None:
     """Compare what all databases share, if it is known at this stop: roles, settings, tablespaces."""
     if halt.shared is None:
         return
-    with (
-        copies.connect(copy, "postgres", drill.run.name) as there,
-        postgres.connect(drill.settings.dsn, drill.run.name) as here,
-    ):
+    with copies.connect(copy, "postgres", drill.run.name) as there, ExitStack() as stack:
+        here = _source(drill, drill.settings.dsn, stack) or there
         until = catalogue.read_window(there).next
         since = catalogue.window_of(halt.shared)
         copied = catalogue.read(there, "cluster", since=since, until=until)

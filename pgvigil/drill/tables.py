@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pgvigil import postgres
 from pgvigil.drill.facts import Table, Unproven
+from pgvigil.errors import DatabaseFailed
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 
+LOCK_NOT_AVAILABLE = "55P03"
 _LEFT_OUT = (
     "an index or statistics of it call {stranger}, so it must be read by COPY, which gives no materialized"
     " view and no generated column: let a superuser own that function"
@@ -76,6 +79,20 @@ def list_tables(connection: Connection, database: str, *, skip_locked: bool = Fa
         unproven=tuple(unproven),
         types=read_types(connection),
     )
+
+
+def list_marked(connection: Connection, database: str) -> Inventory:
+    """List as `list_tables` under the snapshot of a mark; what stays locked is told as unproven.
+
+    No fence holds a view that is being refreshed, and to ask for its size waits until that has ended.
+    """
+    try:
+        with postgres.savepoint(connection):
+            return list_tables(connection, database)
+    except DatabaseFailed as error:
+        if error.sqlstate != LOCK_NOT_AVAILABLE:
+            raise
+    return list_tables(connection, database, skip_locked=True)
 
 
 def find_strangers(connection: Connection, oids: Sequence[int]) -> dict[int, str]:

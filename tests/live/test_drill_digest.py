@@ -674,6 +674,20 @@ def test_a_locked_table_is_unproven_and_the_others_are_read(
     assert "large" in {table.name for table, _ in found.tables}
 
 
+def test_a_view_that_is_being_refreshed_is_unproven_and_the_others_are_read(
+    database: str, owner: psycopg.Connection
+) -> None:
+    """However long it takes: nobody waits for it, and neither it nor the drill fails."""
+    with owner.transaction():
+        owner.execute("REFRESH MATERIALIZED VIEW view")
+        with mark(database, POLICY, RUN) as marked:
+            found = content(marked)
+
+    (told,) = [each.reason for each in found.unproven if each.relation == "public.view"]
+    assert "locked by a transaction that was changing it at the mark" in told
+    assert "large" in {table.name for table, _ in found.tables}
+
+
 def test_of_databases_that_share_a_mark_the_smallest_is_hashed_first(database: str, sandbox: Sandbox) -> None:
     """Each has its share of the time, so that one which is too large for it leaves some to the others."""
     with mark(database, POLICY, RUN, beside=[sandbox.dsn("shop")]) as marked:
