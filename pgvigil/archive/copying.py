@@ -110,7 +110,7 @@ def make(  # noqa: PLR0913 - both ends, and who hears of it
         origin = session.execute(query("archive", "origin")).fetchall()[0]
         origin["columns"] = read_numbers(session, where.entry.parent)
         digest.pin(session)
-        tree = without_bound(read_tree(session, where.entry.relation), where.entry.condition)
+        tree = without_bound(read_tree(session, where.entry.relation))
         for each in (sessions.export, sessions.digest):
             digest.pin(each, origin["encoding"])
     leaves = [branch for branch in tree if branch.is_leaf]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
+from pgvigil.archive.shape import BOUND_CHECK
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import LiteralString
@@ -191,6 +193,11 @@ def add_check(table: sql.Identifier, name: str, condition: str) -> sql.Composed:
     return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({})").format(
         table, sql.Identifier(name), _raw(condition)
     )
+
+
+def drop_bound_check(table: sql.Identifier) -> sql.Composed:
+    """Compose what takes the CHECK of its bound off a table that is a partition again."""
+    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(table, sql.Identifier(BOUND_CHECK))
 
 
 def condition_clause(condition: str) -> sql.SQL:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 BOUND_CHECK = "pgvigil_bound"
-LONGEST_NAME = 63
 
 
 class Numbering(Frozen):
@@ -287,27 +286,13 @@ def _called(each: Named, names: Mapping[str, str]) -> Named:
 
 
 def bound_checks(own: Shape, condition: str) -> tuple[str, ...]:
-    """Name the CHECKs that say the same as the bound: ours, and what a concurrent detach leaves."""
+    """Name the CHECKs that say the same as the bound: ours, which a concurrent detach made, and people's."""
     wanted = _bare(condition)
     return tuple(
         each.name
         for each in own.constraints
         if each.kind == "c" and (each.name == BOUND_CHECK or _bare(each.definition) == wanted)
     )
-
-
-def spent_checks(own: Shape, condition: str) -> tuple[str, ...]:
-    """Name those of them that nobody asked for: ours, and one with the name that a detach gives."""
-    made = {BOUND_CHECK, *(_given_name(own.name, column.name) for column in own.columns)}
-    return tuple(name for name in bound_checks(own, condition) if name.rstrip("0123456789") in made)
-
-
-def _given_name(table: str, column: str) -> str:
-    """Give the name that PostgreSQL finds for a CHECK of one column, within 63 bytes."""
-    first, second = table.encode(), column.encode()
-    while len(first) + len(second) > LONGEST_NAME - len("__check"):
-        first, second = (first[:-1], second) if len(first) > len(second) else (first, second[:-1])
-    return f"{first.decode(errors='ignore')}_{second.decode(errors='ignore')}_check"
 
 
 def _bare(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from psycopg import sql
 
 from pgvigil.archive.ddl import attach_partition, ddl, foreign_key_ddl
-from pgvigil.archive.shape import Shape, read_shape, spent_checks
+from pgvigil.archive.shape import BOUND_CHECK, Shape, read_shape
 from pgvigil.errors import PreconditionFailed
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
@@ -89,19 +89,16 @@ def _require_named(session: Connection, branch: Branch) -> None:
         )
 
 
-def without_bound(branches: tuple[Branch, ...], condition: str) -> tuple[Branch, ...]:
+def without_bound(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
     """Leave out the CHECK of its bound that a concurrent detach gives to a tree, and to each table in it.
 
     A plain table keeps it, to be attached by it again. In a tree its columns may be the wrong ones.
     """
-    spent = set(spent_checks(branches[0].shape, condition))
-    if not spent or len(branches) == 1:
-        return branches
-    return tuple(_without(branch, spent) for branch in branches)
+    return branches if len(branches) == 1 else tuple(map(_without_bound, branches))
 
 
-def _without(branch: Branch, spent: set[str]) -> Branch:
-    kept = tuple(each for each in branch.shape.constraints if each.kind != "c" or each.name not in spent)
+def _without_bound(branch: Branch) -> Branch:
+    kept = tuple(each for each in branch.shape.constraints if each.name != BOUND_CHECK)
     return branch.model_copy(update={"shape": branch.shape.model_copy(update={"constraints": kept})})
 
 

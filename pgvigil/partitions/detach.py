@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from psycopg import sql
 
+from pgvigil.archive.shape import BOUND_CHECK, bound_checks, read_shape
 from pgvigil.errors import Busy, DatabaseFailed, PreconditionFailed
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.envelope import CANCELED, LOCK_TIMEOUT, bounded, explain_wait
 from pgvigil.partitions.references import require_quick
+from pgvigil.postgres import translated
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
@@ -61,11 +64,30 @@ def detach(
     """
     await_others(session, departure, policy)
     now = standing(session, departure, table.oid)
+    own = _bound_checks(session, departure)
     if now == "attached":
         _begin(session, dsn, table, departure, policy)
         now = standing(session, departure, table.oid)
     if now == "pending":
         _finalize(session, dsn, table, departure, policy)
+    for name in _bound_checks(session, departure) - own:
+        _call_ours(session, dsn, departure, name)
+
+
+def _bound_checks(session: Connection, departure: Departure) -> set[str]:
+    return set(bound_checks(read_shape(session, departure.relation), departure.condition))
+
+
+def _call_ours(session: Connection, dsn: str, departure: Departure, check: str) -> None:
+    """Give the CHECK of a concurrent detach a name that people give to none of theirs.
+
+    Who reads the table by its own name may keep it from that: then it is taken for theirs, and comes back.
+    """
+    rename = sql.SQL("ALTER TABLE {} RENAME CONSTRAINT {} TO {}").format(
+        identifier(departure.name), sql.Identifier(check), sql.Identifier(BOUND_CHECK)
+    )
+    with suppress(DatabaseFailed), translated(dsn):
+        session.execute(rename)
 
 
 def await_others(session: Connection, departure: Departure, policy: PartitionPolicy) -> None:

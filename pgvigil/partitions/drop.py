@@ -83,6 +83,6 @@ def check_copied(session: Connection, departure: Departure, entry: Entry, manife
 def is_as_copied(session: Connection, entry: Entry, manifest: Manifest) -> bool:
     """Tell whether a table, and each below it, is defined as its copy would rebuild it."""
     pin(session)
-    found = without_bound(read_tree(session, entry.relation), entry.condition)
+    found = without_bound(read_tree(session, entry.relation))
     copied = [node.model_dump(exclude={"stored"}) for node in manifest.nodes]
     return copied == [branch.model_dump() for branch in found]

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from psycopg import sql
 
+from pgvigil.archive.ddl import drop_bound_check
 from pgvigil.errors import PreconditionFailed
 from pgvigil.sql import query
 
@@ -121,9 +122,15 @@ _WORDS = {
 
 
 def drop_fence(session: Connection, entry: Entry) -> None:
-    """Let writers again into a table, all below it, and what was below it once. Idempotent."""
+    """Let writers again into a table, all below it, and what was below it once. Idempotent.
+
+    The CHECK goes as well that its detach had made.
+    """
     for relation in {entry.relation, *_fenced(entry.fence)}:
         _open(session, relation)
+    row = session.execute(query("partitions", "standing"), {"oid": entry.relation}).fetchone()
+    if row is not None:
+        session.execute(drop_bound_check(sql.Identifier(row["schema"], row["name"])))
 
 
 def _fenced(fence: dict[str, Any] | None) -> set[int]:

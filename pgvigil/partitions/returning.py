@@ -16,11 +16,12 @@ from pgvigil.archive.ddl import (
     bound_clause,
     condition_clause,
     constraint_comment,
+    drop_bound_check,
     foreign_keys,
 )
 from pgvigil.archive.manifest import Manifest, read_manifest
 from pgvigil.archive.place import MANIFEST, partition_of, table_folder
-from pgvigil.archive.shape import read_numbers, read_shape, read_types, spent_checks
+from pgvigil.archive.shape import read_numbers, read_shape, read_types
 from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.partitions import beside, ledger
@@ -571,7 +572,6 @@ def _attach(session: Connection, found: Archived) -> bool:
     managed.run.facts["adapted"] = (
         renamed + tuple(adaption.told) + _refer_as_table(session, managed, own, parent)
     )
-    spent = spent_checks(read_shape(session, oid), condition)
     try:
         with managed.session(patient=True) as second, ExitStack() as after, session.transaction():
             if not _is_unchanged(session, found):
@@ -579,7 +579,7 @@ def _attach(session: Connection, found: Archived) -> bool:
             _wait_idle(session, managed)
             after.enter_context(_beside_default(second, found, condition))
             _tell_lost(session, found, adaption.lost)
-            attach = partial(_attach_now, session, found, adaption.drops, spent)
+            attach = partial(_attach_now, session, found, adaption.drops)
             bounded(session, managed.dsn, managed.policy, attach)
     except DatabaseFailed as error:
         raise _unattachable(session, error, found, oid) from error
@@ -673,9 +673,7 @@ def _refer_as_table(session: Connection, managed: Managed, own: Shape, parent: S
     return tuple(f"foreign key '{key.name}' was added since: every row passed it" for key in added)
 
 
-def _attach_now(
-    session: Connection, found: Archived, drops: Sequence[sql.Composed], spent: tuple[str, ...]
-) -> None:
+def _attach_now(session: Connection, found: Archived, drops: Sequence[sql.Composed]) -> None:
     table = identifier(found.name)
     with session.transaction():
         for drop in drops:
@@ -685,8 +683,7 @@ def _attach_now(
                 identifier(found.table.name), table, bound_clause(found.manifest.origin.bound)
             )
         )
-        for name in spent:
-            session.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(table, sql.Identifier(name)))
+        session.execute(drop_bound_check(table))
         ledger.returned(session, found.manifest.id)
 
 

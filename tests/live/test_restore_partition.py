@@ -8,7 +8,7 @@ from pgvigil.alarmtest.of_rows import without_last_row
 from pgvigil.alarmtest.repository import flipped, shortened
 from pgvigil.archive.shape import Shape, read_shape
 from pgvigil.reports import Verdict
-from tests.fixtures.partitions import EVENTS, INHERITED_IDENTITY, Shop, make_awkward, quote, run
+from tests.fixtures.partitions import EVENTS, INHERITED_IDENTITY, Shop, make_awkward, make_deep, quote, run
 from tests.fixtures.reports import refuted
 from tests.fixtures.sandbox import major, since
 
@@ -427,6 +427,30 @@ def test_what_people_gave_a_partition_comes_back_and_nothing_more(shop: Shop, at
     assert {1: 321} == next(each.statistics for each in back.indexes if each.name == "by_kind")
     assert {"own_range", "whose"} <= {each.name for each in back.constraints}
     assert "why" == next(each.comment for each in back.constraints if each.name == "whose")
+
+
+@pytest.mark.parametrize(("table", "key"), [("events", "created_at"), ("deep", "at")])
+def test_a_check_that_people_made_like_the_bound_stays_without_a_name_too(
+    shop: Shop, table: str, key: str
+) -> None:
+    """PostgreSQL names it like the one of a detach, and then makes none: it is theirs, in a tree too."""
+    if table == "deep":
+        make_deep(shop)
+    name = min(shop.partitions(table), key=lambda each: shop.partitions(table)[each])
+    _, lower, _, upper, _ = shop.partitions(table)[name].split("'")
+    shop.sql(
+        f"ALTER TABLE {quote(name)} ADD CHECK ({key} IS NOT NULL"
+        f" AND {key} >= '{lower}'::timestamptz AND {key} < '{upper}'::timestamptz)"
+    )
+    asked = f"SELECT conname FROM pg_constraint WHERE conrelid = '{quote(name)}'::regclass AND contype = 'c'"
+    asked += " AND conname <> 'short'"
+    before = shop.sql(asked)
+    assert name == archived(shop)
+    report = shop.restore(name, attach=True)
+
+    assert Verdict.VERIFIED == report.verdict, report.findings
+    assert name in shop.partitions(table)
+    assert [{"conname": f"{name}_{key}_check"}] == before == shop.sql(asked)
 
 
 def test_values_follow_their_column_or_are_counted(shop: Shop) -> None:
