@@ -182,17 +182,23 @@ def check_database(  # noqa: PLR0913 - one call, its bounds and who listens
 def install(connection: Connection) -> None:
     """Install amcheck in a schema of ours, or bring the one that is there up to date.
 
-    Event triggers of the users are put aside within the same transaction, so none can hinder it.
+    A function of somebody else beside its own could be called in its place, so it is taken out of such a
+    schema. Event triggers of the users are put aside within the same transaction, so none can hinder it.
     """
     (here,) = connection.execute(query("drill_amcheck", "installed")).fetchall()
-    if here["version"] is not None and here["version"] == here["newest"]:
+    if here["version"] is not None and here["version"] == here["newest"] and not here["is_mixed"]:
         return
     connection.execute("SET default_transaction_read_only = off")  # users may have set it for the database
     with connection.transaction(), _deaf(connection, here["event_triggers"] or []):
+        if here["version"] is None or here["is_mixed"]:
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))  # nobody else's
         if here["version"] is None:
-            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(SCHEMA)))
             connection.execute(sql.SQL("CREATE EXTENSION amcheck SCHEMA {}").format(sql.Identifier(SCHEMA)))
-        else:
+        elif here["is_mixed"]:
+            connection.execute(
+                sql.SQL("ALTER EXTENSION amcheck SET SCHEMA {}").format(sql.Identifier(SCHEMA))
+            )
+        if here["version"] not in {None, here["newest"]}:
             connection.execute("ALTER EXTENSION amcheck UPDATE")
 
 

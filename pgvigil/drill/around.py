@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgvigil import postgres
 from pgvigil.drill import catalogue, sequences
+from pgvigil.drill.digest import pin
 from pgvigil.errors import DatabaseFailed
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Around:
 @contextmanager
 def _open(source: Source) -> Iterator[Connection]:
     with source.connect() as session:
-        postgres.read_bytes(session)
+        pin(session)
         yield session
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pgvigil.drill.judgement import AGAIN, Judgement, bounded, listed, passed, refuted, unknown
+from pgvigil.drill.tables import find_strangers
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql, translated
 from pgvigil.reports import Check, Finding, Frozen, Severity
@@ -131,12 +132,16 @@ def _state(row: Mapping[str, Any], position: int | None) -> SequenceState:
 def read_used(connection: Connection, states: Iterable[SequenceState]) -> dict[int, int]:
     """Read the last values before these, by OID, that are committed in the columns that own the sequences.
 
-    That of a column without an index is not looked for, nor that of a table that is locked.
+    That of a column without an index is not looked for, nor that of a table that is locked, or for which
+    nothing may be planned.
     """
     nexts = {state.oid: _next(state) for state in states}
     owners = connection.execute(query("drill_catalogue", "owners"), {"oids": list(nexts)}).fetchall()
+    strangers = find_strangers(connection, [oid for owner in owners for oid in owner["planned"]])
     used: dict[int, int] = {}
     for owner in owners:
+        if not strangers.keys().isdisjoint(owner["planned"]):
+            continue
         with suppress(DatabaseFailed), translated(connection.info.dsn):
             row = connection.execute(_last(owner, nexts[owner["oid"]])).fetchone() or {}
             if row["last"] is not None:

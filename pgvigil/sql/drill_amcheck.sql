@@ -1,8 +1,11 @@
 -- databases: every database of the copy, and whether it lets anybody in; one half dropped (-2) never does again
 SELECT datname AS name, datallowconn AS allows FROM pg_database WHERE datconnlimit <> -2 ORDER BY oid
 
--- installed: the amcheck that is here, whether a newer one could be, and the event triggers that would hear of it
+-- installed: the amcheck that is here, whether a newer one could be, whether its schema has functions of a role
+-- that is no superuser, and the event triggers that would hear of it
 SELECT e.extversion AS version, n.nspname AS schema_name,
+       EXISTS (SELECT FROM pg_proc AS function JOIN pg_roles AS owner ON owner.oid = function.proowner
+                WHERE function.pronamespace = n.oid AND NOT owner.rolsuper) AS is_mixed,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'amcheck') AS newest,
        (SELECT array_agg(ARRAY[evtname::text, evtenabled::text] ORDER BY evtname)
           FROM pg_event_trigger WHERE evtenabled <> 'D') AS event_triggers

@@ -79,9 +79,11 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema_name, c.relname AS name, c.relf
  WHERE c.relpersistence = 'p'
  ORDER BY c.oid
 
--- owners: the columns that own these sequences, where an index leads to their last value
+-- owners: the columns that own these sequences, where an index leads to their last value; and the tables for
+-- which PostgreSQL plans to find it
 SELECT s.seqrelid::bigint AS oid, n.nspname AS schema_name, c.relname AS table_name, a.attname AS column_name,
-       c.relkind = 'p' AS is_partitioned, s.seqincrement > 0 AS is_ascending
+       c.relkind = 'p' AS is_partitioned, s.seqincrement > 0 AS is_ascending,
+       ARRAY(SELECT c.oid::bigint UNION SELECT relid::oid::bigint FROM pg_partition_tree(c.oid)) AS planned
   FROM pg_sequence AS s
   JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = s.seqrelid
                      AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')

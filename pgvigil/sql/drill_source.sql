@@ -70,12 +70,15 @@ SELECT class.oid::bigint AS oid,
    AND (class.oid >= 16384 OR class.oid = 'pg_largeobject'::regclass)
  ORDER BY namespace.nspname, class.relname
 
--- strangers: of these tables, those of which an index or statistics call functions that belong to no
--- superuser. To plan a statement computes what is constant in such expressions and conditions, as whoever
+-- strangers: of these tables, those of which an index, statistics or the partition key call functions that
+-- belong to no superuser. To plan a statement computes what is constant in such expressions and conditions, as whoever
 -- asks (RelationGetIndexExpressions in relcache.c); what the owner of a function makes of it runs as our role.
 SELECT part.relation::bigint AS oid, min(function.oid::regprocedure::text) AS function
   FROM (SELECT indrelid, 'pg_class'::regclass, indexrelid
           FROM pg_index WHERE indexprs IS NOT NULL OR indpred IS NOT NULL
+         UNION ALL
+        SELECT partrelid, 'pg_class'::regclass, partrelid
+          FROM pg_partitioned_table WHERE partexprs IS NOT NULL
          UNION ALL
         SELECT stxrelid, 'pg_statistic_ext'::regclass, oid
           FROM pg_statistic_ext WHERE stxexprs IS NOT NULL) AS part (relation, classid, objid)

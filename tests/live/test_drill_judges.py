@@ -418,6 +418,32 @@ def test_a_sequence_that_moved_around_the_mark_is_held_to_its_column(
     assert decisive(judgement) is verdict
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "shop.tallied (id bigserial PRIMARY KEY); CREATE INDEX ON shop.tallied (shop.total(1))",
+        (
+            "shop.tallied (id bigserial, n int) PARTITION BY RANGE ((n + shop.total(1)));"
+            "CREATE TABLE shop.tally PARTITION OF shop.tallied DEFAULT; CREATE INDEX ON shop.tallied (id)"
+        ),
+    ],
+    ids=["index", "partition key"],
+)
+def test_no_column_is_asked_where_that_calls_functions_of_its_owner(operated: Copy, table: str) -> None:
+    """To plan for the last value would; the sequence is held to its own place alone."""
+    with connect(operated.access.database(DATABASE), NAME) as copied:
+        copied.execute("BEGIN; ALTER FUNCTION shop.total(integer) IMMUTABLE")
+        copied.execute(f"CREATE TABLE {table}; INSERT INTO shop.tallied DEFAULT VALUES".encode())
+        (state,) = [each for each in sequences.read(copied).values() if each.name == "shop.tallied_id_seq"]
+        trusted = sequences.read_used(copied, [state])
+        copied.execute("ALTER FUNCTION shop.total(integer) OWNER TO app")
+        strange = sequences.read_used(copied, [state])
+        copied.execute("ROLLBACK")
+
+    assert trusted == {state.oid: 1}
+    assert strange == {}
+
+
 def test_a_flipped_heap_page_is_found_by_amcheck_and_by_checksums(copy: Copy) -> None:
     """One broken page of a table is one finding of either judge, though every index check meets it too."""
     with connect(copy.access.database(DATABASE), NAME) as session:
@@ -495,12 +521,25 @@ def test_a_prepared_transaction_does_not_hinder_amcheck(healthy_copy: Copy) -> N
 def test_a_database_without_amcheck_is_inconclusive_by_name(copy: Copy) -> None:
     """Where the extension cannot be installed nothing is known, and the other databases are checked."""
     copy.sql(f"CREATE SCHEMA {amcheck.SCHEMA}")
-    copy.sql(f"CREATE FUNCTION {amcheck.SCHEMA}.bt_index_check(regclass) RETURNS void LANGUAGE sql AS ''")
     judgement = amcheck.check(copy.access, NAME, BOUND)
 
     assert [finding.code for finding in judgement.findings] == ["amcheck-unchecked"]
     assert subjects(judgement) == [DATABASE]
     assert decisive(judgement) is Verdict.INCONCLUSIVE
+
+
+def test_no_function_beside_amchecks_own_is_called_in_its_place(copy: Copy) -> None:
+    """pg_amcheck calls with an OID, which fits somebody else's function better than the extension's own."""
+    copy.sql("CREATE EXTENSION amcheck SCHEMA shop")
+    copy.sql(
+        "CREATE FUNCTION shop.bt_index_parent_check(index oid, heapallindexed boolean, rootdescend boolean)"
+        " RETURNS void LANGUAGE plpgsql AS 'BEGIN RAISE ''called as %'', current_user; END';"
+        "ALTER FUNCTION shop.bt_index_parent_check(oid, boolean, boolean) OWNER TO app"
+    )
+    judgement = amcheck.check_database(copy.access, NAME, DATABASE, BOUND)
+
+    assert judgement.findings == ()
+    assert decisive(judgement) is Verdict.VERIFIED
 
 
 def test_a_check_that_fails_is_no_corruption(copy: Copy) -> None:

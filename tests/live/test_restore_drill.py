@@ -276,10 +276,6 @@ def test_damage_on_disk_and_a_database_without_amcheck_are_named_apart(exercise:
         overwrite(copy, "public.customers", 8192 + 4000)
         with connect_copy(copy, "template1", "saboteur") as session:
             session.execute("CREATE SCHEMA pgvigil_amcheck")
-            session.execute(
-                "CREATE FUNCTION pgvigil_amcheck.bt_index_check(regclass) RETURNS int LANGUAGE sql"
-                " AS 'SELECT 1'"
-            )
 
     exercise.after_promote = damage
     report = exercise.drill(recovery_target="lsn")
