@@ -112,7 +112,7 @@ def _unmet(marked: Marked, results: Sequence[TableResult]) -> Iterator[TableResu
     for each in results:
         stranger = found.get(each.table.oid)
         if stranger and each.digest:
-            yield TableResult(listed=each.listed, reason=STRANGER.format(function=stranger))
+            yield TableResult(listed=each.listed, reason=STRANGER.format(stranger=stranger))
         else:
             yield each
 

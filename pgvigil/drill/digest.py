@@ -58,7 +58,7 @@ _TEXT = sql.SQL('ARRAY[textin(record_out(t.*)) COLLATE "C"]')  # a cast to text 
 
 _CANCELLED, _DROPPED, _REFUSED, _NO_MEMORY = "57014", "42P01", "42501", "54000"
 _OTHER = "not what it was at the mark: another relation has its name now, or it is no table any more"
-STRANGER = "an index or statistics of it came to call {function}, which belongs to no superuser: drill again"
+STRANGER = "its indexes or statistics came to lean on {stranger}, which belongs to no superuser: drill again"
 _CAUSES = {
     LOCK_NOT_AVAILABLE: "locked by a session that changes it: drill again when that has ended",
     _DROPPED: "dropped since the mark",
@@ -302,7 +302,7 @@ def hash_piece(
     if not listed.is_guarded:  # asked outside of the snapshot, which does not show what is new
         found = find_strangers(connection, [piece.oid])
         if found:
-            return Hashed(piece, reason=STRANGER.format(function=found[piece.oid]))
+            return Hashed(piece, reason=STRANGER.format(stranger=found[piece.oid]))
     with _reading(connection, snapshot, seconds):
         if not _lock(connection, listed.table)["is_same"]:
             return Hashed(piece, reason=_OTHER)
@@ -383,13 +383,16 @@ def _where(piece: Piece) -> sql.Composable:
 
 
 def cut(tables: Iterable[Listed], limits: Limits) -> list[Piece]:
-    """Cut whole tables into pieces, in an order in which every table has its first piece read first."""
+    """Cut whole tables into pieces, in an order in which every table has its first piece read first.
+
+    What can only be read as a whole comes last: it may take all the time that there is.
+    """
     seeded = random.Random(limits.seed)  # noqa: S311 - a sample that can be drawn again, no secret
     placed = []
     for listed in sorted(tables, key=lambda each: -each.size):
         pieces = _cut_range(listed, 0, None, _piece_size(limits))
         seeded.shuffle(pieces)
-        placed += [(index / len(pieces), piece) for index, piece in enumerate(pieces)]
+        placed += [(index / len(pieces) + listed.is_guarded, piece) for index, piece in enumerate(pieces)]
     return [piece for _, piece in sorted(placed, key=lambda each: each[0])]
 
 

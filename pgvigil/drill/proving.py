@@ -17,7 +17,7 @@ from pgvigil.drill import restore as restoring
 from pgvigil.drill.amcheck import Access
 from pgvigil.drill.content import hash_copy
 from pgvigil.drill.copy import Copy
-from pgvigil.drill.digest import Limits
+from pgvigil.drill.digest import Limits, pin
 from pgvigil.drill.judgement import passed, refuted, unknown
 from pgvigil.drill.recovery import Outcome, Stop, Watch
 from pgvigil.drill.report import Reached, Restored, Rpo, WalUsed
@@ -305,7 +305,9 @@ def _told(drill: Drill, database: str, **checks: str) -> Iterator[None]:
 
 def _compare_rows(drill: Drill, copy: Copy, database: MarkedDatabase, on_progress: Hear) -> None:
     limits = Limits(workers=drill.policy.hash_workers)
-    connect = partial(copies.connect, copy, database.name, drill.run.name, drill.policy.deadline)
+    connect = partial(
+        copies.connect, copy, database.name, drill.run.name, drill.policy.deadline, role=copy.role
+    )
     found = hash_copy(connect, database.content, limits, on_progress=on_progress)
     drill.note("hash copy", found.seconds, found.bytes_read)
     doubts = {doubt.oid: doubt.reason for doubt in database.content.doubts}
@@ -319,11 +321,16 @@ def _compare_rows(drill: Drill, copy: Copy, database: MarkedDatabase, on_progres
 
 
 def _compare_rest(drill: Drill, copy: Copy, name: str, readings: Readings) -> None:
-    with copies.connect(copy, name, drill.run.name) as there, ExitStack() as stack:
+    with (
+        copies.connect(copy, name, drill.run.name) as there,
+        copies.connect(copy, name, drill.run.name, role=copy.role) as reader,
+        ExitStack() as stack,
+    ):
+        pin(reader)  # columns that own sequences are asked, and no superuser may do that
         until = catalogue.read_window(there).next
         since = catalogue.window_of(readings.catalogue)
         copied = catalogue.read(there, "database", since=since, until=until)
-        drill.take(sequences.prove(name, readings.sequences, there))
+        drill.take(sequences.prove(name, readings.sequences, reader))
         here = _source(drill, postgres.in_database(drill.settings.dsn, name), stack) or there
         drill.take(catalogue.prove(name, (*readings.catalogue, copied), here, there))
 

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 LOCK_NOT_AVAILABLE = "55P03"
 _LEFT_OUT = (
-    "an index or statistics of it call {stranger}, so it must be read by COPY, which gives no materialized"
-    " view and no generated column: let a superuser own that function"
+    "what its indexes or statistics compute leans on {stranger}, so it must be read by COPY, which gives no"
+    " materialized view and no generated column: let a superuser own that"
 )
 
 
 class Listed(Frozen):
     """A table to be hashed: how large it is with its TOAST, and what its columns were when it was listed.
 
-    With `is_guarded` it has an index or statistics with functions of a role that is no superuser, so that
-    no statement on it may be planned: see `unplanned`.
+    With `is_guarded` what its indexes or statistics compute leans on a role that is no superuser, so that no
+    statement on it may be planned: see `unplanned`.
     """
 
     table: Table
@@ -96,9 +96,9 @@ def list_marked(connection: Connection, database: str) -> Inventory:
 
 
 def find_strangers(connection: Connection, oids: Sequence[int]) -> dict[int, str]:
-    """Return of these tables those that may not be planned for, each with one of the functions why."""
+    """Return of these tables those that may not be planned for, each with one of the things why."""
     rows = connection.execute(query("drill_source", "strangers"), {"oids": list(oids)}).fetchall()
-    return {row["oid"]: row["function"] for row in rows}
+    return {row["oid"]: row["stranger"] for row in rows}
 
 
 def read_types(connection: Connection) -> str:

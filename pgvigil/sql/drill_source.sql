@@ -70,27 +70,62 @@ SELECT class.oid::bigint AS oid,
    AND (class.oid >= 16384 OR class.oid = 'pg_largeobject'::regclass)
  ORDER BY namespace.nspname, class.relname
 
--- strangers: of these tables, those of which an index, statistics or the partition key call functions that
--- belong to no superuser. To plan a statement computes what is constant in such expressions and conditions, as whoever
--- asks (RelationGetIndexExpressions in relcache.c); what the owner of a function makes of it runs as our role.
-SELECT part.relation::bigint AS oid, min(function.oid::regprocedure::text) AS function
-  FROM (SELECT indrelid, 'pg_class'::regclass, indexrelid
-          FROM pg_index WHERE indexprs IS NOT NULL OR indpred IS NOT NULL
+-- strangers: of these tables, those whose indexes, statistics or partition key compute something in which a
+-- function, an operator or a type has a part that belongs to no superuser, and one such. To plan a statement
+-- computes what is constant in them, as whoever asks (RelationGetIndexExpressions in relcache.c): what the owner
+-- of a function makes of it runs as our role. The CHECK of a domain is computed as well, and a cast is met where
+-- a function of the server is inlined, of which no dependency tells; so the types of all columns count, and what
+-- these are made of.
+WITH RECURSIVE computed (relation, classid, objid) AS (
+    SELECT indrelid, 'pg_class'::regclass, indexrelid
+      FROM pg_index WHERE (indexprs IS NOT NULL OR indpred IS NOT NULL) AND indrelid = ANY (%(oids)s::oid[])
+     UNION ALL
+    SELECT partrelid, 'pg_class'::regclass, partrelid
+      FROM pg_partitioned_table WHERE partexprs IS NOT NULL AND partrelid = ANY (%(oids)s::oid[])
+     UNION ALL
+    SELECT stxrelid, 'pg_statistic_ext'::regclass, oid
+      FROM pg_statistic_ext WHERE stxexprs IS NOT NULL AND stxrelid = ANY (%(oids)s::oid[])
+), named (relation, classid, objid) AS (
+    SELECT relation, refclassid, refobjid FROM computed JOIN pg_depend USING (classid, objid)
+), typed (relation, type) AS (
+    (SELECT relation, objid FROM named WHERE classid = 'pg_type'::regclass
+      UNION
+     SELECT relation, atttypid FROM computed JOIN pg_attribute ON attrelid = relation AND attnum > 0)
+     UNION
+    SELECT relation, part.type
+      FROM typed
+     CROSS JOIN LATERAL (
+        SELECT unnest(ARRAY[typbasetype, typelem]) FROM pg_type WHERE oid = typed.type
          UNION ALL
-        SELECT partrelid, 'pg_class'::regclass, partrelid
-          FROM pg_partitioned_table WHERE partexprs IS NOT NULL
+        SELECT rngsubtype FROM pg_range WHERE rngtypid = typed.type
          UNION ALL
-        SELECT stxrelid, 'pg_statistic_ext'::regclass, oid
-          FROM pg_statistic_ext WHERE stxexprs IS NOT NULL) AS part (relation, classid, objid)
-  JOIN pg_depend AS needed USING (classid, objid)
-  LEFT JOIN pg_operator AS operator
-    ON needed.refclassid = 'pg_operator'::regclass AND operator.oid = needed.refobjid
-  JOIN pg_proc AS function
-    ON function.oid = CASE WHEN needed.refclassid = 'pg_proc'::regclass THEN needed.refobjid
-                           ELSE operator.oprcode END
-  JOIN pg_roles AS owner ON owner.oid = function.proowner AND NOT owner.rolsuper
- WHERE part.relation = ANY (%(oids)s::oid[])
- GROUP BY part.relation
+        SELECT rngtypid FROM pg_range WHERE rngmultitypid = typed.type
+         UNION ALL
+        SELECT atttypid FROM pg_type JOIN pg_attribute ON attrelid = typrelid AND attnum > 0
+         WHERE pg_type.oid = typed.type
+     ) AS part (type)
+     WHERE typed.type >= 16384
+), owned (relation, classid, objid, owner) AS (
+    SELECT relation, classid, objid, proowner FROM named JOIN pg_proc ON oid = objid
+     WHERE classid = 'pg_proc'::regclass
+     UNION ALL
+    SELECT relation, 'pg_proc'::regclass, pg_proc.oid, proowner
+      FROM named JOIN pg_operator ON pg_operator.oid = objid JOIN pg_proc ON pg_proc.oid = oprcode
+     WHERE classid = 'pg_operator'::regclass
+     UNION ALL
+    SELECT relation, 'pg_proc'::regclass, pg_proc.oid, proowner
+      FROM typed
+      JOIN pg_constraint ON contypid = type
+      JOIN pg_depend ON classid = 'pg_constraint'::regclass AND objid = pg_constraint.oid
+                    AND refclassid = 'pg_proc'::regclass
+      JOIN pg_proc ON pg_proc.oid = refobjid
+     UNION ALL
+    SELECT relation, 'pg_type'::regclass, type, typowner FROM typed JOIN pg_type ON oid = type
+)
+SELECT relation::bigint AS oid, min(pg_describe_object(classid, objid, 0)) AS stranger
+  FROM owned JOIN pg_roles ON pg_roles.oid = owner
+ WHERE NOT rolsuper
+ GROUP BY relation
 
 -- columns: what the columns of these tables are now, outside of any snapshot
 SELECT class.oid::bigint AS oid,
