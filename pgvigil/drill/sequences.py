@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pgvigil.drill.judgement import AGAIN, Judgement, bounded, listed, passed, refuted, unknown
-from pgvigil.drill.tables import find_strangers
+from pgvigil.drill.tables import LOCK_NOT_AVAILABLE, find_strangers
 from pgvigil.errors import DatabaseFailed
 from pgvigil.postgres import sql, translated
 from pgvigil.reports import Check, Finding, Frozen, Severity
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 _LOGGED_AHEAD = 32  # PostgreSQL src/backend/commands/sequence.c, SEQ_LOG_VALS
-_GONE = "42P01"  # undefined table
-_PASSED_BY = frozenset({_GONE, "55P03"})  # dropped meanwhile, or locked for longer than we wait
+# No relation of that name any more, or another: without such columns, or a view, which must not be read.
+_ELSEWHERE = frozenset({"42P01", "42703", "42804", "42846", "55000"})
+_PASSED_BY = _ELSEWHERE | {LOCK_NOT_AVAILABLE}
+_LOOKS = 5  # for what gets another name while it is read
 _BATCH = 200  # sequences per statement: each is locked until its end, and the lock table is shared
 _EXPECTED = "no sequence behind the source, none further ahead than PostgreSQL logs ahead"
 
@@ -59,61 +61,79 @@ class Positions(NamedTuple):
 
 
 States = dict[int, SequenceState]
+Rows = dict[int, dict[str, Any]]
 
 
 def read(connection: Connection) -> States:
     """Read every logged sequence of the session's database, by OID; works in recovery.
 
-    One that is dropped meanwhile is left out; one that is locked is not known. Raises DatabaseFailed.
+    One that is dropped meanwhile is left out; one that is locked is not known, nor one that gets another
+    name each time it is looked for. Raises DatabaseFailed.
     """
-    rows = connection.execute(query("drill_catalogue", "sequences")).fetchall()
-    readable = [row for row in rows if row["readable"]]
+    left = found = _list(connection)
     nexts: dict[int, int] = {}
-    gone: set[int] = set()
-    for first in range(0, len(readable), _BATCH):
-        batch = readable[first : first + _BATCH]
+    for _ in range(_LOOKS):
+        moved = _read_named(connection, [row for row in left.values() if row["readable"]], nexts)
+        if not moved:
+            break
+        left = {oid: row for oid, row in _list(connection).items() if oid in moved}
+        found = {oid: row for oid, row in found.items() if oid not in moved} | left
+    return {oid: _state(row, nexts.get(oid)) for oid, row in found.items()}
+
+
+def _list(connection: Connection) -> Rows:
+    rows = connection.execute(query("drill_catalogue", "sequences")).fetchall()
+    return {row["oid"]: row for row in rows}
+
+
+def _read_named(connection: Connection, rows: Sequence[Mapping[str, Any]], nexts: dict[int, int]) -> set[int]:
+    """Read sequences by their names; returns those that have another name now, or are gone."""
+    moved: set[int] = set()
+    for first in range(0, len(rows), _BATCH):
+        batch = rows[first : first + _BATCH]
         try:
-            nexts |= _read_batch(connection, batch)
+            moved |= _read_batch(connection, batch, nexts)
         except DatabaseFailed as error:
             if error.sqlstate not in _PASSED_BY:
                 raise
-            gone |= _read_singly(connection, batch, nexts)
-    return {row["oid"]: _state(row, nexts.get(row["oid"])) for row in rows if row["oid"] not in gone}
+            moved |= _read_singly(connection, batch, nexts)
+    return moved
 
 
-def _read_batch(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+def _read_batch(connection: Connection, rows: Sequence[Mapping[str, Any]], nexts: dict[int, int]) -> set[int]:
     with translated(connection.info.dsn):
-        found = connection.execute(_positions(rows)).fetchall()
-    return {row["oid"]: row["next"] for row in found}
+        found = {row["oid"]: row["next"] for row in connection.execute(_positions(rows)).fetchall()}
+    nexts |= found
+    return {row["oid"] for row in rows} - found.keys()
 
 
 def _read_singly(
     connection: Connection, rows: Sequence[Mapping[str, Any]], nexts: dict[int, int]
 ) -> set[int]:
-    """Read one by one what could not be read together; returns those that are gone."""
-    gone = set()
+    """Read one by one what could not be read together."""
+    moved: set[int] = set()
     for row in rows:
         try:
-            nexts |= _read_batch(connection, [row])
+            moved |= _read_batch(connection, [row], nexts)
         except DatabaseFailed as error:
             if error.sqlstate not in _PASSED_BY:
                 raise
-            if error.sqlstate == _GONE:
-                gone.add(row["oid"])
-    return gone
+            if error.sqlstate != LOCK_NOT_AVAILABLE:
+                moved.add(row["oid"])
+    return moved
 
 
 def _positions(rows: Sequence[Mapping[str, Any]]) -> sql.Composed:
     """Compose the statement that reads where sequences stand; numeric, for the end of a bigint's range."""
     one = sql.SQL(
-        "SELECT {}::bigint AS oid, last_value::numeric + CASE WHEN is_called THEN {} ELSE 0 END AS next"
-        " FROM {}"
+        "SELECT tableoid::bigint AS oid, last_value::numeric + CASE WHEN is_called THEN {} ELSE 0 END AS next"
+        " FROM {} WHERE tableoid = {}"
     )
     parts = [
         one.format(
-            sql.Literal(row["oid"]),
             sql.Literal(row["increment"]),
             sql.Identifier(row["schema_name"], row["name"]),
+            sql.Literal(row["oid"]),
         )
         for row in rows
     ]

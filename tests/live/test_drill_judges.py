@@ -1,6 +1,7 @@
 """Claims about the judges of a restored copy, each damage made on a real copy of a real source."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -23,6 +24,7 @@ from tests.fixtures.drill_judges import (
     healthy_copy,
     operated,
 )
+from tests.fixtures.drill_source import wait
 
 __all__ = ["at_bench", "bench", "copy", "healthy_copy", "operated"]
 
@@ -397,6 +399,42 @@ def test_a_sequence_that_does_not_fit_is_named_with_both_values(
     assert [finding.code for finding in judgement.findings] == [code]
     assert f"{states.next} to {states.next} at the source" in judgement.findings[0].message
     assert subjects(judgement) == [f"{DATABASE}: sequence {name}"]
+
+
+RENAMED = "ALTER SEQUENCE shop.renamed RENAME TO renewed"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (RENAMED, "shop.renewed"),
+        (f"{RENAMED}; CREATE SEQUENCE shop.renamed", "shop.renewed"),
+        (f"{RENAMED}; CREATE TABLE shop.renamed (n int)", "shop.renewed"),
+        ("DROP SEQUENCE shop.renamed", ""),
+    ],
+    ids=["renamed", "replaced", "by a table", "dropped"],
+)
+def test_a_sequence_that_is_renamed_while_it_is_read_is_no_dropped_one(
+    at_bench: Bench, change: str, name: str
+) -> None:
+    """It is read by the name that it has now, and nothing that took the old one is read in its place."""
+    waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = {}"
+    with (
+        connect(at_bench.sandbox.dsn(DATABASE), NAME) as source,
+        connect(at_bench.sandbox.admin_dsn(at_bench.sandbox.primary_port, DATABASE), NAME) as user,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        user.execute("CREATE SEQUENCE shop.renamed; SELECT setval('shop.renamed', 5000)")
+        (made,) = user.execute("SELECT 'shop.renamed'::regclass::oid::bigint AS oid").fetchall()
+        with user.transaction():
+            user.execute(change.encode())
+            reading = pool.submit(sequences.read, source)
+            wait(lambda: at_bench.sql(waiting.format(made["oid"])))
+        found = {oid: (state.name, state.next) for oid, state in reading.result().items()}
+        user.execute("DROP SEQUENCE IF EXISTS shop.renewed")
+        user.execute(f"DROP {'TABLE' if 'TABLE' in change else 'SEQUENCE'} IF EXISTS shop.renamed".encode())
+
+    assert found.get(made["oid"]) == ((name, 5001) if name else None)
 
 
 @pytest.mark.parametrize(("position", "verdict"), [(3000, Verdict.VERIFIED), (2000, Verdict.INCONCLUSIVE)])
