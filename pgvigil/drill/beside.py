@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pgvigil.drill.tables import Doubt
     from pgvigil.postgres import Connection, sql
 
+_LOCK_NOT_AVAILABLE = "55P03"
 SESSIONS = 2  # that a neighbour has open
 _GLANCE = timedelta(milliseconds=10)  # for one lock: at rest it is free
 _SHARE_OF_FENCE = 4  # all locks of a database may take this part, 1/n, of the bound: its machine may be busy
@@ -39,6 +40,21 @@ class Fence:
     parameters: dict[str, Any] | None
     oids: frozenset[int]
     doubts: tuple[Doubt, ...]
+
+    def take(self, locker: Connection) -> None:
+        """Lock the tables in the session's transaction; raises DatabaseFailed where one is not held then.
+
+        Tables are locked by their names, which can lead to others when the wait for them is over.
+        """
+        locker.execute(self.statement, self.parameters)
+        others = locker.execute(query("drill_source", "unheld"), {"oids": [*self.oids]}).fetchall()
+        if others:
+            names = ", ".join(row["relation"] for row in others)
+            raise DatabaseFailed(
+                f"the fence holds other tables than {names}, which had another name before",
+                hint="drill again when nobody renames tables",
+                sqlstate=_LOCK_NOT_AVAILABLE,
+            )
 
 
 @dataclass
@@ -62,7 +78,7 @@ class Neighbour:
             self.snapshot.execute("ROLLBACK")
             self.locker.execute("BEGIN")
             self._locked_at = time.monotonic()
-            self.locker.execute(self.fence.statement, self.fence.parameters)
+            self.fence.take(self.locker)
             self.exported = export(self.snapshot)
             return True
         return False

@@ -172,8 +172,7 @@ def _invite(siege: _Siege, beside: Sequence[Source], stack: ExitStack) -> Iterat
         own = _prepare(source, snapshot)
         if 0 < len(own.order) <= room:
             room -= len(own.order)
-            fence = Fence(*_lock_statement(own), frozenset(own.order), tuple(own.doubts))
-            yield Neighbour(source, snapshot, locker, fence)
+            yield Neighbour(source, snapshot, locker, _fence_of(own))
 
 
 def _prepare(source: Source, watch: Connection) -> _Siege:
@@ -202,6 +201,7 @@ def _besiege(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
     deadline = time.monotonic() + siege.source.policy.fence_for.total_seconds()
     last_tries = _LAST_TRIES
     while last_tries:
+        _look_again(siege, watch)
         stubborn = _stubborn(siege, watch)
         is_over = time.monotonic() > deadline
         if is_over:
@@ -225,6 +225,14 @@ def _besiege(siege: _Siege, snapshot: Connection, watch: Connection) -> dict[str
         pause = max(least, (time.monotonic() - began) * (_SHARE_OF_TIME - 1))
         time.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
     raise _refusal(siege)
+
+
+def _look_again(siege: _Siege, watch: Connection) -> None:
+    """Know the tables by the names that they have now, and drop those that are gone."""
+    rows = watch.execute(query("drill_source", "fence_names"), {"oids": siege.order}).fetchall()
+    siege.names |= {row["oid"]: (row["schema_name"], row["name"]) for row in rows}
+    there = {row["oid"] for row in rows}
+    siege.order = [oid for oid in siege.order if oid in there]
 
 
 def _stubborn(siege: _Siege, watch: Connection) -> dict[int, Holder]:
@@ -295,7 +303,7 @@ def _fence(
     siege: _Siege, locker: Connection, snapshot: Connection, watch: Connection, name: str
 ) -> dict[str, Any]:
     """Hold the fence as short as can be; its end proves that it was held until then."""
-    lock = partial(locker.execute, *_lock_statement(siege))
+    lock = partial(_fence_of(siege).take, locker)
     point = {"name": name}
     began = time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -306,6 +314,10 @@ def _fence(
         finally:
             siege.waited = max(siege.waited, time.monotonic() - began)
     return row
+
+
+def _fence_of(siege: _Siege) -> Fence:
+    return Fence(*_lock_statement(siege), frozenset(siege.order), tuple(siege.doubts))
 
 
 def _lock_statement(siege: _Siege) -> tuple[sql.SQL | sql.Composed, dict[str, Any] | None]:
@@ -323,7 +335,7 @@ def _await_locks(siege: _Siege, locking: Future[Any], watch: Connection, locker:
     pid = {"pid": locker.info.backend_pid}
     while not wait([locking], timeout=_LOOK).done:
         row = ask(watch, query("drill_source", "awaited"), pid)
-        if not row:
+        if not row or row["oid"] not in siege.order:  # another one has the name by now
             continue
         siege.order.remove(row["oid"])
         siege.order.insert(0, row["oid"])

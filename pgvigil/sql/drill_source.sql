@@ -189,6 +189,19 @@ SELECT class.oid::bigint AS oid,
               + pg_stat_get_tuples_deleted(class.oid) DESC,
           class.oid
 
+-- fence_names: what these tables are called now; those that are gone are called nothing
+SELECT class.oid::bigint AS oid, namespace.nspname AS schema_name, class.relname AS name
+  FROM pg_class AS class
+  JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ WHERE class.oid = ANY (%(oids)s::oid[])
+
+-- unheld: those of these tables that are there, and that this session has not locked against writers
+SELECT class.oid::regclass::text AS relation
+  FROM pg_class AS class
+ WHERE class.oid = ANY (%(oids)s::oid[])
+   AND class.oid NOT IN (SELECT relation FROM pg_locks
+                          WHERE pid = pg_backend_pid() AND locktype = 'relation' AND mode = 'ShareLock' AND granted)
+
 -- lock_room: how many locks the server can hold, and how many it holds
 SELECT current_setting('max_locks_per_transaction')::bigint
            * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int) AS room,

@@ -5,19 +5,20 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from pgvigil import postgres
 from pgvigil.drill.content import SourceContent, hash_database
 from pgvigil.drill.facts import Content
-from pgvigil.drill.fence import _attempt, _bound, _prepare, _Siege
+from pgvigil.drill.fence import _attempt, _await_locks, _bound, _look_again, _prepare, _Siege
 from pgvigil.drill.mark import mark
-from pgvigil.drill.point import Source, read_source
+from pgvigil.drill.point import Source, exporter, read_source
 from pgvigil.drill.slot import from_slot
 from pgvigil.drill.standby import _await_pause, _paused
 from pgvigil.errors import PreconditionFailed
@@ -363,20 +364,64 @@ def test_a_prepared_transaction_is_named(field_with_standby: Field) -> None:
     assert "prepared transaction 'forgotten'" in doubts[0].reason
 
 
-def test_without_the_function_the_cure_is_told(ward: str, sandbox: Sandbox) -> None:
-    """A role that may not lock doubts each table, and what it may lock it locks itself."""
+@contextmanager
+def without_function(sandbox: Sandbox, table: str) -> Iterator[None]:
+    """Leave the role of drills to its own rights, which cover one table."""
     with admin(sandbox, "ward") as session:
         session.execute("REVOKE EXECUTE ON FUNCTION pgvigil_drill.fence(oid[]) FROM pgvigil")
-        session.execute("GRANT UPDATE ON public.calm TO pgvigil")
+        session.execute(f"GRANT UPDATE ON public.{table} TO pgvigil".encode())
         try:
-            with mark(ward, policy(), RUN) as marked:
-                doubts = {doubt.relation: doubt.reason for doubt in marked.doubts}
+            yield
         finally:
             session.execute("GRANT EXECUTE ON FUNCTION pgvigil_drill.fence(oid[]) TO pgvigil")
-            session.execute("REVOKE UPDATE ON public.calm FROM pgvigil")
+            session.execute(f"REVOKE UPDATE ON public.{table} FROM pgvigil".encode())
+
+
+def test_without_the_function_the_cure_is_told(ward: str, sandbox: Sandbox) -> None:
+    """A role that may not lock doubts each table, and what it may lock it locks itself."""
+    with without_function(sandbox, "calm"), mark(ward, policy(), RUN) as marked:
+        doubts = {doubt.relation: doubt.reason for doubt in marked.doubts}
 
     assert {"public.busy", "public.Ä\"b.c'; --", "pg_catalog.pg_largeobject"} == set(doubts)
     assert all("infra/roles.sql" in reason for reason in doubts.values())
+
+
+@pytest.fixture
+def replaced(writer: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A user who gives the name of a table to another one while the first fence waits for him."""
+
+    def replace_meanwhile(siege: _Siege, locking: Any, watch: Any, locker: postgres.Connection) -> None:
+        waiting = f"SELECT pid FROM pg_locks WHERE pid = {locker.info.backend_pid} AND NOT granted"
+        if writer.info.transaction_status is TransactionStatus.INTRANS:
+            wait(lambda: writer.execute(waiting.encode()).fetchone())
+            writer.execute("COMMIT")
+        _await_locks(siege, locking, watch, locker)
+
+    monkeypatch.setattr("pgvigil.drill.fence._await_locks", replace_meanwhile)
+    writer.execute("BEGIN; ALTER TABLE busy RENAME TO aside")
+    writer.execute("CREATE TABLE busy AS SELECT 2 AS n; GRANT UPDATE ON busy TO pgvigil")
+    yield
+    writer.execute("ROLLBACK; DROP TABLE busy; ALTER TABLE aside RENAME TO busy")
+    writer.execute("REVOKE UPDATE ON busy FROM pgvigil")
+
+
+@pytest.mark.parametrize("is_helped", [True, False])
+def test_a_table_that_loses_its_name_while_a_fence_waits_is_not_taken_for_fenced(
+    ward: str, sandbox: Sandbox, request: pytest.FixtureRequest, is_helped: bool
+) -> None:
+    """The lock is on the other table then, so the attempt is void; the next one knows the new name."""
+    source = read_source(ward, RUN, policy(fence="5s"))
+    with ExitStack() as stack:
+        if not is_helped:
+            stack.enter_context(without_function(sandbox, "busy"))
+        watch = stack.enter_context(source.connect())
+        snapshot = stack.enter_context(exporter(source))
+        siege = _prepare(source, watch)
+        request.getfixturevalue("replaced")
+        assert _attempt(siege, snapshot, watch) is None
+        _look_again(siege, watch)
+        assert ("public", "aside") in siege.names.values()
+        assert _attempt(siege, snapshot, watch) is not None
 
 
 def test_a_function_that_is_not_a_superusers_is_not_called(ward: str, sandbox: Sandbox) -> None:
