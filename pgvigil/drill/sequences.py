@@ -4,6 +4,7 @@ Sequences obey no transaction and no snapshot, and PostgreSQL logs them ahead of
 stands up to 32 values, and what a session may cache, beyond the last one given out. So the copy's next
 value must lie between the source's as read before the mark, and the one read after it plus that reserve.
 Of one that moved in between, the column that owns it tells more: its last value must have been given out.
+One that was made in between has only its place after the mark, and that column.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Positions(NamedTuple):
 
 States = dict[int, SequenceState]
 Rows = dict[int, dict[str, Any]]
+Used = dict[int, int | None]
 
 
 def read(connection: Connection) -> States:
@@ -149,23 +151,22 @@ def _state(row: Mapping[str, Any], position: int | None) -> SequenceState:
     )
 
 
-def read_used(connection: Connection, states: Iterable[SequenceState]) -> dict[int, int]:
+def read_used(connection: Connection, states: Iterable[SequenceState]) -> Used:
     """Read the last values before these, by OID, that are committed in the columns that own the sequences.
 
-    That of a column without an index is not looked for, nor that of a table that is locked, or for which
-    nothing may be planned.
+    That of a column that holds none is None; that of a column without an index is not looked for, nor that
+    of a table that is locked, or for which nothing may be planned.
     """
     nexts = {state.oid: _next(state) for state in states}
     owners = connection.execute(query("drill_catalogue", "owners"), {"oids": list(nexts)}).fetchall()
     strangers = find_strangers(connection, [oid for owner in owners for oid in owner["planned"]])
-    used: dict[int, int] = {}
+    used: Used = {}
     for owner in owners:
         if not strangers.keys().isdisjoint(owner["planned"]):
             continue
         with suppress(DatabaseFailed), translated(connection.info.dsn):
-            row = connection.execute(_last(owner, nexts[owner["oid"]])).fetchone() or {}
-            if row["last"] is not None:
-                used[owner["oid"]] = row["last"]
+            row = connection.execute(_last(owner, nexts[owner["oid"]])).fetchone() or {"last": None}
+            used[owner["oid"]] = row["last"]
     return used
 
 
@@ -186,38 +187,62 @@ def _last(owner: Mapping[str, Any], following: int) -> sql.Composed:
 def prove(subject: str, readings: tuple[States, States], copy: Connection) -> Judgement:
     """Compare the copy's sequences with the source's, read before the mark and after it, and judge."""
     before, after = readings
-    known = [
-        after[oid] for oid in before.keys() & after.keys() if None not in {before[oid].next, after[oid].next}
+    busy = [
+        state
+        for oid, state in after.items()
+        if state.next is not None and not state.cycle and state.next != _seen(before, oid)
     ]
-    busy = [state for state in known if state.next != before[state.oid].next and not state.cycle]
     return judge(subject, before, after, read(copy), read_used(copy, busy))
 
 
+def _seen(states: States, oid: int) -> int | None:
+    return states[oid].next if oid in states else None
+
+
 def judge(
-    subject: str, before: States, after: States, copy: States, used: Mapping[int, int] | None = None
+    subject: str,
+    before: States,
+    after: States,
+    copy: States,
+    used: Mapping[int, int | None] | None = None,
 ) -> Judgement:
     """Judge the sequences of one database: read at the source before the mark and after it, and in the copy.
 
     `used` are values that the source had given out and that are committed in the columns of the copy.
 
-    Those that were created or dropped meanwhile have no place to compare with; those that the copy lacks
-    are the catalogue's to refute, and leave this check inconclusive.
+    Of those that were not read before the mark, the place after it and the column tell; those that the
+    source has no more are told. Those that the copy lacks are the catalogue's to refute, and leave this
+    check inconclusive if they were there before.
     """
-    name = f"sequences {subject}"
-    lasting = sorted(before.keys() & after.keys())
-    known = [
-        Positions(before[oid], after[oid], copy[oid], (used or {}).get(oid))
-        for oid in lasting
-        if oid in copy and None not in {before[oid].next, after[oid].next, copy[oid].next}
-    ]
+    name, used = f"sequences {subject}", used or {}
+    here = {oid for oid in after.keys() & copy.keys() if None not in {after[oid].next, copy[oid].next}}
+    old = sorted(oid for oid in here if _seen(before, oid) is not None)
+    new = sorted(here.difference(old))
+    known = [Positions(before[oid], after[oid], copy[oid], used.get(oid)) for oid in old]
     bad = [each for each in known if place(each) in {"behind", "ahead"}]
     moved = [each.before.name for each in known if place(each) == "moved"]
-    unread = [before[oid].name for oid in lasting if oid not in {each.before.oid for each in known}]
-    checks = [_check(name, known, bad, unread)]
+    moved += [after[oid].name for oid in new if not _is_held(after[oid], copy[oid], used)]
+    unread = [after[oid].name for oid in sorted(after.keys() & (before.keys() | copy.keys()) - here)]
+    checks = [_check(name, len(here), bad, unread)]
     if moved:
-        detail = f"set anew, or their column filled, in the moment of the mark: {listed(moved)}; {AGAIN}"
+        detail = f"made, set or their column filled in the moment of the mark: {listed(moved)}; {AGAIN}"
         checks.append(unknown(f"{name} meanwhile", _EXPECTED, detail))
+    if gone := [copy[oid].name for oid in sorted(copy.keys() - after.keys())]:
+        detail = f"gone at the source right after the mark, so not compared: {listed(gone)}"
+        checks.append(unknown(f"{name} gone", _EXPECTED, detail, required=False))
     return Judgement(checks=tuple(checks), findings=bounded([_finding(subject, each) for each in bad], name))
+
+
+def _is_held(after: SequenceState, copied: SequenceState, used: Mapping[int, int | None]) -> bool:
+    """Tell whether a sequence is good though its place before the mark is not known.
+
+    It is where the source stands after it, or short of that and beyond all that its own column holds.
+    """
+    ahead = _sign(after) * (_next(copied) - _next(after))
+    if 0 <= ahead <= _reserve(after):
+        return True
+    last = used.get(after.oid, _next(copied))
+    return ahead < 0 and (last is None or _sign(after) * (_next(copied) - last) > 0)
 
 
 def place(positions: Positions) -> Outcome:
@@ -263,12 +288,12 @@ def _next(state: SequenceState) -> int:
     return state.next
 
 
-def _check(name: str, known: Sequence[Positions], bad: Sequence[Positions], unread: Sequence[str]) -> Check:
+def _check(name: str, known: int, bad: Sequence[Positions], unread: Sequence[str]) -> Check:
     if bad:
         return refuted(name, _EXPECTED, [_said(each) for each in bad])
     if unread:
         return unknown(name, _EXPECTED, f"not read: {listed(unread)}")
-    return passed(name, _EXPECTED, f"{len(known)} sequences")
+    return passed(name, _EXPECTED, f"{known} sequences")
 
 
 def _said(each: Positions) -> str:

@@ -437,16 +437,18 @@ def test_a_sequence_that_is_renamed_while_it_is_read_is_no_dropped_one(
     assert found.get(made["oid"]) == ((name, 5001) if name else None)
 
 
+@pytest.mark.parametrize("was_there", [True, False])
 @pytest.mark.parametrize(("position", "verdict"), [(3000, Verdict.VERIFIED), (2000, Verdict.INCONCLUSIVE)])
-def test_a_sequence_that_moved_around_the_mark_is_held_to_its_column(
-    at_bench: Bench, operated: Copy, position: int, verdict: Verdict
+def test_a_sequence_that_moved_or_came_around_the_mark_is_held_to_its_column(
+    at_bench: Bench, operated: Copy, position: int, verdict: Verdict, *, was_there: bool
 ) -> None:
     """Anywhere on its way it is good, but not behind the values that the rows of the copy have."""
     name = "shop.items_id_seq"
     with connect(at_bench.sandbox.dsn(DATABASE), NAME) as source:
         after = sequences.read(source)
     oid = next(state.oid for state in after.values() if state.name == name)
-    before = after | {oid: after[oid].model_copy(update={"next": 1000})}
+    start = after[oid].model_copy(update={"next": 1000})
+    before = {each: state for each, state in (after | {oid: start}).items() if was_there or each != oid}
     with connect(operated.access.database(DATABASE), NAME) as copied:
         copied.execute("SELECT setval(%s, %s)", (name, position))
         judgement = sequences.prove(DATABASE, (before, after), copied)

@@ -149,6 +149,47 @@ def test_a_sequence_that_may_not_be_read_is_inconclusive() -> None:
     assert "public.s" in judgement.checks[0].detail
 
 
+@pytest.mark.parametrize(
+    ("position", "used", "verdict"),
+    [
+        (5001, {}, Verdict.VERIFIED),
+        (5034, {}, Verdict.VERIFIED),
+        (5035, {}, Verdict.INCONCLUSIVE),
+        (1, {}, Verdict.INCONCLUSIVE),
+        (1, {1: None}, Verdict.VERIFIED),
+        (500, {1: 499}, Verdict.VERIFIED),
+        (500, {1: 500}, Verdict.INCONCLUSIVE),
+        (None, {}, Verdict.INCONCLUSIVE),
+    ],
+)
+@pytest.mark.parametrize("before", [{}, {1: state(None)}])
+def test_a_sequence_first_seen_after_the_mark_is_held_to_that_place_and_to_its_column(
+    before: sequences.States, position: int | None, used: dict[int, int | None], verdict: Verdict
+) -> None:
+    """It stands there, or short of it and beyond the values in the column; else it is told, and no fault."""
+    judgement = sequences.judge("shop", before, {1: state(5001)}, {1: state(position)}, used)
+
+    assert judgement.findings == ()
+    assert conclude(judgement.checks) is verdict
+    assert ("public.s" in "".join(check.detail for check in judgement.checks)) is (
+        verdict is Verdict.INCONCLUSIVE
+    )
+
+
+@pytest.mark.parametrize("before", [{}, {2: state(5, oid=2)}])
+def test_a_sequence_that_is_gone_after_the_mark_is_told_and_decides_nothing(
+    before: sequences.States,
+) -> None:
+    """Where sequences come and go all the time nobody could drill otherwise."""
+    lasting = {1: state(5)}
+    judgement = sequences.judge("shop", lasting | before, lasting, lasting | {2: state(9, oid=2)})
+    compared, gone = judgement.checks
+
+    assert conclude(judgement.checks) is Verdict.VERIFIED
+    assert compared.actual == "1 sequences"
+    assert "gone at the source" in gone.detail
+
+
 # --- rows -------------------------------------------------------------------------------------------
 
 ORDERS = Table(oid=1, schema_name="public", name="orders", blocks=10)
