@@ -65,7 +65,8 @@ _LEFT_OUT: dict[str, frozenset[str]] = {
 }
 # Statistics, and content: large objects are compared as a table.
 _PASSED_OVER = frozenset({"pg_statistic", "pg_statistic_ext_data", "pg_largeobject"})
-_LARGE_OBJECTS = "pg_largeobject_metadata"
+# Comments on large objects, and their dependencies, name the catalog of their pages as theirs.
+_LARGE_OBJECTS = sql.SQL("'pg_catalog.pg_largeobject'::pg_catalog.regclass::oid")
 # What a role without further rights reads instead; a view has no xmin.
 _VIEWS = {
     "pg_authid": sql.SQL("pg_catalog.pg_roles"),
@@ -497,8 +498,8 @@ def _place(catalog: _Catalog, catalogs: Mapping[str, _Catalog]) -> tuple[sql.Com
     own = sql.Literal(catalog.oid)
     if catalog.name == "pg_db_role_setting":
         return _setting_place(catalogs)
-    if catalog.name == _LARGE_OBJECTS:
-        return own, sql.Identifier("lomowner")  # there may be millions: those of one owner are one object
+    if catalog.name == "pg_largeobject_metadata":
+        return _LARGE_OBJECTS, sql.Identifier("oid")
     if catalog.name in _PART_OF:
         whole, column = _PART_OF[catalog.name]
         return sql.Literal(catalogs[whole].oid), sql.Identifier(column)
@@ -583,8 +584,6 @@ def _names(session: Connection, differences: Sequence[Difference]) -> dict[Addre
 
 
 def _unnamed(catalogs: Mapping[str, _Catalog], address: Address) -> tuple[str, str]:
-    if catalogs[_LARGE_OBJECTS].oid == address.classid:
-        return "large objects", f"of the role with OID {address.objid} (owner and rights)"
     catalog = next((each.name for each in catalogs.values() if each.oid == address.classid), "object")
     return f"{catalog} row", f"with OID {address.objid}"
 
@@ -593,8 +592,6 @@ def _told_values(
     source: Connection, copy: Connection, catalogs: Mapping[str, _Catalog], pair: tuple[Address, Address]
 ) -> tuple[Value, ...]:
     """Compare an object's rows if they can be had: a lock at the source must not cost the judgement."""
-    if catalogs[_LARGE_OBJECTS].oid == pair[0].classid:
-        return ()  # an object of too many rows
     try:
         with translated(source.info.dsn):
             return _values(source, copy, catalogs, pair)

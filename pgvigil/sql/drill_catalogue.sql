@@ -44,7 +44,7 @@ SELECT a.classid, a.objid, o.type, o.identity
   FROM unnest(%(classes)s::bigint[], %(objects)s::bigint[]) AS a (classid, objid),
        LATERAL pg_identify_object(a.classid::oid, a.objid::oid, 0) AS o
  WHERE a.objid <> 0
-   AND a.classid::oid NOT IN ('pg_largeobject_metadata'::regclass, 'pg_replication_origin'::regclass)
+   AND a.classid::oid <> 'pg_replication_origin'::regclass
 
 -- contained: which of these objects fall with another of them: an index with its table, a row type, a rule
 SELECT DISTINCT d.classid::bigint AS classid, d.objid::bigint AS objid,

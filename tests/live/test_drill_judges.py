@@ -212,10 +212,9 @@ DAMAGES = {
     "user mapping": ("DROP USER MAPPING FOR app SERVER away", "user mapping app on server away"),
     "extension": ("CREATE EXTENSION pgstattuple SCHEMA shop", "extension pgstattuple"),
     "event trigger": ("DROP EVENT TRIGGER guard", "event trigger guard"),
-    "large object": (
-        "SELECT lo_create(0)",
-        "large objects of the role with OID 10 (owner and rights)",
-    ),
+    "large object": ("SELECT lo_create(4712)", "large object 4712"),
+    "large object missing": ("SELECT lo_unlink(4711)", "large object 4711"),
+    "large object rights": ("GRANT SELECT ON LARGE OBJECT 4711 TO reader", "large object 4711"),
     "system function": (
         "REVOKE EXECUTE ON FUNCTION pg_sleep FROM PUBLIC",
         "function pg_catalog.pg_sleep(double precision)",
