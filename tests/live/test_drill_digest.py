@@ -52,7 +52,7 @@ TYPES = {
     "json": ("'{\"a\":1}'", "'{\"a\": 1}'"),
     "jsonb": ("'{\"a\":1}'", "'{\"a\":1.0}'"),
     "jsonpath": ("'$.a'", "'$.b'"),
-    **({"xml": ("'<a/>'", "'<a></a>'")} if has_libxml() else {}),
+    "xml": ("'<a/>'", "'<a></a>'"),
     "inet": ("'10.0.0.1'", "'10.0.0.1/8'"),
     "cidr": ("'10.0.0.0/8'", "'10.0.0.0/9'"),
     "macaddr": ("'08:00:2b:01:02:03'", "'08:00:2b:01:02:04'"),
@@ -90,6 +90,7 @@ TYPES = {
     "guarded": ("ROW('postgres=r/postgres')", "ROW('postgres=w/postgres')"),
     "percentages": ("'[1,2)'", "'[1,3)'"),
 }
+LACKING = set() if has_libxml() else {"xml"}
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'glad');
@@ -178,11 +179,18 @@ def digest(dsn: str, name: str) -> tuple[int, str]:
     return found.rows, found.hash
 
 
+def _parameter(type_name: str) -> object:
+    lacking = pytest.mark.skipif(type_name in LACKING, reason="this PostgreSQL is built without libxml")
+    return pytest.param(type_name, marks=lacking)
+
+
 @pytest.fixture(scope="module")
 def probes(database: str, sandbox: Sandbox) -> dict[str, Digest]:
     """The digests of four tables per type: one value, another, the first again, and NULL."""
     with psycopg.connect(sandbox.admin_dsn(sandbox.primary_port, "types"), autocommit=True) as session:
         for number, (name, values) in enumerate(TYPES.items()):
+            if name in LACKING:
+                continue
             plain = name.split(" --")[0]
             for place, value in enumerate((*values, values[0], "NULL")):
                 cast = f"CREATE TABLE probe_{number}_{place} AS SELECT CAST({value} AS {plain}) AS v"
@@ -195,7 +203,7 @@ def probes(database: str, sandbox: Sandbox) -> dict[str, Digest]:
     return found
 
 
-@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("type_name", [_parameter(name) for name in TYPES])
 def test_two_values_of_a_type_have_two_hashes(probes: dict[str, Digest], type_name: str) -> None:
     """Also values that the type calls equal; each the same when it is hashed again, and other than NULL."""
     number = list(TYPES).index(type_name)
