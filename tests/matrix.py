@@ -74,11 +74,11 @@ class Major:
 
 @dataclass
 class Result:
-    """How one suite went on one major; `reasons` are those of the claims that were left out."""
+    """How one suite went on one major; `left_out` has the reason for each claim that was."""
 
     passed: int = 0
     red: list[str] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_good(self) -> bool:
@@ -88,7 +88,7 @@ class Result:
     def __str__(self) -> str:
         if not self.is_good:
             return f"**{len(self.red)} failed**" if self.red else "**none passed**"
-        return f"{self.passed}" + (f", {len(self.reasons)} left out" if self.reasons else "")
+        return f"{self.passed}" + (f", {len(self.left_out)} left out" if self.left_out else "")
 
 
 Column = dict[str, Result]
@@ -164,7 +164,7 @@ def read(report: "ET.ElementTree[ET.Element]", names: list[str]) -> Column:
         result = found[case.get("classname", "").removeprefix("tests.").replace(".", "/")]
         skipped = case.find("skipped")
         if skipped is not None:
-            result.reasons.append(f"{case.get('name')}: {skipped.get('message')}")
+            result.left_out[str(case.get("name"))] = str(skipped.get("message"))
         elif case.find("failure") is not None or case.find("error") is not None:
             result.red.append(str(case.get("name")))
         else:
@@ -176,9 +176,9 @@ HEAD = """\
 # Versions
 
 `make matrix` runs every suite that needs no backup on several majors of PostgreSQL and writes this page: \
-how many claims passed, and which were left out, and why. A suite that passes none is a failure. Here were \
-{servers}; {pgbackrest} is what backs up. The wheels are pinned in `requirements-matrix.lock` and serve this \
-alone.
+how many claims passed, and which were left out, and why. What takes tens of seconds is left to `make long`, \
+unless a suite has nothing else. A suite that passes none is a failure. Here were {servers}; {pgbackrest} is \
+what backs up. The wheels are pinned in `requirements-matrix.lock` and serve this alone.
 
 """
 
@@ -197,13 +197,22 @@ def page(columns: dict[str, Column], head: str) -> str:
     ]
     lines += [f"- {_grouped(reason)}: {reason}" for reason in dict.fromkeys(LEFT_OUT.values())]
     for version, column in columns.items():
-        told = [f"- `{name}`: {reason}" for name, each in column.items() for reason in each.reasons]
+        told = list(_left_out(column))
         lines += ["", f"## Left out on {version}", "", *told] if told else []
     return head + "\n".join(lines) + "\n"
 
 
 def _grouped(reason: str) -> str:
     return ", ".join(f"`{name}`" for name, why in sorted(LEFT_OUT.items()) if why == reason)
+
+
+def _left_out(column: Column) -> Iterator[str]:
+    """Tell each reason once, with the claims that it kept out."""
+    claims: dict[str, list[str]] = {}
+    for name, result in column.items():
+        for claim, reason in result.left_out.items():
+            claims.setdefault(reason, []).append(f"`{name}::{claim}`")
+    yield from (f"- {', '.join(found)}: {reason}" for reason, found in claims.items())
 
 
 def main() -> int:
