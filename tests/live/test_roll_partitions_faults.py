@@ -400,7 +400,7 @@ def make_large_default(shop: Shop) -> None:
     shop.sql(
         "ALTER TABLE events_rest DISABLE TRIGGER ALL; INSERT INTO events_rest"
         " (id, created_at, customer_id, kind, payload) OVERRIDING SYSTEM VALUE"
-        " SELECT n, now() + interval '9 years', 1, 'x', '{}' FROM generate_series(1, 200000) n;"
+        " SELECT n, now() + interval '9 years', 1, 'x', '{}' FROM generate_series(1, 600000) n;"
         "ALTER TABLE events_rest ENABLE TRIGGER ALL"
     )
     shop.sql(f"ALTER ROLE pgvigil IN DATABASE {shop.database} SET log_min_messages = 'debug1'")
