@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pgvigil.drill.digest import (
@@ -19,12 +20,14 @@ from pgvigil.drill.digest import (
 from pgvigil.drill.facts import Content, Digest, Unproven
 from pgvigil.drill.mark import Marked, mark
 from pgvigil.drill.tables import Doubt, Inventory, find_strangers, list_tables, read_types
+from pgvigil.errors import DatabaseFailed, PreconditionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pgvigil.drill.around import Around
     from pgvigil.drill.digest import Connect, Progress
+    from pgvigil.drill.facts import Table
     from pgvigil.policies.drill import DrillPolicy
 
 _REWRITTEN = "rewritten since the mark, as by TRUNCATE or ALTER TABLE: an older snapshot may see it empty"
@@ -51,19 +54,35 @@ def hash_database(  # noqa: PLR0913 - which databases, how, and who hears of it
     """Mark a database and hash it: one content, or one more for each set of tables that cannot share a mark.
 
     Of the databases `beside` it, by dsn, those that share its mark are hashed, too. What is beside rows
-    is read `around` the first mark. Raises PreconditionFailed if it cannot be marked, and DatabaseFailed
-    when the server is away.
+    is read `around` the first mark. Tables that get no mark of their own are told beside the others.
+    Raises PreconditionFailed if it cannot be marked, and DatabaseFailed when the server is away.
     """
-    contents: list[SourceContent] = []
-    only: frozenset[int] | None = None
-    while only is None or only:
-        with mark(dsn, policy, run_name, only=only, beside=beside, around=around) as marked:
-            contents += [
-                hash_source(each, policy, seed=seed, on_progress=on_progress)
-                for each in _in_turn((marked, *marked.beside))
-            ]
-            only, beside, around = marked.contended, (), None
+    hashed = partial(hash_source, policy=policy, seed=seed, on_progress=on_progress)
+    with mark(dsn, policy, run_name, beside=beside, around=around) as marked:
+        contents = [hashed(each) for each in _in_turn((marked, *marked.beside))]
+    while left := marked.contended:
+        try:
+            with mark(dsn, policy, run_name, only=left) as marked:
+                contents.append(hashed(marked))
+        except (PreconditionFailed, DatabaseFailed) as error:
+            if error.context.get("unreachable"):
+                raise
+            return tuple(_with_unmarked(contents, marked.mark.database, left, error.message))
     return tuple(contents)
+
+
+def _with_unmarked(
+    contents: Sequence[SourceContent], database: str, left: Sequence[Table], why: str
+) -> Iterator[SourceContent]:
+    """Tell of the tables that have no mark at the first one of their database."""
+    reason = f"it could not share a mark with the other tables, nor have its own: {why}"
+    told = [Unproven(database=database, relation=str(each), reason=reason, oid=each.oid) for each in left]
+    for each in contents:
+        if each.mark.database == database:
+            yield each.model_copy(update={"unproven": (*each.unproven, *told)})
+            told = []
+        else:
+            yield each
 
 
 def _in_turn(databases: Sequence[Marked]) -> Iterator[Marked]:

@@ -50,6 +50,7 @@ class Unproven(Frozen):
     database: str
     relation: str
     reason: str
+    oid: int | None = None
     by_design: bool = Field(default=False, description="such as unlogged: no restore can bring it back")
 
 

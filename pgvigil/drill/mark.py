@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pgvigil import postgres
-from pgvigil.drill.facts import Mark, MarkMethod
+from pgvigil.drill.facts import Mark, MarkMethod, Unproven
 from pgvigil.drill.fence import from_fence
 from pgvigil.drill.point import Point, Source, ask, read_source
 from pgvigil.drill.slot import from_slot
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pgvigil.drill.around import Around
+    from pgvigil.drill.facts import Table
     from pgvigil.drill.tables import Doubt, Inventory
     from pgvigil.policies.drill import DrillPolicy
     from pgvigil.postgres import Connection
@@ -34,6 +35,7 @@ _METHODS: dict[
     "fence": from_fence,
 }
 
+_GONE = "it could not share a mark with the other tables, and was dropped before its own"
 _PART_FOR_HASHING = 0.95  # of the time for which the server keeps the snapshot; then we stop by ourselves
 
 
@@ -48,7 +50,7 @@ class Marked:
     snapshot: str
     inventory: Inventory
     doubts: tuple[Doubt, ...]
-    contended: frozenset[int]
+    contended: tuple[Table, ...]
     until: float
     declined: tuple[str, ...]
     source: Source
@@ -65,21 +67,22 @@ def mark(  # noqa: PLR0913 - which databases, how, and what else is read
     policy: DrillPolicy,
     run_name: str,
     *,
-    only: frozenset[int] | None = None,
+    only: Sequence[Table] = (),
     beside: Sequence[str] = (),
     around: Around | None = None,
 ) -> Iterator[Marked]:
     """Mark the database of the dsn, and hold the mark's snapshot during the block.
 
-    With `only`, these tables by OID. `contended` are tables that need a mark of their own: what users lock
-    in different orders cannot be fenced together; they are not in the inventory.
+    With `only`, these tables: each is in the inventory, or told there. `contended` are tables that need a
+    mark of their own: what users lock in different orders cannot be fenced together; they are not in it.
     Databases `beside` it, by dsn, get the same mark where that costs their users nothing.
     What is beside rows is read `around` it, before this yields.
     `until` (of time.monotonic) is when hashing must end, before drill.hash_for is over and the
     server drops the snapshot;
     `declined` says why gentler methods were not taken. Raises PreconditionFailed if none can be had.
     """
-    source = read_source(dsn, run_name, policy).model_copy(update={"only": only})
+    oids = frozenset(table.oid for table in only) or None
+    source = read_source(dsn, run_name, policy).model_copy(update={"only": oids})
     others = [found for each in beside if (found := _try_source(each, run_name, policy))]
     with ExitStack() as stack:
         point, declined = _fix(source, others, around, stack)
@@ -87,7 +90,8 @@ def mark(  # noqa: PLR0913 - which databases, how, and what else is read
         if around:
             around.after((point, *point.beside))
         marked = partial(_marked, until=until, declined=declined)
-        yield replace(marked(source, point), beside=tuple(marked(each.source, each) for each in point.beside))
+        own = marked(source, point, only=only)
+        yield replace(own, beside=tuple(marked(each.source, each) for each in point.beside))
 
 
 def _try_source(dsn: str, run_name: str, policy: DrillPolicy) -> Source | None:
@@ -97,14 +101,16 @@ def _try_source(dsn: str, run_name: str, policy: DrillPolicy) -> Source | None:
     return None
 
 
-def _marked(source: Source, point: Point, *, until: float, declined: tuple[str, ...]) -> Marked:
-    only = source.only
+def _marked(
+    source: Source, point: Point, *, only: Sequence[Table] = (), until: float, declined: tuple[str, ...]
+) -> Marked:
+    oids = source.only
     return Marked(
         mark=_describe(source, point),
         snapshot=point.snapshot,
-        inventory=_inventory(source, point),
-        doubts=tuple(doubt for doubt in point.doubts if only is None or doubt.oid in only),
-        contended=point.contended,
+        inventory=_inventory(source, point, only),
+        doubts=tuple(doubt for doubt in point.doubts if oids is None or doubt.oid in oids),
+        contended=tuple(each.table for each in point.inventory.tables if each.table.oid in point.contended),
         until=until,
         declined=declined,
         source=point.source,
@@ -132,16 +138,22 @@ def _fix(
     )
 
 
-def _inventory(source: Source, point: Point) -> Inventory:
-    """Leave out what this mark is not for."""
-    inventory, only = point.inventory, source.only
+def _inventory(source: Source, point: Point, only: Sequence[Table]) -> Inventory:
+    """Leave out what this mark is not for, and tell of what it was for and is not there any more."""
+    inventory, oids = point.inventory, source.only
     kept = [
         listed
         for listed in inventory.tables
-        if listed.table.oid not in point.contended and (only is None or listed.table.oid in only)
+        if listed.table.oid not in point.contended and (oids is None or listed.table.oid in oids)
     ]
-    unproven = inventory.unproven if only is None else ()
-    return inventory.model_copy(update={"tables": tuple(kept), "unproven": unproven})
+    told = [each for each in inventory.unproven if oids is None or each.oid in oids]
+    there = {listed.table.oid for listed in inventory.tables} | {each.oid for each in told}
+    told += [_gone(source, table) for table in only if table.oid not in there]
+    return inventory.model_copy(update={"tables": tuple(kept), "unproven": tuple(told)})
+
+
+def _gone(source: Source, table: Table) -> Unproven:
+    return Unproven(database=source.database, relation=str(table), reason=_GONE, oid=table.oid)
 
 
 def _describe(source: Source, point: Point) -> Mark:

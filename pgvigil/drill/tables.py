@@ -70,7 +70,7 @@ def list_tables(connection: Connection, database: str, *, skip_locked: bool = Fa
         reason, by_design = _obstacle(row, stranger)
         if reason:
             told = Unproven(database=database, relation=str(listed.table), reason=reason, by_design=by_design)
-            unproven.append(told)
+            unproven.append(told.model_copy(update={"oid": listed.table.oid}))
         else:
             tables.append(listed)
     return Inventory(

@@ -203,29 +203,90 @@ def test_a_table_with_a_writer_that_does_not_end_is_doubted_and_the_writer_named
     assert () == marked.doubts
 
 
-def test_tables_that_cannot_be_fenced_together_get_marks_of_their_own(
-    ward: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Writers that lock two tables in both orders cost a second mark, and no table its proof."""
-    part = _Siege.part
-
-    def part_at_once(siege: _Siege) -> None:
-        siege.mutual[siege.order[-1]] += 12
-        part(siege)
-
+@pytest.fixture
+def parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the last of the tables that a fence is for contended, as long as there are others."""
     prepare = _prepare
 
     def prepare_contended(source: Source, watch: postgres.Connection) -> _Siege:
         siege = prepare(source, watch)
-        part_at_once(siege)
+        siege.mutual.update(siege.order[-1:] * 12)
+        siege.part()
         return siege
 
     monkeypatch.setattr("pgvigil.drill.fence._prepare", prepare_contended)
+
+
+@pytest.mark.usefixtures("parted")
+def test_tables_that_cannot_be_fenced_together_get_marks_of_their_own(ward: str) -> None:
+    """Writers that lock two tables in both orders cost a second mark, and no table its proof."""
     contents = hash_database(ward, policy(), RUN, on_progress=nothing)
 
     tables = [str(table) for content in contents for table, _ in content.tables]
     assert len(tables) == len(set(tables)) == 5
     assert len({content.mark.name for content in contents}) == len(contents) > 1
+
+
+@pytest.fixture
+def torn(writer: psycopg.Connection) -> Iterator[str]:
+    """The name of a table that is made last, so that it is parted from the others."""
+    writer.execute("CREATE TABLE torn AS SELECT 1 AS n")
+    yield "public.torn"
+    writer.execute("DROP TABLE IF EXISTS torn; DROP FUNCTION IF EXISTS same(int)")
+
+
+STRANGE = """
+CREATE FUNCTION same(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1';
+ALTER FUNCTION same(int) OWNER TO pgvigil;
+ALTER TABLE torn ADD twice int GENERATED ALWAYS AS (n * 2) STORED;
+CREATE INDEX ON torn (same(n))
+"""
+
+
+@pytest.mark.usefixtures("parted")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (STRANGE, "superuser"),
+        ("ALTER TABLE torn SET UNLOGGED", "nor have its own"),
+        ("DROP TABLE torn", "nor have its own"),
+    ],
+    ids=["strange", "unlogged", "dropped"],
+)
+def test_a_table_that_gets_no_mark_at_all_is_told_and_the_others_keep_theirs(
+    ward: str, writer: psycopg.Connection, torn: str, change: str, reason: str
+) -> None:
+    """What its owner does between the first mark and its own neither hides it nor costs the first one."""
+    due = [change]
+
+    def between(_: object) -> None:
+        if due:
+            writer.execute(due.pop().encode())
+
+    contents = hash_database(ward, policy(), RUN, on_progress=between)
+
+    told = [each.reason for content in contents for each in content.unproven if each.relation == torn]
+    assert [reason in each for each in told] == [True]
+    assert "calm" in {table.name for table, _ in contents[0].tables}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [("DROP TABLE torn", "dropped before its own"), ("ALTER TABLE torn SET UNLOGGED", "unlogged")],
+    ids=["dropped", "unlogged"],
+)
+def test_a_table_that_is_none_to_compare_at_its_own_mark_is_told(
+    ward: str, writer: psycopg.Connection, torn: str, change: str, reason: str
+) -> None:
+    """It was one at the first mark, and beside another one that has its own it is not passed over."""
+    with mark(ward, policy(), RUN) as marked:
+        both = [each.table for each in marked.inventory.tables if each.table.name in {"calm", "torn"}]
+    writer.execute(change.encode())
+    with mark(ward, policy(), RUN, only=both) as marked:
+        (told,) = marked.inventory.unproven
+        assert ["calm"] == [each.table.name for each in marked.inventory.tables]
+
+    assert (told.relation, reason in told.reason) == (torn, True)
 
 
 def test_databases_at_rest_share_a_fence(ward: str, sandbox: Sandbox) -> None:
