@@ -25,7 +25,7 @@ from pgvigil.reports import Check, Finding, Frozen, Severity
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pgvigil.postgres import Connection
 
@@ -34,12 +34,7 @@ SCHEMA = "pgvigil_amcheck"
 _EXPECTED = "every table and B-tree index of the database sound, every entry of a table in its indexes"
 _READING = re.compile(r'^pg_amcheck: checking (?:heap table|btree index) "(?P<name>.*)"$', re.DOTALL)
 _CORRUPT = re.compile(r'^(?:heap table|btree index) "(?P<name>.*)"(?P<place>, block .*)?:$', re.DOTALL)
-_NAMING = (
-    'pg_amcheck: checking heap table "',
-    'pg_amcheck: checking btree index "',
-    'heap table "',
-    'btree index "',
-)
+_NAMING = re.compile(r'(?:pg_amcheck: checking )?(?:heap table|btree index) "')
 _WORDS = re.compile(r"^ {4}(?P<words>.*)$")
 _CORRUPTION = 2  # pg_amcheck's exit code
 _ASKED = 50  # so many relations are asked about again
@@ -93,29 +88,69 @@ class Outcome(Frozen):
 
 
 class _Reader:
-    """Reads pg_amcheck's lines: what it looks at, and what it says of it."""
+    """Reads pg_amcheck's lines: what it looks at, and what it says of it.
 
-    def __init__(self, database: str, on_progress: Callable[[int], None]) -> None:
+    A name may have several lines, and may be another one's beginning up to a quote at the end of a line.
+    """
+
+    def __init__(self, database: str, names: Iterable[str], on_progress: Callable[[int], None]) -> None:
         self.prefix = f"{database}."
         self.on_progress = on_progress
         self.checked: set[str] = set()
         self.damages: dict[str, str] = {}
+        self._names = frozenset(names)
+        self._beginnings = frozenset(_beginnings(f"{self.prefix}{name}" for name in self._names))
         self._relation = ""
-        self._begun = ""
+        self._lines: list[str] = []
+        self._whole = 0
 
     def take(self, line: str) -> None:
-        """Take the next line of either stream; a name may have several."""
-        line, self._begun = self._begun + line, ""
-        if line.startswith(_NAMING) and not (_READING.match(line) or _CORRUPT.match(line)):
-            self._begun = line + "\n"
-            return
-        if match := _READING.match(line):
-            self.checked.add(match["name"].removeprefix(self.prefix))
+        """Take the next line of either stream."""
+        self._lines.append(line)
+        text = "\n".join(self._lines)
+        if naming := _NAMING.match(text):
+            if self._is_whole(text):
+                self._whole = len(self._lines)
+            if text[naming.end() :] in self._beginnings or not self._whole:
+                return
+        self._settle()
+
+    def end(self) -> None:
+        """Take the end of the last line."""
+        while self._lines:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Read what was kept in case that a longer name came, up to the end of the longest that did."""
+        lines, whole = self._lines, self._whole or 1
+        self._lines, self._whole = [], 0
+        self._read("\n".join(lines[:whole]))
+        for line in lines[whole:]:
+            self.take(line)
+
+    def _is_whole(self, text: str) -> bool:
+        """Tell whether this is all of a name; where a shorter one is whole, only if there is such a name."""
+        match = _READING.match(text) or _CORRUPT.match(text)
+        return match is not None and (not self._whole or self._short(match) in self._names)
+
+    def _short(self, match: re.Match[str]) -> str:
+        return match["name"].removeprefix(self.prefix)
+
+    def _read(self, text: str) -> None:
+        if match := _READING.match(text):
+            self.checked.add(self._short(match))
             self.on_progress(len(self.checked))
-        elif match := _CORRUPT.match(line):
-            self._relation = match["name"].removeprefix(self.prefix)
-        elif (match := _WORDS.match(line)) and self._relation:
+        elif match := _CORRUPT.match(text):
+            self._relation = self._short(match)
+        elif (match := _WORDS.match(text)) and self._relation:
             self.damages.setdefault(self._relation, match["words"].strip())
+
+
+def _beginnings(names: Iterable[str]) -> Iterator[str]:
+    """Give what each name has before one of its line breaks."""
+    for name in names:
+        lines = name.split("\n")
+        yield from ("\n".join(lines[:count]) for count in range(1, len(lines)))
 
 
 def check(
@@ -170,7 +205,8 @@ def check_database(  # noqa: PLR0913 - one call, its bounds and who listens
             _end_prepared(connection)
             relations = read_relations(connection)
             encoding = "SQL_ASCII" if postgres.is_unencoded(connection) else "UTF8"
-            outcome = _run(access, database, encoding, deadline, jobs, on_progress)
+            reader = _Reader(database, (each.name for each in relations), on_progress)
+            outcome = _run(access, database, encoding, deadline, jobs, reader)
             return judge(database, relations, _ask_again(connection, relations, outcome))
     except PgvigilError as error:
         name = f"amcheck {database}"
@@ -242,13 +278,13 @@ def _as_printed(name: str) -> str:
     return name.encode("latin-1").decode(errors="replace")
 
 
-def _run(  # noqa: PLR0913 - one call, its bounds and who listens
+def _run(  # noqa: PLR0913 - one call, its bounds and who reads
     access: Access,
     database: str,
     encoding: str,
     deadline: timedelta,
     jobs: int,
-    on_progress: Callable[[int], None],
+    reader: _Reader,
 ) -> Outcome:
     words = (
         str(access.programs / "pg_amcheck"),
@@ -260,10 +296,10 @@ def _run(  # noqa: PLR0913 - one call, its bounds and who listens
         f"--jobs={jobs}",
         access.database(database),
     )
-    reader = _Reader(database, on_progress)
     own = {"LC_ALL": "C", "PGCLIENTENCODING": encoding}
     command = Command(argv=words, user=access.user, env={**access.environment, **own}, deadline=deadline)
     done = run(command, on_line=reader.take)
+    reader.end()
     return Outcome(
         exit_code=done.exit_code,
         checked=frozenset(reader.checked),

@@ -320,6 +320,31 @@ def test_amcheck_is_believed_by_its_words_and_its_coverage(outcome: Outcome, ver
     assert "public.g (gist index)" in judgement.checks[1].detail
 
 
+QUOTED = ("public.a", 'public.a"\nb', 'public.a"\nb":\nc', "public.d")
+
+
+@pytest.mark.parametrize("checked", [QUOTED, QUOTED[::-1], *((each,) for each in QUOTED), QUOTED[1:]])
+@pytest.mark.parametrize("damaged", QUOTED)
+def test_a_name_with_a_quote_before_a_line_break_is_read_to_its_end(
+    checked: tuple[str, ...], damaged: str
+) -> None:
+    """Another table has all that comes before it for a name: neither counts for the other."""
+    reader = amcheck._Reader("shop", QUOTED, lambda _: None)
+    said = [
+        f'heap table "shop.{damaged}", block 3:',
+        "    bad",
+        f'btree index "shop.{damaged}":',
+        "    ERROR",
+    ]
+    for text in (*(f'pg_amcheck: checking heap table "shop.{each}"' for each in checked), *said):
+        for line in text.split("\n"):
+            reader.take(line)
+    reader.end()
+
+    assert reader.checked == set(checked)
+    assert reader.damages == {damaged: "bad"}
+
+
 @pytest.mark.parametrize(
     ("scan", "verdict"),
     [
