@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,13 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
     with run.step("mark source", {"databases": list(plan.cluster.databases)}) as noted:
         with postgres.connect(drill.settings.dsn, run.name) as session:
             marked: list[MarkedDatabase] = []
-            for names in _databases(session, plan.cluster):
-                left = names
+            for found in _databases(session, plan.cluster):
+                left = tuple(found)
+                marked = [each for each in marked if each.name not in found]  # of others, which are gone
                 while left:
                     present = beat(session, f"pgvigil {run.id} present")
                     newest = _mark(drill, plan, left[-_TOGETHER:], on_progress)
-                    marked += newest
+                    marked += [replace(each, oid=found[each.name]) for each in newest]
                     left = _without(left[:-1], newest)
             target = fix_target(session, plan.choice.target_kind, _last(newest), present, f"pgvigil {run.id}")
             timeline = ask(session, query("drill_source", "timeline"))["timeline"]
@@ -63,16 +65,20 @@ def mark(drill: Drill, plan: Plan, *, on_progress: Hear) -> Marked:
     return Marked(target, tuple(marked), listing, datetime.now(UTC), arrival)
 
 
-def _databases(session: Connection, cluster: Cluster) -> Iterator[tuple[str, ...]]:
-    """Give the databases that are known, and then those that appeared while these were marked."""
-    known = cluster.databases
+def _databases(session: Connection, cluster: Cluster) -> Iterator[dict[str, int]]:
+    """Give the databases that are known, by name, and then those that appeared while these were marked.
+
+    One that was dropped and made again has its name from the other, and is new.
+    """
+    known = {name: cluster.oids[name] for name in cluster.databases}
     yield known
     for _ in range(_LOOKS):
-        new = tuple(name for name in read_cluster(session).databases if name not in known)
+        there = read_cluster(session)
+        new = {name: there.oids[name] for name in there.databases if known.get(name) != there.oids[name]}
         if not new:
             return
         yield new
-        known += new
+        known |= new
 
 
 def _tell_unreadable(drill: Drill, cluster: Cluster) -> None:

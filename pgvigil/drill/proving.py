@@ -211,11 +211,13 @@ def hear_witnesses(drill: Drill, plan: Plan, marked: Marked, copy: Copy, recover
 def _tell_unmarked(drill: Drill, marked: Marked, session: Connection) -> None:
     """Tell of databases that the copy holds and no mark knows: nobody can compare them."""
     there = read_cluster(session)
-    known = {f"rows {each.name}" for each in marked.databases} | {check.id for check in drill.run.checks}
+    known = {each.name: each.oid for each in marked.databases}
+    told = {check.id for check in drill.run.checks}
     for name in (*there.databases, *there.closed):
-        if f"rows {name}" not in known:
+        check = f"rows {name} meanwhile" if name in known else f"rows {name}"
+        if known.get(name) != there.oids[name] and check not in told:
             why = f"database '{name}' was created or renamed after the last mark: drill again"
-            drill.run.checks.append(unknown(f"rows {name}", OWED["rows"], why))
+            drill.run.checks.append(unknown(check, OWED["rows"], why))
 
 
 def _note_version(drill: Drill, session: Connection) -> None:

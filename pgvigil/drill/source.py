@@ -26,7 +26,7 @@ class Cluster(Frozen):
     """The source cluster; paths are those of its own host.
 
     `closed` databases let nobody in, so nobody knows what they hold; `half_dropped` ones wait for another
-    DROP DATABASE, and hold nothing any more.
+    DROP DATABASE, and hold nothing any more. `oids` tell a database from another that has its name later.
     """
 
     version: str
@@ -37,6 +37,7 @@ class Cluster(Frozen):
     databases: tuple[str, ...]
     closed: tuple[str, ...] = ()
     half_dropped: tuple[str, ...] = ()
+    oids: dict[str, int]
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -46,11 +47,15 @@ class Cluster(Frozen):
 
 @dataclass(frozen=True)
 class MarkedDatabase:
-    """Tables of a database whose content at a mark is known; the first mark has the readings."""
+    """Tables of a database whose content at a mark is known; the first mark has the readings.
+
+    `oid` is the one that the database had before it was marked.
+    """
 
     content: SourceContent
     readings: Readings | None
     part: int = 1
+    oid: int = 0
 
     @property
     def name(self) -> str:

@@ -10,7 +10,8 @@ SELECT version() AS version,
               ORDER BY pg_database_size(oid), datname) AS databases,
        ARRAY(SELECT datname FROM pg_database
               WHERE NOT datallowconn AND datconnlimit <> -2 AND datname <> 'template0' ORDER BY datname) AS closed,
-       ARRAY(SELECT datname FROM pg_database WHERE datconnlimit = -2 ORDER BY datname) AS half_dropped
+       ARRAY(SELECT datname FROM pg_database WHERE datconnlimit = -2 ORDER BY datname) AS half_dropped,
+       (SELECT jsonb_object_agg(datname, oid::bigint) FROM pg_database) AS oids
 
 -- beat: a transaction that is looked for in the copy by its id; the message makes it write WAL
 SELECT pg_current_xact_id()::text AS xid,

@@ -12,7 +12,9 @@ from pgvigil.drill.copy import Copy
 from pgvigil.drill.copy import connect as connect_copy
 from pgvigil.drill.copyprocesses import find
 from pgvigil.drill.report import DrillReport
+from pgvigil.drill.source import Cluster, read_cluster
 from pgvigil.drill.state import Halt, Marked
+from pgvigil.postgres import Connection
 from pgvigil.reports import Finding, Verdict
 from pgvigil.wal.names import parse_lsn, segment_name
 from tests.fixtures.drill import Exercise
@@ -198,6 +200,46 @@ def test_a_database_of_the_copy_that_no_mark_knows_leaves_the_drill_open(
 
     assert Verdict.INCONCLUSIVE is report.verdict
     assert "rows late" in unproven(report)
+
+
+def make_anew(exercise: Exercise, database: str) -> None:
+    """Give the name of a database to another one, in WAL that is archived."""
+    exercise.sql(f"DROP DATABASE {database} WITH (FORCE)")
+    exercise.sql(f"CREATE DATABASE {database}")
+    exercise.sql("CREATE TABLE public.other AS SELECT 1 AS n", database)
+    archive_all(exercise)
+
+
+@pytest.mark.long
+def test_a_database_that_was_made_anew_after_its_mark_is_marked_again(
+    exercise: Exercise, late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is another's by then: what was hashed under it says nothing of what the copy has."""
+
+    def look_after(session: Connection) -> Cluster:
+        monkeypatch.setattr("pgvigil.drill.marking.read_cluster", read_cluster)
+        make_anew(exercise, late)
+        return read_cluster(session)
+
+    create(exercise, late)
+    monkeypatch.setattr("pgvigil.drill.marking.read_cluster", look_after)
+    report = exercise.drill(recovery_target="default")
+
+    assert Verdict.VERIFIED is report.verdict
+    (compared,) = (each for each in report.databases if each.database == late)
+    assert {"public.other"} == {t.relation for t in compared.tables if t.relation.startswith("public.")}
+
+
+@pytest.mark.long
+def test_a_database_that_was_made_anew_after_the_last_mark_leaves_the_drill_open(
+    exercise: Exercise, late: str
+) -> None:
+    """That another one of its name was equal at its mark does not hide it."""
+    create(exercise, late)
+    exercise.after_mark = lambda _: make_anew(exercise, late)
+    report = exercise.drill(recovery_target="default")
+
+    assert (Verdict.INCONCLUSIVE, ["rows late meanwhile"]) == (report.verdict, unproven(report))
 
 
 @pytest.mark.long
