@@ -30,6 +30,9 @@ _ELSEWHERE = frozenset({"42P01", "42703", "42804", "42846", "55000"})
 _PASSED_BY = _ELSEWHERE | {LOCK_NOT_AVAILABLE}
 _LOOKS = 5  # for what gets another name while it is read
 _BATCH = 200  # sequences per statement: each is locked until its end, and the lock table is shared
+_PREPARE = sql.SQL("PREPARE pgvigil_sequences AS ")
+_EXECUTE = sql.SQL("EXECUTE pgvigil_sequences")
+_DEALLOCATE = sql.SQL("DEALLOCATE pgvigil_sequences")
 _EXPECTED = "no sequence behind the source, none further ahead than PostgreSQL logs ahead"
 
 Outcome = Literal["good", "behind", "ahead", "moved"]
@@ -103,10 +106,16 @@ def _read_named(connection: Connection, rows: Sequence[Mapping[str, Any]], nexts
 
 
 def _read_batch(connection: Connection, rows: Sequence[Mapping[str, Any]], nexts: dict[int, int]) -> set[int]:
-    with translated(connection.info.dsn):
-        found = {row["oid"]: row["next"] for row in connection.execute(_positions(rows)).fetchall()}
-    nexts |= found
-    return {row["oid"] for row in rows} - found.keys()
+    """Lock what has the names, and plan for nothing but sequences: a table would run code of its owner."""
+    oids = {row["oid"] for row in rows}
+    with translated(connection.info.dsn), connection.transaction():
+        connection.execute(_PREPARE + _positions(rows))
+        locked = connection.execute(query("drill_catalogue", "locked"), {"oids": list(oids)}).fetchall()
+        is_named_so = {row["oid"] for row in locked} == oids
+        found = connection.execute(_EXECUTE).fetchall() if is_named_so else []
+        connection.execute(_DEALLOCATE)
+    nexts |= {row["oid"]: row["next"] for row in found}
+    return oids - nexts.keys()
 
 
 def _read_singly(

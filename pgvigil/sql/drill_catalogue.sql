@@ -79,6 +79,11 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema_name, c.relname AS name, c.relf
  WHERE c.relpersistence = 'p'
  ORDER BY c.oid
 
+-- locked: which of these relations this session has locked
+SELECT DISTINCT relation::bigint AS oid
+  FROM pg_locks
+ WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted AND relation = ANY (%(oids)s::oid[])
+
 -- owners: the columns that own these sequences, where an index leads to their last value; and the tables for
 -- which PostgreSQL plans to find it
 SELECT s.seqrelid::bigint AS oid, n.nspname AS schema_name, c.relname AS table_name, a.attname AS column_name,

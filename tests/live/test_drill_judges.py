@@ -401,6 +401,13 @@ def test_a_sequence_that_does_not_fit_is_named_with_both_values(
 
 
 RENAMED = "ALTER SEQUENCE shop.renamed RENAME TO renewed"
+SPYING = """
+CREATE TABLE shop.renamed (last_value int, is_called boolean);
+CREATE FUNCTION shop.spy(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
+CREATE INDEX ON shop.renamed (shop.spy(1));
+CREATE OR REPLACE FUNCTION shop.spy(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+    'BEGIN RAISE ''spied as %'', current_user; END';
+"""
 
 
 @pytest.mark.parametrize(
@@ -409,9 +416,10 @@ RENAMED = "ALTER SEQUENCE shop.renamed RENAME TO renewed"
         (RENAMED, "shop.renewed"),
         (f"{RENAMED}; CREATE SEQUENCE shop.renamed", "shop.renewed"),
         (f"{RENAMED}; CREATE TABLE shop.renamed (n int)", "shop.renewed"),
+        (f"{RENAMED}; {SPYING}", "shop.renewed"),
         ("DROP SEQUENCE shop.renamed", ""),
     ],
-    ids=["renamed", "replaced", "by a table", "dropped"],
+    ids=["renamed", "replaced", "by a table", "by a spy", "dropped"],
 )
 def test_a_sequence_that_is_renamed_while_it_is_read_is_no_dropped_one(
     at_bench: Bench, change: str, name: str
@@ -432,6 +440,7 @@ def test_a_sequence_that_is_renamed_while_it_is_read_is_no_dropped_one(
         found = {oid: (state.name, state.next) for oid, state in reading.result().items()}
         user.execute("DROP SEQUENCE IF EXISTS shop.renewed")
         user.execute(f"DROP {'TABLE' if 'TABLE' in change else 'SEQUENCE'} IF EXISTS shop.renamed".encode())
+        user.execute("DROP FUNCTION IF EXISTS shop.spy(int)")
 
     assert found.get(made["oid"]) == ((name, 5001) if name else None)
 
