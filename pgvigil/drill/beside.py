@@ -17,6 +17,7 @@ from pgvigil import postgres
 from pgvigil.drill.point import Point, ask, export, exporter, set_timeout
 from pgvigil.drill.tables import list_marked
 from pgvigil.errors import DatabaseFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pgvigil.drill.tables import Doubt
     from pgvigil.postgres import Connection, sql
 
-_LOCK_NOT_AVAILABLE = "55P03"
 SESSIONS = 2  # that a neighbour has open
 _GLANCE = timedelta(milliseconds=10)  # for one lock: at rest it is free
 _SHARE_OF_FENCE = 4  # all locks of a database may take this part, 1/n, of the bound: its machine may be busy
@@ -53,7 +53,7 @@ class Fence:
             raise DatabaseFailed(
                 f"the fence holds other tables than {names}, which had another name before",
                 hint="drill again when nobody renames tables",
-                sqlstate=_LOCK_NOT_AVAILABLE,
+                sqlstate=LOCK_NOT_AVAILABLE,
             )
 
 

@@ -24,9 +24,10 @@ from pydantic import Field
 
 from pgvigil import postgres
 from pgvigil.drill.facts import Digest, Table, Unproven
-from pgvigil.drill.tables import LOCK_NOT_AVAILABLE, Listed, find_strangers
+from pgvigil.drill.tables import Listed, find_strangers
 from pgvigil.drill.unplanned import hash_rows
 from pgvigil.errors import DatabaseFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.postgres import sql
 from pgvigil.reports import Frozen
 from pgvigil.sql import query

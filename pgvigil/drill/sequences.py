@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pgvigil.drill.judgement import AGAIN, Judgement, bounded, listed, passed, refuted, unknown
-from pgvigil.drill.tables import LOCK_NOT_AVAILABLE, find_strangers
+from pgvigil.drill.tables import find_strangers
 from pgvigil.errors import DatabaseFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.postgres import sql, translated
 from pgvigil.reports import Check, Finding, Frozen, Severity
 from pgvigil.sql import query

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pgvigil import postgres
 from pgvigil.drill.facts import Table, Unproven
 from pgvigil.errors import DatabaseFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.reports import Frozen
 from pgvigil.sql import query
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pgvigil.postgres import Connection
 
 
-LOCK_NOT_AVAILABLE = "55P03"
 _LEFT_OUT = (
     "what its indexes or statistics compute leans on {stranger}, so it must be read by COPY, which gives no"
     " materialized view and no generated column: let a superuser own that"
