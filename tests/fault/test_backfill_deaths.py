@@ -98,7 +98,7 @@ def walked(yard: Yard) -> int:
 
 
 @pytest.mark.rounds
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_runner_goes_on_where_it_was(yard: Yard, workers: int) -> None:
     """SIGKILL at random instants: the cursor always stands where the rows do, none is done twice."""
     counted(yard, workers)

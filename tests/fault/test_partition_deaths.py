@@ -157,6 +157,7 @@ def test_a_roll_whose_server_dies_is_finished_by_the_next(shop: Shop) -> None:
     story.assert_done(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", ["rebuilding", "settle", "refer"][:ROUNDS])
 def test_a_restore_killed_at_a_step_is_finished_by_the_next(shop: Shop, step: str) -> None:
     """SIGKILL: the table is there whole or not at all, and the next run ends with one partition more."""

@@ -46,7 +46,15 @@ def leased(exercise: Exercise) -> None:
     exercise.after_mark = drop
 
 
-@pytest.mark.parametrize("kind", ["default", "time", "xid", "name"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "default",
+        "time",
+        pytest.param("xid", marks=pytest.mark.long),
+        pytest.param("name", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.usefixtures("leased")
 def test_every_kind_of_target_is_reached_and_proven_equal(exercise: Exercise, kind: str) -> None:
     """Each stops where it was fixed, between two commits, and leaves no finding and no copy.
