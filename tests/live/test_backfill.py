@@ -634,6 +634,7 @@ def test_wal_that_waits_for_the_archiver_holds_it(yard: Yard) -> None:
         yard.sql("SELECT pg_reload_conf()", None)
 
 
+@pytest.mark.long
 def test_sessions_that_wait_for_us_shrink_the_batches(yard: Yard) -> None:
     """Somebody who waits for our locks halves the batch that comes after."""
     slow_payments(yard, 8000)

@@ -165,6 +165,7 @@ def fork(drill: Drill, at: str, *segments: str, timeline: int = 2) -> None:
             drill.vault.sandbox.give(path)
 
 
+@pytest.mark.long
 def test_a_strays_history_alone_leads_recovery_astray(drill: Drill) -> None:
     """The server follows it over the source's own files, and starts no more once it is beyond the fork."""
     copy = drill.copied()
@@ -219,6 +220,7 @@ def test_a_timeline_that_the_archive_lacks_is_missing(drill: Drill) -> None:
     assert recovery.outcome is Outcome.TIMELINE_MISSING, recovery
 
 
+@pytest.mark.long
 def test_a_target_outside_the_window_is_no_loss(drill: Drill) -> None:
     """The archive ends before it, and nothing is called missing; or it is older than the backup's end.
 

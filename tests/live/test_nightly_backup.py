@@ -107,6 +107,7 @@ def test_a_removed_manifest_of_the_parent_refutes_the_child(night: Night) -> Non
     assert full in found(report, "repo1.chain")
 
 
+@pytest.mark.long
 def test_a_broken_parent_calls_for_a_full(night: Night) -> None:
     """Nothing is built on a chain that cannot be restored, and the loss is told."""
     full = night.backup().backups[0].label
@@ -164,6 +165,7 @@ def test_damage_is_told_until_a_full_has_replaced_it_and_no_night_longer(night: 
     assert (Verdict.VERIFIED, "incr", []) == (after.verdict, after.backups[0].type, codes(after))
 
 
+@pytest.mark.long
 def test_a_main_process_killed_alone_leaves_no_worker_and_no_half_backup(night: Night) -> None:
     """Killed in mid-file, the run is inconclusive; the next one begins anew and its backup restores."""
     night.sql(
@@ -196,6 +198,7 @@ def test_an_incr_that_became_a_full_is_named(night: Night) -> None:
     assert ("incr", "full") == (report.backups[0].requested, report.backups[0].type)
 
 
+@pytest.mark.long
 def test_a_backup_that_left_the_list_is_refuted(night: Night) -> None:
     """What somebody expires behind our back is not listed, whatever pgBackRest said when it was taken."""
     night.backup()

@@ -256,6 +256,7 @@ def test_down_leaves_no_process_and_no_file(fresh_sandbox: FreshSandbox) -> None
     assert not sandbox.directory.exists()
 
 
+@pytest.mark.long
 def test_down_ends_backends_whose_postmaster_was_killed(fresh_sandbox: FreshSandbox) -> None:
     """A session that outlives its postmaster leaves no process, no file and no shared memory."""
     sandbox = fresh_sandbox()
