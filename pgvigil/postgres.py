@@ -192,20 +192,18 @@ def copy_out(connection: Connection, statement: Composed) -> Generator[bytes]:
 
     A piece is cut without regard to where rows end, however long one is.
     """
-    rows: list[memoryview] = []
-    size = 0
+    piece = bytearray()
     for row in copy_rows(connection, statement):
-        rows.append(row)
-        size += len(row)
-        if size >= COPY_PIECE:
-            last = rows.pop()
-            yield b"".join([*rows, last[:COPY_PIECE]])
-            for start in range(COPY_PIECE, len(last), COPY_PIECE):
-                yield bytes(last[start : start + COPY_PIECE])
-            rows, size = [], 0
-            del row, last  # or a long row would be held while the next one is read
-    if rows:
-        yield b"".join(rows)
+        if piece and len(piece) + len(row) > COPY_PIECE:
+            yield bytes(piece)
+            piece.clear()
+        if len(row) > COPY_PIECE:
+            yield from (bytes(row[start : start + COPY_PIECE]) for start in range(0, len(row), COPY_PIECE))
+            del row  # or it would be held while the next one is read
+        else:
+            piece += row  # rows kept to be joined would cost thrice as much: each has memory of its own
+    if piece:
+        yield bytes(piece)
 
 
 def copy_rows(connection: Connection, statement: Composed) -> Generator[memoryview]:
