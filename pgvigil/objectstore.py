@@ -274,19 +274,21 @@ class S3ObjectStore(ObjectStore):
         parts = split(chunks, part_sizes(part_size))
         if only_if_absent:
             self._refuse_taken(uri)
-        first = next(parts, b"")
+        first = next(parts, bytearray())
         if len(first) < part_size:
             return self.put(
                 uri,
-                first,
+                bytes(first),
                 content_type=content_type,
                 only_if_absent=only_if_absent,
                 metadata=metadata,
                 lock=lock,
             )
+        parts = chain([first], parts)
+        del first  # or it would be held until the last part is sent
         unfinished = self._start(uri, self._dress(content_type, metadata, lock))
         try:
-            etags, size = self._send(unfinished, chain([first], parts))
+            etags, size = self._send(unfinished, parts)
             sent = self._complete(unfinished, etags, size, only_if_absent=only_if_absent)
         except BaseException as error:
             self._abort_after(error, unfinished)
@@ -438,18 +440,22 @@ class S3ObjectStore(ObjectStore):
             answer = self._client.create_multipart_upload(Bucket=at.bucket, Key=at.key, **dress)
         return UnfinishedUpload(uri=uri, upload_id=answer["UploadId"])
 
-    def _send(self, upload: UnfinishedUpload, parts: Iterable[bytes]) -> tuple[Sequence[str], int]:
-        etags = []
+    def _send(self, upload: UnfinishedUpload, parts: Iterable[bytearray]) -> tuple[Sequence[str], int]:
+        etags: list[str] = []
         size = 0
-        for number, part in enumerate(parts, start=1):
-            etags.append(self._send_part(upload, number, part))
+        for part in parts:  # enumerate would hold each while the next is made
+            etags.append(self._send_part(upload, len(etags) + 1, part))
             size += len(part)
+            del part
         return etags, size
 
-    def _send_part(self, upload: UnfinishedUpload, number: int, part: bytes) -> str:
+    def _send_part(self, upload: UnfinishedUpload, number: int, part: bytearray) -> str:
         with _translated(f"write part {number} of", upload.uri):
             answer = self._client.upload_part(
-                **_address(upload), PartNumber=number, Body=part, ContentMD5=_md5(part)
+                **_address(upload),
+                PartNumber=number,
+                Body=part,  # type: ignore[arg-type] # botocore takes a bytearray, its stubs do not know
+                ContentMD5=_md5(part),
             )
         return answer["ETag"]
 
@@ -537,23 +543,20 @@ def part_sizes(part_size: int) -> Iterator[int]:
     return (part_size << (number // PARTS_PER_SIZE) for number in range(MAX_PARTS))
 
 
-def split(chunks: Iterable[bytes], sizes: Iterator[int]) -> Iterator[bytes]:
+def split(chunks: Iterable[bytes], sizes: Iterator[int]) -> Iterator[bytearray]:
     """Cut a stream into parts of the given sizes, the last one shorter; raises StorageFailed after all."""
-    waiting = bytearray()
-    wanted = next(sizes)
+    part, wanted = bytearray(), next(sizes)
     for chunk in chunks:
-        waiting += chunk
-        while len(waiting) >= wanted:
-            yield _head_of(waiting, wanted)
-            del waiting[:wanted]
-            wanted = _next_size(sizes, wanted)
-    if waiting:
-        yield bytes(waiting)
-
-
-def _head_of(waiting: bytearray, size: int) -> bytes:
-    with memoryview(waiting) as view, view[:size] as head:  # a slice of the bytearray is one copy more
-        return bytes(head)
+        rest = memoryview(chunk)
+        while len(part) + len(rest) >= wanted:
+            cut = wanted - len(part)
+            part += rest[:cut]
+            rest = rest[cut:]
+            yield part
+            part, wanted = bytearray(), _next_size(sizes, wanted)
+        part += rest
+    if part:
+        yield part
 
 
 def _next_size(sizes: Iterator[int], last: int) -> int:
@@ -647,7 +650,7 @@ def _address(upload: UnfinishedUpload) -> dict[str, Any]:
     return {"Bucket": at.bucket, "Key": at.key, "UploadId": upload.upload_id}
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: bytes | bytearray) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 

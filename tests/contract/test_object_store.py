@@ -227,7 +227,7 @@ def test_a_failing_stream_leaves_nothing(
 
 
 def test_streams_are_held_in_few_pieces(s3: ObjectStore, base: str) -> None:
-    """Sending and reading twelve parts never holds more than five of them in memory."""
+    """Sending and reading twelve parts never holds three of them in memory."""
     piece = big(0.25)
     tracemalloc.start()
     try:
@@ -238,7 +238,7 @@ def test_streams_are_held_in_few_pieces(s3: ObjectStore, base: str) -> None:
         tracemalloc.stop()
 
     assert size == 12 * MIN_PART
-    assert peak < 5 * MIN_PART
+    assert peak < 3 * MIN_PART
 
 
 def test_an_abandoned_upload_is_found_and_aborted(store: ObjectStore, raw: object, base: str) -> None:
