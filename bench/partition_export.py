@@ -1,9 +1,11 @@
-"""What an archived partition costs: export and upload with the digest, beside COPY, zstd and an upload."""
+"""What an archived partition costs: export and upload with the digest, beside COPY, zstd and an upload.
+
+`partition_export_memory` is the peak of the process that does all of ours, and of the other's largest.
+"""
 
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import statistics
 import sys
@@ -36,8 +38,9 @@ ROW = 86
 OTHER = "psql COPY | zstd | boto3 upload_fileobj"
 TABLE = Name(schema_="public", name="big")
 _UPLOAD = (
-    "import boto3, os, sys; boto3.client('s3', endpoint_url=os.environ['ENDPOINT'],"
-    " verify=os.environ['CA']).upload_fileobj(sys.stdin.buffer, 'archive', 'other')"
+    "import boto3, os, resource, sys; boto3.client('s3', endpoint_url=os.environ['ENDPOINT'],"
+    " verify=os.environ['CA']).upload_fileobj(sys.stdin.buffer, 'archive', 'other');"
+    " print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
 )
 
 
@@ -50,19 +53,31 @@ def compare() -> list[Row]:
 def _compare(box: Sandbox, megabytes: int) -> Iterator[Row]:
     _fill(box, megabytes)
     seconds: list[float] = []
+    memory: list[float] = []
     warm = megabytes < LONG
     turns = TURNS if warm else 1  # minutes each
-    proven, other = paired([partial(_ours, box, seconds), partial(_other, box)], turns, warm=warm)
+    _forget_peak()
+    proven, other = paired([partial(_ours, box, seconds), partial(_other, box, memory)], turns, warm=warm)
     copied = round(statistics.median(seconds[1 if warm else 0 :]), 3)  # of the turns that count
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rates = ", ".join(
         f"{name} {megabytes / side:.1f} MB/s, {megabytes * 1_000_000 // ROW / side:,.0f} rows/s"
         for name, side in (("export", copied), ("with proof", proven), ("other", other))
     )
-    print(f"{megabytes} MB: {rates}; peak memory of this process so far: {peak:.0f} MB", flush=True)
-    row = partial(Row, size=f"{megabytes} MB of text", other=other, other_is=OTHER, unit="s", runs=turns)
-    yield row(name="partition_export", ours=copied)
-    yield row(name="partition_export_proven", ours=proven)
+    print(f"{megabytes} MB: {rates}", flush=True)
+    row = partial(Row, size=f"{megabytes} MB of text", other_is=OTHER, runs=turns)
+    yield row(name="partition_export", ours=copied, other=other, unit="s")
+    yield row(name="partition_export_proven", ours=proven, other=other, unit="s")
+    yield row(name="partition_export_memory", ours=_peak(), other=round(max(memory), 1), unit="MB")
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak() -> float:
+    """Return the most memory that this process had since `_forget_peak`, in MB."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
 @contextmanager
@@ -133,7 +148,8 @@ def _entry(row: dict[str, Any]) -> Entry:
     )
 
 
-def _other(box: Sandbox) -> None:
+def _other(box: Sandbox, memory: list[float]) -> None:
     copy = f"psql -X -d '{box.dsn('shop', 'shop')}' -c 'COPY public.big TO STDOUT' | zstd -3 -c"
     environment = {**box.environment, "ENDPOINT": box.endpoint_url, "CA": str(box.ca_file), "CODE": _UPLOAD}
-    call(["bash", "-o", "pipefail", "-c", f'{copy} | "{sys.executable}" -c "$CODE"'], environment)
+    pipeline = f'{copy} | "{sys.executable}" -c "$CODE"'
+    memory.append(float(call(["bash", "-o", "pipefail", "-c", pipeline], environment)))
