@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pgvigil.backfill import statements
 from pgvigil.backfill.session import Bounds, Session
 from pgvigil.errors import DatabaseFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
     from pgvigil.backfill.facts import Target
 
 VIOLATED = "23514"
-_LOCKED = "55P03"
 # While we wait for such a lock, everybody queues behind us: short tries, long pauses.
 LOCK_WAIT = timedelta(milliseconds=300)
 TRIES = 30
@@ -78,7 +78,7 @@ def _try_lock(session: Session, statement: Any) -> None:
             with session.transaction(Bounds(lock=LOCK_WAIT)) as connection:
                 connection.execute(statement, {})
         except DatabaseFailed as error:
-            if error.sqlstate != _LOCKED or not left:
+            if error.sqlstate != LOCK_NOT_AVAILABLE or not left:
                 raise
             time.sleep(PAUSE)
         else:

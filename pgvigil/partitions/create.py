@@ -11,18 +11,11 @@ from psycopg import sql
 from pgvigil.archive.ddl import bound_clause, grant_statement, partition_by, with_options
 from pgvigil.archive.shape import Grant
 from pgvigil.errors import Busy, DatabaseFailed, PreconditionFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.partitions.beside import await_readers, look, proven, readers
 from pgvigil.partitions.catalog import identifier
 from pgvigil.partitions.detach import STILL_REFERENCED
-from pgvigil.partitions.envelope import (
-    CANCELED,
-    DEADLOCK,
-    LOCK_TIMEOUT,
-    bounded,
-    explain_wait,
-    hasten,
-    tell,
-)
+from pgvigil.partitions.envelope import CANCELED, WAITED, bounded, explain_wait, hasten, tell
 from pgvigil.sql import query
 
 if TYPE_CHECKING:
@@ -114,7 +107,7 @@ def _refuse_readers(session: Connection, deadline: float) -> None:
     """Wait for whoever began meanwhile; as this role, for to the owner other roles' sessions show no age."""
     session.execute("SET LOCAL ROLE NONE")
     if held := readers(session, deadline):
-        raise DatabaseFailed(f"a transaction began meanwhile: {tell(held[0])}", sqlstate=LOCK_TIMEOUT)
+        raise DatabaseFailed(f"a transaction began meanwhile: {tell(held[0])}", sqlstate=LOCK_NOT_AVAILABLE)
 
 
 def _attach(session: Connection, table: Table, creation: Creation) -> None:
@@ -141,7 +134,7 @@ def _explain(
         )
     if default and error.sqlstate == CANCELED:
         return _too_slow(creation, default, error.message)
-    if error.sqlstate in {LOCK_TIMEOUT, CANCELED, DEADLOCK}:
+    if error.sqlstate in WAITED:
         oids = [table.oid, *([table.default_oid] if table.default_oid else [])]
         return explain_wait(session, error, oids, f"making '{creation.name}'")
     return error

@@ -10,8 +10,9 @@ from psycopg import sql
 
 from pgvigil.archive.shape import BOUND_CHECK, bound_checks, read_shape
 from pgvigil.errors import Busy, DatabaseFailed, PreconditionFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.partitions.catalog import identifier
-from pgvigil.partitions.envelope import CANCELED, LOCK_TIMEOUT, bounded, explain_wait
+from pgvigil.partitions.envelope import CANCELED, WAITED, bounded, explain_wait
 from pgvigil.partitions.references import require_quick
 from pgvigil.postgres import translated
 from pgvigil.sql import query
@@ -134,7 +135,7 @@ def _await_quiet(session: Connection, table: Table, departure: Departure, policy
     asked = {"oids": oids, "older": policy.block}
     while session.execute(query("partitions", "lockers"), asked).fetchone():
         if time.monotonic() >= deadline:
-            away = DatabaseFailed("somebody holds the table", sqlstate=LOCK_TIMEOUT)
+            away = DatabaseFailed("somebody holds the table", sqlstate=LOCK_NOT_AVAILABLE)
             raise explain_wait(session, away, oids, f"the detach of '{departure.name}'")
         time.sleep(POLL_SECONDS)
 
@@ -162,7 +163,7 @@ def _explain(
 ) -> None:
     if error.sqlstate == NOT_A_PARTITION and standing(session, departure, table.oid) == "detached":
         return  # another session's detach overtook this one
-    if error.sqlstate in {LOCK_TIMEOUT, CANCELED}:
+    if error.sqlstate in WAITED:
         raise explain_wait(session, error, [table.oid, departure.relation], what) from error
     if error.sqlstate == STILL_REFERENCED:
         raise PreconditionFailed(

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from pgvigil.errors import Busy, DatabaseFailed
+from pgvigil.lock import LOCK_NOT_AVAILABLE
 from pgvigil.postgres import milliseconds, translated
 from pgvigil.sql import query
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-LOCK_TIMEOUT = "55P03"
 CANCELED = "57014"
-DEADLOCK = "40P01"
-_PASSING = frozenset({LOCK_TIMEOUT, DEADLOCK})
+_DEADLOCK = "40P01"
+_PASSING = frozenset({LOCK_NOT_AVAILABLE, _DEADLOCK})
+WAITED = _PASSING | {CANCELED}  # how what waits for a lock may end
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 BUDGET = 10
 _LEAST = timedelta(milliseconds=1)  # to the server, none is for ever

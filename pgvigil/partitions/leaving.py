@@ -16,7 +16,7 @@ from pgvigil.partitions import detach as detaching
 from pgvigil.partitions import drop as dropping
 from pgvigil.partitions import ledger
 from pgvigil.partitions.catalog import identifier, read_entries
-from pgvigil.partitions.envelope import bounded, explain_wait
+from pgvigil.partitions.envelope import WAITED, bounded, explain_wait
 from pgvigil.partitions.facts import Departure, Entry, Outcome, Plan
 from pgvigil.partitions.managing import add, check_holds, check_store_clock, done, look, note, tell
 from pgvigil.reports import Check, Severity, Verdict, conclude
@@ -391,7 +391,7 @@ def _undroppable(session: Connection, error: DatabaseFailed, departure: Departur
             f"'{departure.name}' cannot be dropped: {error.message}",
             hint="views, functions or foreign keys depend on it: drop them, or set drop to keep",
         )
-    if error.sqlstate in {"55P03", "57014", "40P01"}:
+    if error.sqlstate in WAITED:
         return explain_wait(session, error, [departure.relation], f"the drop of '{departure.name}'")
     return error
 

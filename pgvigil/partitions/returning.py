@@ -26,7 +26,7 @@ from pgvigil.archive.stream import Progress
 from pgvigil.errors import ConfigError, DatabaseFailed, ObjectMissing, PreconditionFailed, StorageFailed
 from pgvigil.partitions import beside, ledger
 from pgvigil.partitions.catalog import identifier
-from pgvigil.partitions.envelope import bounded, explain_wait, unlimited
+from pgvigil.partitions.envelope import WAITED, bounded, explain_wait, unlimited
 from pgvigil.partitions.facts import Entry, Name
 from pgvigil.partitions.leaving import LEAVING
 from pgvigil.partitions.managing import look, tables
@@ -695,6 +695,6 @@ def _unattachable(
             f"'{found.name}' cannot be attached: {error.message}",
             hint="rows of this range were written since, into the DEFAULT partition: move them first",
         )
-    if error.sqlstate in {"55P03", "57014", "40P01"}:
+    if error.sqlstate in WAITED:
         return explain_wait(session, error, [found.table.oid, oid], f"the attach of '{found.name}'")
     return error
