@@ -65,8 +65,9 @@ def roll(run: Run, table: str | None, decided: tuple[Decision, ...], *, dry_run:
                 continue
             with hold_table(managed) as held:
                 made = plan(held)
-                finish(held, made)
-                release(held, made)
+                with alone(held, f"{managed.policy.table} interrupted"):
+                    finish(held, made)
+                    release(held, made)
                 for creation in made.creations:
                     with alone(held, str(creation.name)):
                         create(held, creation)

@@ -446,6 +446,8 @@ def adapt(session: Connection, dsn: str, adaption: Adaption, condition: str, own
             if not bound_checks(own, condition):
                 session.execute(add_check(adaption.table, BOUND_CHECK, condition))
     except DatabaseFailed as error:
+        if error.transient:
+            raise
         raise PreconditionFailed(
             f"the table cannot be made to fit: {error.message}",
             hint="bring the partition back with attach=false and look",

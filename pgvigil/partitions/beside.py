@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from pgvigil.errors import Busy, DatabaseFailed
-from pgvigil.partitions.envelope import bounded, is_quick, tell, unlimited
+from pgvigil.errors import Busy, DatabaseFailed, PgvigilError
+from pgvigil.partitions.envelope import WAITED, bounded, explain_wait, is_quick, tell, unlimited
 from pgvigil.postgres import translated
 from pgvigil.sql import query
 
@@ -70,7 +70,8 @@ def _count(session: Connection, table: sql.Identifier, condition: sql.Composable
 def proven(session: Connection, dsn: str, policy: PartitionPolicy, default: Default) -> Iterator[None]:
     """Let the block attach without a long look through DEFAULT; raises DatabaseFailed where rows came in.
 
-    Meanwhile nobody can write rows of the range. What a kill leaves of the CHECK, `forget` takes away.
+    Meanwhile nobody can write rows of the range. What a kill leaves of the CHECK, `forget` takes away. Raises
+    Busy when it stays though the block failed, for it goes on keeping rows out.
     """
     if default.is_quick:
         yield
@@ -87,18 +88,29 @@ def proven(session: Connection, dsn: str, policy: PartitionPolicy, default: Defa
                 sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(default.table, sql.Identifier(EMPTY))
             )
         yield
-    finally:
-        with suppress(DatabaseFailed), translated(dsn):  # the next run tries this again
+    except BaseException:
+        with translated(dsn):
             forget(session, dsn, policy, default.oid)
+        raise
+    with suppress(PgvigilError), translated(dsn):  # what it keeps out of DEFAULT has its partition now
+        forget(session, dsn, policy, default.oid)
 
 
 def forget(session: Connection, dsn: str, policy: PartitionPolicy, oid: int) -> None:
-    """Take the CHECK off DEFAULT, which keeps rows out. Idempotent."""
+    """Take the CHECK off DEFAULT, which keeps rows out; raises Busy, naming who is in the way. Idempotent."""
     asked = {"oid": oid, "name": EMPTY}
     if not session.execute(query("partitions", "own_check"), asked).fetchone():
         return
     drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(_table(session, oid), sql.Identifier(EMPTY))
-    bounded(session, dsn, policy, partial(session.execute, drop))
+    try:
+        bounded(session, dsn, policy, partial(session.execute, drop))
+    except DatabaseFailed as error:
+        if error.sqlstate not in WAITED:
+            raise
+        what = (
+            f"to take the CHECK '{EMPTY}' off DEFAULT, which until then refuses rows that have no partition,"
+        )
+        raise explain_wait(session, error, [oid], what) from error
 
 
 # --- who would not see the rows that moved ------------------------------------------------------------

@@ -132,7 +132,7 @@ def _explain(
             f"rows of {creation.bound} came into the DEFAULT partition meanwhile: {error.message}",
             hint="the next run moves them",
         )
-    if default and error.sqlstate == CANCELED:
+    if default and default.rows and error.sqlstate == CANCELED:
         return _too_slow(creation, default, error.message)
     if error.sqlstate in WAITED:
         oids = [table.oid, *([table.default_oid] if table.default_oid else [])]
@@ -235,8 +235,20 @@ def _switch(session: Connection, trigger: dict[str, str], how: LiteralString) ->
 
 
 def _refuse_followers(session: Connection, table: Table, creation: Creation) -> None:
-    """Raise PreconditionFailed where moving a row would delete or change rows that refer to it."""
-    followers = session.execute(query("partitions", "followers"), {"oid": table.oid}).fetchall()
+    """Raise PreconditionFailed where others would see the moving of a row as its end.
+
+    Rows that refer to it may go or change. Subscribers are told of its deletion, but not that it comes back:
+    decoding sees the new partition as it is at that moment, a table for itself that nobody publishes.
+    """
+    asked = {"oid": table.default_oid}
+    if published := session.execute(query("partitions", "subscribed"), asked).fetchall():
+        raise PreconditionFailed(
+            f"rows of {creation.bound} are in the DEFAULT partition, and to move them would delete them at "
+            f"the subscribers of {', '.join(row['name'] for row in published)}",
+            hint="insert these rows through the table once more in a transaction that deletes them, or take "
+            "them out of DEFAULT by hand while the publication does not publish deletes",
+        )
+    followers = session.execute(query("partitions", "followers"), asked).fetchall()
     if followers:
         raise PreconditionFailed(
             f"rows of {creation.bound} are in the DEFAULT partition, and to move them would delete or change "

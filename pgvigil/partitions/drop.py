@@ -48,6 +48,8 @@ def drop(
         check_copied(session, departure, entry, manifest)
         last_look()
         session.execute(sql.SQL("DROP TABLE {}").format(table))
+        if standing(session, departure, departure.parent) != "gone":  # no lock keeps a schema from its name
+            raise Changed(f"'{departure.name}' is another table since a moment", hint="plan again")
         ledger.end(session, entry.id)
 
 

@@ -564,6 +564,8 @@ def _attach(session: Connection, found: Archived) -> bool:
     managed = found.managed
     table = identifier(found.name)
     oid = _oid(session, found)
+    if _is_attached(session, found, oid):  # by an attempt whose answer was lost
+        return True
     renamed = _follow_names(session, found, oid)
     own, parent = read_shape(session, oid), read_shape(session, found.table.oid)
     adaption = restoring.Adaption(table, own, parent)
@@ -584,6 +586,11 @@ def _attach(session: Connection, found: Archived) -> bool:
     except DatabaseFailed as error:
         raise _unattachable(session, error, found, oid) from error
     return True
+
+
+def _is_attached(session: Connection, found: Archived, oid: int) -> bool:
+    row = session.execute(query("partitions", "standing"), {"oid": oid}).fetchall()[0]
+    return bool(row["is_partition"]) and row["parent"] == found.table.oid and not row["is_pending"]
 
 
 def _wait_idle(session: Connection, managed: Managed) -> None:

@@ -113,9 +113,22 @@ SELECT child.relname AS name,
   JOIN pg_class AS parent ON parent.oid = inherits.inhparent
  WHERE inherits.inhparent = %(oid)s AND NOT inherits.inhdetachpending AND child.relkind = 'r'
 
--- followers: foreign keys by which rows of others change or go with those of a table
-SELECT format('%%s of %%s', conname, conrelid::regclass) AS name FROM pg_constraint
- WHERE contype = 'f' AND confrelid = %(oid)s AND conparentid = 0 AND confdeltype IN ('c', 'n', 'd')
+-- followers: foreign keys by which rows of others change or go with those of a partition, or of one below it
+WITH RECURSIVE key (oid, parent) AS (
+    SELECT own.oid, own.conparentid
+      FROM pg_partition_tree(%(oid)s::oid::regclass) AS tree JOIN pg_constraint AS own ON own.confrelid = tree.relid
+     WHERE own.contype = 'f' AND own.confdeltype IN ('c', 'n', 'd')
+    UNION
+    SELECT above.oid, above.conparentid FROM key JOIN pg_constraint AS above ON above.oid = key.parent
+)
+SELECT format('%%s of %%s', conname, conrelid::regclass) AS name
+  FROM key JOIN pg_constraint USING (oid) WHERE parent = 0 ORDER BY 1
+
+-- subscribed: publications that tell of a row's deletion in a partition, or in one below it
+SELECT DISTINCT pubname AS name FROM pg_publication_tables JOIN pg_publication USING (pubname)
+ WHERE pubdelete AND to_regclass(format('%%I.%%I', schemaname, tablename)) IN (
+           SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass)
+           UNION SELECT relid FROM pg_partition_ancestors(%(oid)s::oid::regclass))
  ORDER BY 1
 
 -- on_delete: triggers of a table and of each one below it that a DELETE fires, and how they are enabled

@@ -7,7 +7,10 @@ import pytest
 from pgvigil.alarmtest.of_rows import without_last_row
 from pgvigil.alarmtest.repository import flipped, shortened
 from pgvigil.archive.shape import Shape, read_shape
+from pgvigil.partitions import managing, returning
+from pgvigil.partitions.facts import RestoreReport
 from pgvigil.reports import Verdict
+from pgvigil.runs import Run, conduct
 from tests.fixtures.partitions import EVENTS, INHERITED_IDENTITY, Shop, make_awkward, make_deep, quote, run
 from tests.fixtures.reports import refuted
 from tests.fixtures.sandbox import major, since
@@ -44,6 +47,25 @@ def test_every_awkward_value_and_name_comes_back_bit_for_bit(shop: Shop, name: s
     assert [{"n": 2}] == shop.sql(f"SELECT count(*) AS n FROM {old}")
     rows = "(SELECT t::text FROM {} t EXCEPT ALL SELECT t::text FROM {} t)"
     assert [] == shop.sql(rows.format(old, "witness") + " UNION ALL " + rows.format("witness", old))
+
+
+def test_an_attach_whose_answer_was_lost_is_not_done_twice(shop: Shop) -> None:
+    """Done once more, it finds the partition where it belongs and touches nothing."""
+    name = archived(shop)
+
+    def steps(run: Run) -> None:
+        found = returning.find(run, name)
+        with managing.hold_table(found.managed):
+            returning.plan(found, attach=True, keep=True)
+            returning.rebuild(found, keep=True, on_progress=lambda _: None)
+            broken = returning.refer(found)
+            returning.settle(found, broken, attach=True)
+            returning.settle(found, broken, attach=True)
+
+    report = conduct(RestoreReport, "restore_partition", f"demo/{shop.database}", steps)
+
+    assert (Verdict.VERIFIED, "a partition of public.events") == (report.verdict, report.became)
+    assert name.rpartition(".")[2] in shop.partitions()
 
 
 # Types that PostgreSQL keeps for itself: it takes no value of them from outside.

@@ -12,6 +12,7 @@ from pgvigil.reports import Verdict
 from pgvigil.sandbox import operate
 from pgvigil.sandbox import postgres as servers
 from tests.fixtures.partitions import Shop, quote, run, wait_for
+from tests.fixtures.reports import refuted
 
 
 def oldest(shop: Shop) -> str:
@@ -148,9 +149,10 @@ def test_a_prepared_transaction_in_the_way_is_named(shop: Shop) -> None:
 
 
 def test_an_old_snapshot_elsewhere_holds_a_pending_detach_up_and_is_named(shop: Shop) -> None:
-    """Even one that read another table: it is named, and no row is lost meanwhile."""
-    shop.policy(wait="1s", block="100ms")
+    """Even one that read another table: it is named, no row is lost, and what is needed next is made."""
+    shop.policy(wait="1s", block="100ms", ahead=4)
     name = oldest(shop)
+    before = len(shop.partitions())
     rows = count(shop, name)
     leave_pending(shop, name)
     with shop.session() as session, session.transaction():
@@ -161,8 +163,26 @@ def test_an_old_snapshot_elsewhere_holds_a_pending_detach_up_and_is_named(shop: 
     assert "the pending detach" in messages(report)
     assert "SELECT count(*) FROM customers" in messages(report)
     assert rows == count(shop, name)
+    assert {"create"} == {outcome.action for outcome in report.outcomes}
+    assert before < len(shop.partitions())
+    assert "public.events.horizon" not in refuted(report)
     shop.policy()
     assert Verdict.VERIFIED == shop.roll().verdict
+
+
+def test_a_check_that_cannot_be_taken_off_default_is_named(shop: Shop) -> None:
+    """A killed run has left it, and it refuses users' rows: who keeps it there is told."""
+    shop.sql("SET ROLE shop; CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    shop.sql("ALTER TABLE events_rest ADD CONSTRAINT pgvigil_empty CHECK (id > 0) NOT VALID")
+    shop.policy(wait="1s", block="100ms")
+    with reader(shop, "TABLE events_rest LIMIT 1"):
+        report = shop.roll()
+
+    assert "the CHECK 'pgvigil_empty' off DEFAULT, which until then refuses rows" in messages(report)
+    assert "TABLE events_rest LIMIT 1" in messages(report)
+    shop.policy()
+    assert Verdict.VERIFIED == shop.roll().verdict
+    assert [] == shop.sql("SELECT conname FROM pg_constraint WHERE conname = 'pgvigil_empty'")
 
 
 def test_rows_in_default_move_to_the_new_partition_and_no_write_fails(shop: Shop) -> None:
@@ -199,6 +219,43 @@ def test_rows_in_default_move_to_the_new_partition_and_no_write_fails(shop: Shop
     assert before + written[0] - archived == count(shop, "events")
     assert 0 == count(shop, "events_rest")
     assert "blocking" in {step.method.partition(":")[0] for step in report.steps}
+
+
+LATE_ROW = (
+    "INSERT INTO events (created_at, customer_id, kind, payload)"
+    " VALUES (date_trunc('month', now(), 'UTC') + interval '2 months', 1, 'x', '{}')"
+)
+
+
+def test_a_key_to_default_alone_forbids_a_move_too(shop: Shop) -> None:
+    """Rows that refer to DEFAULT itself would go with those that leave it."""
+    shop.sql("SET ROLE shop; CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    shop.sql(
+        "SET ROLE shop; CREATE TABLE notes (event bigint, at timestamptz,"
+        " FOREIGN KEY (event, at) REFERENCES events_rest ON DELETE CASCADE)"
+    )
+    shop.sql(LATE_ROW)
+    shop.sql("INSERT INTO notes SELECT id, created_at FROM events_rest")
+    shop.policy(keep=None, archive=None)
+    refused = shop.roll()
+
+    assert "would delete or change those that refer to them: notes_event_at_fkey" in messages(refused)
+    assert (1, 1) == (count(shop, "notes"), count(shop, "events_rest"))
+
+
+@pytest.mark.parametrize("published", ["TABLE events", "TABLE events WITH (publish_via_partition_root)"])
+def test_a_move_that_subscribers_would_take_for_a_deletion_is_refused(shop: Shop, published: str) -> None:
+    """They would hear of the rows that left DEFAULT, and not of those that came to no partition yet."""
+    shop.sql("SET ROLE shop; CREATE TABLE events_rest PARTITION OF events DEFAULT")
+    shop.sql(LATE_ROW)
+    shop.sql(f"CREATE PUBLICATION told FOR {published}")
+    shop.policy(keep=None, archive=None)
+    refused = shop.roll()
+    shop.sql("ALTER PUBLICATION told SET (publish = 'insert, update')")
+
+    assert "would delete them at the subscribers of told" in messages(refused)
+    assert Verdict.VERIFIED == shop.roll().verdict
+    assert 0 == count(shop, "events_rest")
 
 
 def test_a_move_out_of_default_is_no_deletion(shop: Shop) -> None:
