@@ -113,6 +113,10 @@ class WalReport(Report):
         """Render the picture, then each repository's windows, gaps, timelines and figures."""
         return "\n\n".join(part for part in self._parts() if part)
 
+    def documents(self) -> dict[str, str]:
+        """Keep the picture for itself as well."""
+        return {"windows.svg": self.picture} if self.picture else {}
+
     def _parts(self) -> Iterator[str]:
         if self.picture:
             data = base64.b64encode(self.picture.encode()).decode()

@@ -516,7 +516,6 @@ def show(archive: Archive) -> None:
     picture = draw(run.facts.get("repositories", ()))
     if picture:
         run.facts["picture"] = picture
-        (run.directory / "windows.svg").write_text(picture, encoding="utf-8")
 
 
 def _differences(stored: dict[int, tuple[dict[int, list[Range]], int]], stanza: str) -> Iterator[str]:
