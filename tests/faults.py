@@ -30,15 +30,15 @@ def rows() -> list[tuple[str, str]]:
     return [(flow, fault) for flow in FAULTS for fault in (KILLED_AT, *FAULTS[flow])]
 
 
-def run(only: list[int]) -> Told:
-    """Run the cases of these numbers, or all; returns what each told, by number."""
+def run(only: list[int]) -> tuple[Told, int]:
+    """Run the cases of these numbers, or all; returns what each told, and what pytest ended with."""
     with tempfile.TemporaryDirectory(prefix="pgvigil-faults-") as place:
         words = [sys.executable, "-m", "pytest", "-q", "-n", WORKERS, "--dist", "worksteal", SUITE]
         if only:
             words += ["-k", " or ".join(f"{number:03}-" for number in only)]
         environment = {**os.environ, "PGVIGIL_FAULT_RESULTS": place}
-        subprocess.run(words, cwd=ROOT, env=environment, check=False)
-        return read(Path(place))
+        ended = subprocess.run(words, cwd=ROOT, env=environment, check=False)
+        return read(Path(place)), ended.returncode
 
 
 def read(place: Path) -> Told:
@@ -101,16 +101,30 @@ no directory of a run or a drill, no multipart upload, no event unsent, no table
 A clean run counts what it does. A kill at a state boundary comes before and after each event of the \
 audit log; every other instant is a share of the run's statements, S3 calls and tools, drawn from a \
 seed. A clock jumps by an hour or by 26 forwards or back: of our code alone, where it asks for the time, \
-because Debian's libfaketime cannot move the wall clock without the monotonic one. Prefect's server and \
-worker are killed in each flow by `tests/acceptance/test_prefect_deaths.py`, whose runs are no part of \
-this table.
+because Debian's libfaketime cannot move the wall clock without the monotonic one. In every second case \
+of a full disk the audit store is away as well, so that an event finds neither store nor spool.
+
+A state boundary is met with writers and without. They insert rows, into the partition that leaves as \
+well; of a backfill they also change the rows that it changes.
+
+What is no part of this table, and where it is tried instead:
+
+- A flow meets what it works with: `run_backfill`, `steer_backfill`, `reap_drills` and `keep_watch` store \
+nothing in S3, `restore_partition` uploads nothing, `reap_drills` and `keep_watch` ask no cluster.
+- Flows that need pgBackRest play with a repository in a directory on a small disk, which can be full, and \
+reports lie on pgvigil's own disk. A repository or report store in S3 that is away is tried in \
+`tests/live/test_nightly_backup_world.py` and `tests/live/test_verify_wal_archive_lines.py`.
+- The copies of this table are small and go up in one piece. That a kill in the middle of an upload of \
+several parts is made good is claimed in `tests/fault/test_partition_deaths.py`.
+- Prefect's server and worker are killed in each flow by `tests/acceptance/test_prefect_deaths.py`. The \
+runs of this table do what the flows do, without Prefect and so without its retries.
 
 The last two columns count how runs ended. The one with the fault gave a verdict, or was killed before \
 it could. The one after it took as many steps as a clean run (began anew), fewer (went on) or none, or \
 refused.
 
 `make fault` runs all and writes this page; `make fault ONLY=12,40 SEED=7` runs some, or others. A \
-selection is part of `make long`.
+selection is part of `make test` and `make long`.
 
 Seed {seed}, {versions}. There are {cases} cases; this page tells of {tried} that were tried, and \
 {passed} of them passed.
@@ -120,15 +134,15 @@ Seed {seed}, {versions}. There are {cases} cases; this page tells of {tried} tha
 
 
 def main(only: list[int]) -> int:
-    """Run the cases and say which failed; 1 if one did."""
+    """Run the cases and say which failed; 1 if one did, else what pytest ended with."""
     print(f"seed {SEED}", flush=True)  # noqa: T201 - for who waits
-    told = run(only)
+    told, code = run(only)
     failed = _failed(told, [case for case in CASES if not only or case.number in only])
     for case in failed:
         print(f"failed: {case.id}")  # noqa: T201 - for who waits
     if not only:
         PAGE.write_text(page(told), encoding="utf-8")
-    return 1 if failed else 0
+    return 1 if failed else code
 
 
 if __name__ == "__main__":

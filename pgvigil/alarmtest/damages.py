@@ -170,7 +170,7 @@ DAMAGES: tuple[Damage, ...] = (
         "backup.info and its copy are deleted",
         _WAL,
         "PGV-200",
-        to_backup_info(Path.unlink),
+        to_backup_info(Path.unlink, "missing stanza data"),
         Verdict.INCONCLUSIVE,
     ),
     Damage(
@@ -178,7 +178,7 @@ DAMAGES: tuple[Damage, ...] = (
         "one bit of backup.info and its copy is turned",
         _WAL,
         "PGV-200",
-        to_backup_info(files.flip),
+        to_backup_info(files.flip, "backup.info"),
         Verdict.INCONCLUSIVE,
     ),
     Damage(

@@ -55,14 +55,13 @@ def to_both_manifests(damage: Callable[[Path], None]) -> Callable[[Scene], str]:
     return strike
 
 
-def to_backup_info(damage: Callable[[Path], None]) -> Callable[[Scene], str]:
-    """Make a damage that strikes backup.info and its copy."""
+def to_backup_info(damage: Callable[[Path], None], told: str) -> Callable[[Scene], str]:
+    """Make a damage that strikes backup.info and its copy; `told` are the tool's words for that."""
 
     def strike(scene: Scene) -> str:
-        info = scene.repository.backup / "backup.info"
-        for path in with_copy(info):
+        for path in with_copy(scene.repository.backup / "backup.info"):
             damage(path)
-        return scene.repository.stanza
+        return told
 
     return strike
 

@@ -9,10 +9,11 @@ import pytest
 from pgvigil.reports import Verdict
 from pgvigil.sandbox import operate
 from pgvigil.sandbox import postgres as servers
-from tests.fixtures.deaths import count_calls, die, in_child
+from tests.fixtures.deaths import count_calls, die, die_at, in_child
 from tests.fixtures.partitions import Shop, make_deep, run
 
 CALLS_OF_A_ROLL = 190  # a few fewer than there are: a kill behind the end is none, and fails the claim
+WIDE_ROWS, MD5S_OF_A_ROW = 40, 32_000  # 41 MB that zstd halves: an upload of two parts
 ROUNDS = int(os.environ.get("PGVIGIL_ROUNDS", "2"))
 STEPS = ("archiving", "drop", "prove", "detach", "create")[:ROUNDS]
 
@@ -113,6 +114,29 @@ def test_an_archive_of_a_tree_killed_between_leaves_goes_on_with_what_is_left(
     assert [] == shop.sql("SELECT FROM pg_class WHERE relname LIKE 'deep_99%'")
     back = shop.restore("public.Deep 99", keep=False)
     assert (Verdict.VERIFIED, 400) == (back.verdict, back.rows)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("call", ["UploadPart", "CompleteMultipartUpload"])
+def test_an_upload_killed_in_its_middle_is_aborted_by_the_next(shop: Shop, call: str) -> None:
+    """SIGKILL before the second part of a copy, or between its last part and its completion."""
+    shop.sql(
+        "INSERT INTO events (created_at, customer_id, kind, payload)"
+        " SELECT (SELECT min(created_at) FROM events), 1, string_agg(md5(n::text || m), ''), '{}'"
+        f" FROM generate_series(1, {WIDE_ROWS}) AS n, generate_series(1, {MD5S_OF_A_ROW}) AS m GROUP BY n"
+    )
+    story = Story(shop)
+
+    def roll() -> int:
+        die_at(call, 2 if call == "UploadPart" else 1)
+        shop.roll()
+        return 0
+
+    assert -signal.SIGKILL == in_child(roll)
+    assert 1 == len(list(shop.store.list_uploads(f"s3://archive/{shop.database}/")))
+    story.assert_no_row_lost()
+    finish(story)
+    story.assert_done(0)
 
 
 @pytest.mark.long

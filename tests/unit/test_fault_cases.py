@@ -21,7 +21,7 @@ def test_the_page_has_every_flow_and_fault_with_all_its_cases() -> None:
 
     assert rows() == list(told())
     assert dict(counted) == {row: cases for row, (cases, _, _) in told().items()}
-    assert all(tried == passed for _, tried, passed in told().values())
+    assert all(cases == tried == passed for cases, tried, passed in told().values())
 
 
 def test_there_are_at_least_five_hundred_cases() -> None:
