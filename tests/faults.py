@@ -124,7 +124,7 @@ it could. The one after it took as many steps as a clean run (began anew), fewer
 refused.
 
 `make fault` runs all and writes this page; `make fault ONLY=12,40 SEED=7` runs some, or others. A \
-selection is part of `make test` and `make long`.
+selection is part of `make long`.
 
 Seed {seed}, {versions}. There are {cases} cases; this page tells of {tried} that were tried, and \
 {passed} of them passed.

@@ -50,11 +50,7 @@ def theatre(request: pytest.FixtureRequest, flow: str, monkeypatch: pytest.Monke
 
 
 def _parameter(case: Case) -> object:
-    marks = []
-    if not case.is_fast:
-        marks = [pytest.mark.fault_matrix]
-    elif case.flow in NEEDS_BACKUP:
-        marks = [pytest.mark.long]
+    marks = [pytest.mark.long if case.is_fast else pytest.mark.fault_matrix]
     if case.fault in DISKS:
         marks.append(pytest.mark.skipif(not IS_ROOT, reason="only root mounts a small disk"))
     return pytest.param(case.flow, case, id=case.id, marks=marks)
