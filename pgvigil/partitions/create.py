@@ -245,8 +245,8 @@ def _refuse_followers(session: Connection, table: Table, creation: Creation) -> 
         raise PreconditionFailed(
             f"rows of {creation.bound} are in the DEFAULT partition, and to move them would delete them at "
             f"the subscribers of {', '.join(row['name'] for row in published)}",
-            hint="ALTER PUBLICATION … SET (publish = 'insert, update') for one run while nobody deletes, or take "
-            "these rows out of DEFAULT by hand",
+            hint="ALTER PUBLICATION … SET (publish = 'insert, update') for one run while nobody deletes, or "
+            "take these rows out of DEFAULT by hand",
         )
     followers = session.execute(query("partitions", "followers"), asked).fetchall()
     if followers:
